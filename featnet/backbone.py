@@ -1,0 +1,303 @@
+"""Backbone: from a generator of levels, everything that an image model offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import trace
+from .errors import ArgumentError, InputSizeError, nearest
+from .features import Feature, FeatureInfo, resolve
+from .layers import Blocks, GlobalPool
+from .weights import Weights
+
+FORMATS = ("NCHW", "NHWC", "NLC")
+
+
+class Backbone(nn.Module):
+    """A network that is written once, as :meth:`stages`.
+
+    A family declares its levels with :meth:`add_stage`, its head with :meth:`add_head`, and yields
+    the levels' maps from :meth:`stages`; all else is derived here.
+
+    Class attributes:
+        stem: name(s) of the module(s) on which ``in_chans`` acts.
+        classifier: name of the linear layer on which ``num_classes`` acts.
+    """
+
+    stem: ClassVar[str | tuple[str, ...]] = "stem"
+    classifier: ClassVar[str | tuple[str, ...]] = "classifier"
+
+    num_features: int
+    pretrained_cfg: Weights | None = None
+
+    def __init__(self, *, in_chans: int = 3) -> None:
+        super().__init__()
+        if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
+            raise ArgumentError(f"in_chans={in_chans!r}: a positive int is expected.")
+        self.in_chans = in_chans
+        self._levels: list[Feature] = []
+
+    # What a family calls ------------------------------------------------------------------
+
+    def add_stage(self, name: str, module: nn.Module, *, channels: int, reduction: int) -> None:
+        """Add a module, under a dotted name, whose output is the next level.
+
+        Args:
+            channels, reduction: of the level's map, the reduction at output stride 32.
+        """
+        parent, _, child = name.rpartition(".")
+        self.get_submodule(parent).add_module(child, module)
+        self._levels.append(Feature(channels, reduction, name, len(self._levels)))
+
+    def add_head(
+        self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
+    ) -> None:
+        """Add pooling and classifier over the last map, ``num_features`` channels wide."""
+        if not 0.0 <= drop_rate < 1.0:
+            raise ArgumentError(f"drop_rate={drop_rate!r}: expected from 0 to below 1.")
+        self.num_features = num_features
+        self.drop_rate = drop_rate
+        self.reset_classifier(num_classes, global_pool)
+
+    def stages(self, x: torch.Tensor) -> Iterator[Any]:
+        """(N, C, H, W) -> each registered level's map, finest first."""
+        raise NotImplementedError
+
+    def as_map(self, y: Any) -> torch.Tensor:
+        """What ``stages`` yielded -> its (N, C, H, W) map. Families on tokens override it."""
+        return y
+
+    def finish(self, y: Any) -> torch.Tensor:
+        """What comes after the last level: a final norm or convolution."""
+        return y
+
+    # The classifier -----------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, num_classes); without classes what the pooling gives."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the last, unpooled features."""
+        check_input(x, self.in_chans)
+        with explain_size(self, x):
+            y: Any = x
+            for y in self.stages(x):
+                pass
+            return self.finish(y)
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) -> (N, head_hidden_size), or unchanged with ``global_pool=""``."""
+        return self.global_pool(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Features -> logits, or with ``pre_logits`` what the classifier would be given."""
+        x = self.pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer; an Identity without classes."""
+        assert isinstance(self.classifier, str)
+        return self.get_submodule(self.classifier)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one.
+
+        Args:
+            num_classes: 0 for none.
+            global_pool: another pooling; ``""`` for none, which needs ``num_classes=0``.
+        """
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
+        assert isinstance(self.classifier, str)
+        if global_pool is None:
+            global_pool = self.global_pool.pool_type
+        pool = GlobalPool(global_pool)
+        if not pool.pool_type and num_classes:
+            raise ArgumentError(
+                f"global_pool={global_pool!r} leaves a map, which a classifier of "
+                f"{num_classes} classes cannot take: say num_classes=0 too."
+            )
+        width = self.num_features * pool.multiplier
+        near = next(self.parameters(), None)
+        place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
+        linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
+        parent, _, child = self.classifier.rpartition(".")
+        self.global_pool = pool.train(self.training)
+        setattr(self.get_submodule(parent), child, linear.train(self.training))
+        self.num_classes = num_classes
+        self.head_hidden_size = width
+
+    # The levels ---------------------------------------------------------------------------
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Every level of this network."""
+        return FeatureInfo(self._levels, measure=self.measure)
+
+    def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
+        with explain_size(self, torch.empty(1, self.in_chans, *size, device="meta")):
+            seen = trace.run(self, size)
+        return [(shape[-2], shape[-1]) for shape in seen.levels]
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of levels, and the final features beside them.
+
+        Args:
+            x: (N, C, H, W).
+            indices: which levels, as ``out_indices``: None all, an int the last n.
+            norm: apply the network's final norm to each map, where there is one.
+            stop_early: compute nothing past the last level asked for.
+            output_fmt: layout of the maps, ``NCHW``, ``NHWC`` or ``NLC``.
+            intermediates_only: only the list of maps.
+
+        Returns:
+            ``(features, maps)``, or ``maps``. With ``stop_early``, ``features`` is the last map.
+        """
+        check_format(output_fmt)
+        check_input(x, self.in_chans)
+        wanted = resolve(indices, self._levels)
+        last = max(wanted)
+        maps: dict[int, torch.Tensor] = {}
+        y: Any = x
+        with explain_size(self, x):
+            for index, y in enumerate(self.stages(x)):
+                if index in wanted:
+                    value = self.as_map(self.normalize(y)) if norm else self.as_map(y)
+                    maps[index] = to_format(value, output_fmt)
+                if index == last and (stop_early or intermediates_only):
+                    break
+            ordered = [maps[index] for index in wanted]
+            if intermediates_only:
+                return ordered
+            return (self.as_map(y) if stop_early else self.finish(y)), ordered
+
+    def normalize(self, y: Any) -> Any:
+        """A yielded value under the final norm; a network without one leaves it as it is."""
+        return y
+
+    # Training -----------------------------------------------------------------------------
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them.
+
+        Raises:
+            ArgumentError: the network has no :class:`featnet.layers.Blocks`.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, Blocks)]
+        if not blocks:
+            raise ArgumentError(f"{type(self).__name__} has no Blocks to checkpoint.")
+        for module in blocks:
+            module.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameter names into layers, for layer-wise learning rates."""
+        del coarse
+        stems = (self.stem,) if isinstance(self.stem, str) else self.stem
+        pattern = "|".join(f.module.replace(".", r"\.") for f in self._levels)
+        return {"stem": "^" + "|^".join(stems), "blocks": f"^({pattern})"}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone."""
+        return set()
+
+    @property
+    def default_cfg(self) -> Weights | None:
+        """``pretrained_cfg``, under its older name."""
+        return self.pretrained_cfg
+
+
+class explain_size:
+    """Context: a RuntimeError that is due to the input's size becomes an InputSizeError.
+
+    The message has the smallest square that the network takes, found on the meta device, so that
+    nothing is paid when all is well.
+    """
+
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
+        self.model, self.x = model, x
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
+            return
+        height, width = self.x.shape[-2:]
+
+        def fails(size: tuple[int, int]) -> bool:
+            try:
+                trace.run(self.model, size)
+            except (RuntimeError, ValueError):
+                return True
+            return False
+
+        single = self.model.training and height * width <= 64 * 64 and "per channel" in str(error)
+        if not single and not fails((height, width)):
+            return  # the size is not to blame
+        step = next((s for s in (1, 2, 4, 8, 16, 32, 64, 128) if not fails((s, s))), None)
+        smallest = f" The smallest square that works is {step} x {step}." if step else ""
+        if single:
+            smallest = " In training, batch norm needs more than one value per channel."
+        raise InputSizeError(
+            f"{type(self.model).__name__} cannot take an input of {height} x {width}.{smallest}"
+        ) from error
+
+
+def check_format(output_fmt: str) -> str:
+    """Refuse a layout that does not exist."""
+    if output_fmt not in FORMATS:
+        raise ArgumentError(
+            f"output_fmt={output_fmt!r}: one of {', '.join(FORMATS)} is expected."
+            + nearest(output_fmt, FORMATS)
+        )
+    return output_fmt
+
+
+def to_format(x: torch.Tensor, output_fmt: str) -> torch.Tensor:
+    """(N, C, H, W) in another layout."""
+    if output_fmt == "NHWC":
+        return x.permute(0, 2, 3, 1)
+    return x.flatten(2).transpose(1, 2) if output_fmt == "NLC" else x
+
+
+def check_input(x: Any, in_chans: int) -> None:
+    """Refuse what is no (N, in_chans, H, W) batch.
+
+    Raises:
+        ArgumentError: not a tensor.
+        InputSizeError: the wrong number of dimensions or channels.
+    """
+    if torch.jit.is_tracing():
+        return  # sizes are tensors then, and the example was checked when it first ran
+    if not isinstance(x, torch.Tensor):
+        if type(x).__name__ == "Proxy":  # torch.fx
+            return
+        raise ArgumentError(f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected.")
+    if x.ndim != 4:
+        raise InputSizeError(
+            f"The input has {x.ndim} dimensions, {tuple(x.shape)}; (N, {in_chans}, H, W) is "
+            "expected." + (" Add the batch dimension: x[None]." if x.ndim == 3 else "")
+        )
+    if x.shape[1] != in_chans:
+        raise InputSizeError(
+            f"The input has {x.shape[1]} channels, {tuple(x.shape)}; the network was built with "
+            f"in_chans={in_chans}: (N, {in_chans}, H, W) is expected."
+        )

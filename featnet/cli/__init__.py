@@ -1,0 +1,124 @@
+"""The command ``featnet``: run a backbone on a picture, list the models, describe one.
+
+Nothing here imports torch or Pillow before a subcommand needs it, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import FeatnetError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 after one line on stderr.
+
+    Raises:
+        SystemExit: ``--help`` (code 0) and unknown or malformed options (code 2), by argparse.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `featnet list | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FeatnetError, OSError) as error:
+        print(f"featnet: error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "extract":
+        from .extract import extract
+
+        return extract(args)
+    if args.command == "list":
+        return _list(args)
+    return _info(args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from .. import list_models
+
+    names = list_models(args.filter or "", pretrained=args.pretrained)
+    if not names:
+        print(f"featnet: no model matches {args.filter!r}", file=sys.stderr)
+        return 1
+    print("\n".join(names))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from .. import feature_info
+    from .extract import selection, table
+
+    info = feature_info(args.name, **selection(args))
+    rows = [
+        [str(level), module, str(channels), str(reduction)]
+        for level, module, channels, reduction in zip(
+            info.out_indices, info.module_name(), info.channels(), info.reduction(), strict=True
+        )
+    ]
+    header = ["level", "module", "channels", "reduction"]
+    if args.input_size:
+        header.append("map size")
+        for row, (height, width) in zip(rows, info.sizes(tuple(args.input_size)), strict=True):
+            row.append(f"{height} x {width}")
+    print(table(header, rows))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="featnet", description="Image backbones as multi-scale feature extractors."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    extract = commands.add_parser("extract", help="write a picture's feature maps to a folder")
+    extract.add_argument("picture", type=Path, metavar="PICTURE")
+    extract.add_argument("--model", required=True, metavar="NAME")
+    _add_selection(extract)
+    weights = extract.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--pretrained", action="store_true", help="fetch the model's default checkpoint"
+    )
+    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="load a local checkpoint")
+    extract.add_argument("--device", default="cpu", metavar="D", help="default: cpu")
+    extract.add_argument(
+        "--seed", type=int, default=0, help="of random weights, when none are loaded (default: 0)"
+    )
+    extract.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    names = commands.add_parser("list", help="print the names of the models")
+    names.add_argument("filter", nargs="?", metavar="FILTER", help="such as 'resnet*'")
+    names.add_argument("--pretrained", action="store_true", help="only those with a checkpoint")
+
+    info = commands.add_parser("info", help="print a model's levels without building its weights")
+    info.add_argument("name", metavar="NAME")
+    _add_selection(info)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options that say which levels, at which stride, at which input size."""
+    levels = parser.add_mutually_exclusive_group()
+    levels.add_argument("--out-indices", type=int, nargs="+", metavar="I", help="default: all")
+    levels.add_argument(
+        "--out-strides", type=int, nargs="+", metavar="S", help="select levels by their reduction"
+    )
+    parser.add_argument(
+        "--output-stride", type=int, metavar="S", help="dilate so that no level is coarser"
+    )
+    parser.add_argument("--input-size", type=_side, nargs=2, metavar=("H", "W"))
+
+
+def _side(text: str) -> int:
+    """A side of a picture, in pixels."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of pixels")
+    return int(text)

@@ -1,0 +1,7 @@
+"""``python -m featnet.cli``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,241 @@
+"""``featnet extract``: a picture in, its feature maps and a rendering of them out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import ArgumentError, FeatnetError
+from .image import network_size, read_picture, to_input
+
+if TYPE_CHECKING:
+    import torch
+
+FEATURES, RENDERING = "features.safetensors", "features.png"
+
+
+class OutputError(FeatnetError, OSError):
+    """An output folder that cannot be written to."""
+
+
+def extract(args: argparse.Namespace) -> int:
+    """Run the model on the picture, print the table, write both files; the exit code.
+
+    Everything that can be wrong with the paths is found before the model is built.
+
+    Raises:
+        FeatnetError: the picture, the output folder, or anything about the model is wrong.
+    """
+    picture = read_picture(args.picture)
+    prepare_folder(args.out)
+
+    import torch
+
+    device = _device(args.device)
+    net, source = _build(args)
+    info, cfg = net.feature_info, net.pretrained_cfg
+    size = _input_size(args, picture=(picture.height, picture.width), cfg=cfg, info=info)
+    net = net.eval().to(device)
+    with torch.inference_mode():
+        outputs = net(to_input(picture, size=size, cfg=cfg).to(device))
+        maps = dict(zip(info.module_name(), (m.float().cpu() for m in outputs), strict=True))
+
+    print(f"{args.model}, input {size[0]} x {size[1]}, weights: {source}")
+    print(_describe(info, maps))
+    metadata = {
+        "model": args.model,
+        "out_indices": json.dumps(list(info.out_indices)),
+        "modules": json.dumps(list(maps)),
+        "reductions": json.dumps(list(info.reduction())),
+        "output_stride": str(args.output_stride or 32),
+        "mean": json.dumps(list(cfg["mean"])),
+        "std": json.dumps(list(cfg["std"])),
+        "interpolation": cfg["interpolation"],
+        "input_size": json.dumps([3, *size]),
+        "weights": source,
+    }
+    rendering = _render(args, picture, info, maps)
+    with atomic_write(args.out / FEATURES) as file:
+        write_safetensors(file, maps, metadata=metadata)
+    with atomic_write(args.out / RENDERING) as file:
+        rendering.save(file, format="PNG")
+    print(f"wrote {args.out / FEATURES} and {args.out / RENDERING}")
+    return 0
+
+
+def selection(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``create_model`` that say which levels; only those that were given."""
+    given = {
+        "out_indices": tuple(args.out_indices) if args.out_indices else None,
+        "out_strides": tuple(args.out_strides) if args.out_strides else None,
+        "output_stride": args.output_stride,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: words (the second column) to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in (header, *rows)
+    )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder, and write to it once to see that it can be done.
+
+    Raises:
+        OutputError: it cannot be made or written to, or a folder has an output file's name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder {str(folder)!r} cannot be written to: {error.strerror}"
+        ) from error
+    for name in (FEATURES, RENDERING):
+        if (folder / name).is_dir():
+            raise OutputError(f"output file {str(folder / name)!r} is a folder")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the name ``path`` only when it is complete.
+
+    Raises:
+        OutputError: the file system refuses (full, gone, read-only since it was checked).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{str(path)!r} could not be written: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    file: IO[bytes], tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str]
+) -> None:
+    """Write float32 tensors in the safetensors format.
+
+    The safetensors package writes metadata in the order of a hash that differs from one process
+    to the next; here equal input gives equal bytes, and tensors lie in the order given.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * 4
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins aligned
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        file.write(tensor.contiguous().numpy().astype("<f4", copy=False).data)
+
+
+def _device(name: str) -> torch.device:
+    """The device called ``name``, after trying it.
+
+    Raises:
+        ArgumentError: no such device, or it is not available here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" has no values to give, and fails here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def _build(args: argparse.Namespace) -> tuple[Any, str]:
+    """The feature extractor, and where its weights are from."""
+    import torch
+
+    from .. import create_model
+
+    torch.manual_seed(args.seed)
+    net = create_model(
+        args.model,
+        pretrained=args.pretrained,
+        checkpoint_path=None if args.checkpoint is None else str(args.checkpoint),
+        features_only=True,
+        **selection(args),
+    )
+    if args.checkpoint is not None:
+        return net, f"checkpoint {args.checkpoint.name}"
+    if args.pretrained:
+        cfg = net.pretrained_cfg
+        return net, f"pretrained {cfg['architecture']}.{cfg['tag']}"
+    print(
+        f"The weights are random (seed {args.seed}); "
+        "--pretrained or --checkpoint FILE gives trained ones."
+    )
+    return net, f"random, seed {args.seed}"
+
+
+def _input_size(
+    args: argparse.Namespace, *, picture: tuple[int, int], cfg: Mapping[str, Any], info: Any
+) -> tuple[int, int]:
+    """The input's (height, width): as asked, as the network insists, or near the picture's."""
+    if args.input_size:
+        return args.input_size[0], args.input_size[1]
+    if cfg.get("fixed_input_size"):
+        return cfg["input_size"][1], cfg["input_size"][2]
+    # Dilated or cut short, the network keeps the input size that it has whole, so that the levels
+    # of one picture can be compared between runs.
+    return network_size(picture, multiple=max(32, *info.reduction()))
+
+
+def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
+    rows = [
+        [
+            str(level),
+            module,
+            str(feature.shape[1]),
+            str(reduction),
+            f"{feature.shape[2]} x {feature.shape[3]}",
+            f"{feature.numel() * 4:,}",
+        ]
+        for level, reduction, (module, feature) in zip(
+            info.out_indices, info.reduction(), maps.items(), strict=True
+        )
+    ]
+    return table(["level", "module", "channels", "reduction", "map size", "bytes"], rows)
+
+
+def _render(
+    args: argparse.Namespace, picture: Any, info: Any, maps: Mapping[str, torch.Tensor]
+) -> Any:
+    from .render import render
+
+    captions = [
+        f"{module}  {feature.shape[1]} x {feature.shape[2]} x {feature.shape[3]}  /{reduction}"
+        for reduction, (module, feature) in zip(info.reduction(), maps.items(), strict=True)
+    ]
+    levels = [(c, m[0]) for c, m in zip(captions, maps.values(), strict=True)]
+    title = f"{args.picture.name}  {picture.width} x {picture.height}"
+    return render(picture, title=title, levels=levels)

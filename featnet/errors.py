@@ -1,0 +1,48 @@
+"""The exceptions of featnet.
+
+Each is also the built-in type that callers already catch, and each message holds the value that
+was given, what is allowed, and the nearest right value.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatnetError(Exception):
+    """Base of all errors that featnet raises on purpose."""
+
+
+class UnknownModelError(FeatnetError, RuntimeError, LookupError, ValueError):
+    """No model, tag or source has the name that was asked for."""
+
+
+class ArgumentError(FeatnetError, TypeError):
+    """An argument that does not exist, is of the wrong type, or contradicts another."""
+
+
+class OutIndexError(FeatnetError, IndexError, ValueError):
+    """A level that does not exist, or a selection of levels that means nothing."""
+
+
+class OutputStrideError(FeatnetError, ValueError, TypeError):
+    """An output stride that the network cannot have."""
+
+
+class InputSizeError(FeatnetError, ValueError, RuntimeError):
+    """An input whose shape the network cannot take."""
+
+
+class MissingFeatureError(FeatnetError, LookupError, RuntimeError):
+    """A tap that names no module, or whose module did not run."""
+
+
+class CheckpointError(FeatnetError, RuntimeError, ValueError):
+    """A checkpoint that cannot be found, read, or does not fit the model."""
+
+
+def nearest(name: object, choices: Iterable[str], *, count: int = 3) -> str:
+    """``" Did you mean 'a', 'b'?"``, or nothing when no choice is near."""
+    matches = difflib.get_close_matches(str(name), list(choices), n=count, cutoff=0.6)
+    return f" Did you mean {', '.join(map(repr, matches))}?" if matches else ""

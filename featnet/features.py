@@ -1,0 +1,267 @@
+"""What a level is: a named map of known channels and reduction."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .errors import ArgumentError, OutIndexError, nearest
+
+# Both vocabularies of declared levels: timm's (num_chs, module) and MindCV's (chs, name).
+_ALIASES = {"num_chs": "channels", "chs": "channels", "name": "module"}
+
+Measure = Callable[[tuple[int, int]], list[tuple[int, int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature(Mapping[str, Any]):
+    """One level of a network; also readable as a mapping in timm's and MindCV's vocabulary.
+
+    Attributes:
+        channels: number of channels of the map.
+        reduction: input pixels per map position, along each side.
+        module: dotted name of the module whose output the map is.
+        index: position among all levels of the network, finest first.
+    """
+
+    channels: int
+    reduction: int
+    module: str
+    index: int = 0
+
+    @classmethod
+    def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:
+        """A level from a declaration, ``dict(num_chs|chs=, reduction=, module|name=)``.
+
+        Raises:
+            ArgumentError: a missing field, or a value that cannot be.
+        """
+        if isinstance(row, cls):
+            return dataclasses.replace(row, index=index)
+        if not isinstance(row, Mapping):
+            raise ArgumentError(f"Level {index} of feature_info is {row!r}, not a dict.")
+        fields = {_ALIASES.get(key, key): value for key, value in row.items()}
+        for name in ("channels", "reduction", "module"):
+            if name not in fields:
+                raise ArgumentError(
+                    f"Level {index} of feature_info is {dict(row)!r}, without "
+                    f"{name!r}; it needs num_chs (or chs), reduction and module (or name)."
+                )
+        for name in ("channels", "reduction"):
+            if not isinstance(fields[name], int) or fields[name] < 1:
+                raise ArgumentError(
+                    f"Level {index} of feature_info has {name} {fields[name]!r}; "
+                    "it must be a positive int."
+                )
+        return cls(fields["channels"], fields["reduction"], str(fields["module"]), index)
+
+    def __getitem__(self, key: str) -> Any:
+        name = _ALIASES.get(key, key)
+        if name not in self.__dataclass_fields__:
+            raise KeyError(f"{key!r}; a level has {', '.join(self)}.{nearest(key, self)}")
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("num_chs", "reduction", "module", "index"))
+
+    def __len__(self) -> int:
+        return 4
+
+    __hash__ = object.__hash__
+
+
+class FeatureInfo(Sequence[Feature]):
+    """The levels that come out, in the order in which they come out.
+
+    Positions (``info[i]``, ``channels(i)``, ``len``) count what comes out; ``info.info`` has every
+    level of the network, and each level's ``index`` is its place there.
+
+    Args:
+        levels: every level of the network, finest first: Features, or dicts in timm's or MindCV's
+            vocabulary.
+        out_indices: which come out (see :func:`resolve`).
+        measure: ``(H, W) -> [(h, w), ...]`` of every level; what :meth:`sizes` asks.
+    """
+
+    def __init__(
+        self,
+        levels: Iterable[Feature | Mapping[str, Any]],
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        measure: Measure | None = None,
+    ) -> None:
+        self.info: tuple[Feature, ...] = tuple(Feature.of(row, i) for i, row in enumerate(levels))
+        self._selected = resolve(out_indices, self.info)
+        self.out_indices: tuple[int, ...] = (
+            tuple(int(i) for i in out_indices)  # as given: consumers read their negatives back
+            if isinstance(out_indices, Sequence)
+            else self._selected
+        )
+        self._measure = measure
+
+    @classmethod
+    def from_other(
+        cls, other: FeatureInfo, out_indices: int | Sequence[int] | None = None
+    ) -> FeatureInfo:
+        """The same levels, another selection."""
+        return cls(other.info, out_indices, measure=other._measure)
+
+    @classmethod
+    def of(cls, model: Any) -> FeatureInfo:
+        """The declaration of a model: a FeatureInfo, or a list of dicts.
+
+        Raises:
+            ArgumentError: the model declares nothing.
+        """
+        info = getattr(model, "feature_info", None)
+        if isinstance(info, FeatureInfo):
+            return cls.from_other(info)
+        rows = getattr(info, "info", info)  # timm's FeatureInfo keeps its rows in .info
+        if not isinstance(rows, (list, tuple)) or not rows:
+            raise ArgumentError(
+                f"{type(model).__name__} has no feature_info. Declare one, a list of "
+                "dict(num_chs=, reduction=, module=), or tap its modules by name."
+            )
+        return cls(rows)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self.info[i] for i in self._selected[position]]
+        return self.info[self._selected[position]]
+
+    def __len__(self) -> int:
+        return len(self._selected)
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """One field of what comes out: a list, or of a single position one value."""
+        if idx is None:
+            return [level[key] for level in self]
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[i][key] for i in idx]
+
+    def get_dicts(
+        self, keys: Iterable[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> Any:
+        """Fields of what comes out, as dicts."""
+        names = tuple(keys) if keys is not None else tuple(self.info[0])
+        if isinstance(idx, int):
+            return {name: self[idx][name] for name in names}
+        positions = range(len(self)) if idx is None else idx
+        return [{name: self[i][name] for name in names} for i in positions]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Channels of the maps that come out."""
+        return self.get("channels", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Input pixels per position of the maps that come out."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Names of the modules whose outputs come out."""
+        return self.get("module", idx)
+
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Exact (height, width) of each map that comes out, for an input of ``(H, W)``.
+
+        Found by one run on the meta device: nothing is computed, whatever the size.
+
+        Raises:
+            ArgumentError: the levels belong to no network (a bare declaration).
+            InputSizeError: the network cannot take this size.
+        """
+        if self._measure is None:
+            raise ArgumentError(
+                "sizes() needs a network: take feature_info from a model or an extractor, "
+                "or featnet.feature_info(name)."
+            )
+        height, width = size
+        every = self._measure((int(height), int(width)))
+        return [every[i] for i in self._selected]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FeatureInfo):
+            return NotImplemented
+        return self.info == other.info and self._selected == other._selected
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        rows = [("level", "module", "channels", "reduction")]
+        rows += [(str(f.index), f.module, str(f.channels), str(f.reduction)) for f in self]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _describe(levels: Sequence[Feature]) -> str:
+    rows = ", ".join(f"{f.index}: {f.module} (/{f.reduction})" for f in levels)
+    return f"The network has {len(levels)} levels: {rows}."
+
+
+def resolve(
+    out_indices: int | Sequence[int] | None, levels: Sequence[Feature]
+) -> tuple[int, ...]:
+    """Which levels come out, as indices from the front, in the order asked.
+
+    ``None`` is every level, an int the last n; a sequence holds indices in any order, negatives
+    counting from the end.
+
+    Raises:
+        OutIndexError: bools, floats, strings, nothing, duplicates (also by sign), out of range.
+    """
+    total = len(levels)
+    if out_indices is None:
+        return tuple(range(total))
+
+    def refuse(why: str) -> OutIndexError:
+        return OutIndexError(f"out_indices={out_indices!r}: {why}. {_describe(levels)}")
+
+    if isinstance(out_indices, (bool, str, float)):
+        raise refuse("an int (the last n levels) or a sequence of ints is expected")
+    if hasattr(out_indices, "__index__"):
+        count = operator.index(out_indices)
+        if not 1 <= count <= total:
+            raise refuse(f"an int asks for the last n levels, and n is from 1 to {total}")
+        return tuple(range(total - count, total))
+    try:
+        items = list(out_indices)
+    except TypeError:
+        raise refuse("an int or a sequence of ints is expected") from None
+    if not items:
+        raise refuse("at least one level must be asked for")
+    found: list[int] = []
+    for item in items:
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            raise refuse(f"{item!r} is a {type(item).__name__}, not an int")
+        index = operator.index(item)
+        if not -total <= index < total:
+            raise refuse(f"{index} is out of range, {-total} to {total - 1}")
+        if index % total in found:
+            raise refuse(f"level {index % total} is asked for twice")
+        found.append(index % total)
+    return tuple(found)
+
+
+def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tuple[int, ...]:
+    """The deepest level of each reduction, in the order asked.
+
+    Raises:
+        OutIndexError: a reduction that no level has, or one that is asked for twice.
+    """
+    deepest = {level.reduction: level.index for level in levels}
+    wanted = [out_strides] if isinstance(out_strides, int) else list(out_strides)
+    for stride in wanted:
+        if isinstance(stride, bool) or stride not in deepest:
+            raise OutIndexError(
+                f"out_strides={out_strides!r}: no level has reduction {stride!r}; "
+                f"there are {sorted(deepest)}. {_describe(levels)}"
+            )
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise OutIndexError(
+            f"out_strides={out_strides!r}: at least one, and each one once. {_describe(levels)}"
+        )
+    return tuple(deepest[stride] for stride in wanted)

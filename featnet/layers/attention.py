@@ -1,0 +1,59 @@
+"""Channel attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def make_divisible(
+    value: float, divisor: int = 8, *, minimum: int | None = None, round_limit: float = 0.9
+) -> int:
+    """The multiple of ``divisor`` nearest to a channel count.
+
+    It is at least ``minimum`` (by default the divisor) and not below ``round_limit * value``.
+    Source: MobileNet.
+    """
+    rounded = max(minimum or divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < round_limit * value else rounded
+
+
+class SqueezeExcite(nn.Module):
+    """Gate each channel by what the whole map holds (https://arxiv.org/abs/1709.01507)."""
+
+    def __init__(self, channels: int, *, rd_ratio: float = 1 / 16) -> None:
+        super().__init__()
+        squeezed = make_divisible(channels * rd_ratio, round_limit=0.0)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        gate = self.fc2(self.act(self.fc1(gate)))
+        return x * self.gate(gate)
+
+
+class EfficientChannelAttention(nn.Module):
+    """Gate each channel by its neighbours' means (https://arxiv.org/abs/1910.03151).
+
+    The kernel grows with the logarithm of the channel count, as in the paper (gamma 2, b 1).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        reach = int(abs(math.log2(channels) + 1) / 2)
+        kernel = max(reach if reach % 2 else reach + 1, 3)
+        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = x.mean((2, 3))[:, None]  # (N, 1, C)
+        return x * self.gate(self.conv(gate)).transpose(1, 2)[..., None]
+
+
+Attention = Callable[[int], nn.Module]

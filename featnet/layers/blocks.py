@@ -1,0 +1,72 @@
+"""Sequences of blocks, and what is dropped from them in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Blocks(nn.Sequential):
+    """A stage's blocks. With ``grad_checkpointing`` each one's activations are recomputed in the
+    backward pass instead of kept."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Any) -> Any:
+        recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+class DropPath(nn.Module):
+    """Skip a residual branch for a share of the samples (https://arxiv.org/abs/1603.09382)."""
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.drop_prob:
+            return x
+        keep = 1.0 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (mask / keep if keep else mask)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
+class DropBlock2d(nn.Module):
+    """Zero square regions of a map (https://arxiv.org/abs/1810.12890).
+
+    Args:
+        drop_prob: share of positions to drop.
+        block_size: side of a region, in positions.
+        gamma_scale: factor on the rate of region centres.
+    """
+
+    def __init__(
+        self, drop_prob: float = 0.1, *, block_size: int = 7, gamma_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.block_size = block_size
+        self.gamma_scale = gamma_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.drop_prob:
+            return x
+        n, _, h, w = x.shape
+        kh, kw = min(self.block_size, h), min(self.block_size, w)
+        centres = (h - kh + 1) * (w - kw + 1)
+        gamma = self.gamma_scale * self.drop_prob * h * w / (kh * kw * centres)
+        drop = x.new_empty(n, 1, h, w).bernoulli_(min(gamma, 1.0))
+        # an even region has no centre: pad so that the size stays
+        drop = F.pad(drop, (kw // 2, (kw - 1) // 2, kh // 2, (kh - 1) // 2))
+        keep = 1.0 - F.max_pool2d(drop, (kh, kw), stride=1)
+        return x * keep * (keep.numel() / keep.sum().clamp(min=1.0))

@@ -1,0 +1,64 @@
+"""Layers by name, where an argument may be a name or a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from ..errors import ArgumentError, nearest
+from .attention import EfficientChannelAttention, SqueezeExcite
+from .norm import GroupNorm
+
+Layer = Callable[..., nn.Module]
+
+ACTS: Mapping[str, Layer] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "mish": nn.Mish,
+    "gelu": nn.GELU,
+    "hard_swish": nn.Hardswish,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+NORMS: Mapping[str, Layer] = {
+    "batchnorm": nn.BatchNorm2d,
+    "batchnorm2d": nn.BatchNorm2d,
+    "groupnorm": GroupNorm,
+    "instancenorm2d": nn.InstanceNorm2d,
+    "identity": nn.Identity,
+}
+ATTENTIONS: Mapping[str, Layer] = {"se": SqueezeExcite, "eca": EfficientChannelAttention}
+
+
+def _get(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
+    if not isinstance(layer, str):
+        if not callable(layer):
+            raise ArgumentError(f"{kind}={layer!r}: a name or a callable is expected.")
+        return layer
+    if layer not in table:
+        raise ArgumentError(
+            f"{kind}={layer!r} does not exist.{nearest(layer, table)} There are {', '.join(table)}."
+        )
+    return table[layer]
+
+
+def get_act(layer: str | Layer) -> Layer:
+    """An activation by name; a callable stays itself."""
+    return _get("act_layer", layer, ACTS)
+
+
+def get_norm(layer: str | Layer) -> Layer:
+    """A normalisation ``f(channels)`` by name; a callable stays itself."""
+    return _get("norm_layer", layer, NORMS)
+
+
+def get_attention(layer: str | Layer) -> Layer:
+    """A channel attention ``f(channels)`` by name; a callable stays itself."""
+    return _get("attn_layer", layer, ATTENTIONS)

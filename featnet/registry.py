@@ -1,0 +1,313 @@
+"""Which names exist, and where they are defined. Imports neither torch nor a family."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ArgumentError, UnknownModelError, nearest
+from .weights import Weights
+
+MODELS = Path(__file__).parent / "models"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The variants and checkpoints of one architecture, as tables.
+
+    Attributes:
+        model: the class (or function) that builds a variant.
+        variants: name to constructor arguments; checked against the constructor's signature.
+        weights: ``"variant.tag"`` to Weights; a variant's first row is its default.
+    """
+
+    model: Callable[..., Any]
+    variants: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for variant, row in self.variants.items():
+            check_arguments(self.model, row, what=f"Row {variant!r}")
+        for key in self.weights:
+            if key.partition(".")[0] not in self.variants:
+                raise ArgumentError(f"Weights {key!r} belong to no variant of the family.")
+
+
+def check_arguments(function: Callable[..., Any], names: Mapping[str, Any], *, what: str) -> None:
+    """Refuse arguments that the function does not take.
+
+    Raises:
+        ArgumentError: names the argument, the nearest right one, and all that there are.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    allowed = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    for name in names:
+        if name not in allowed:
+            raise ArgumentError(
+                f"{what}: {getattr(function, '__name__', function)} got an unexpected keyword "
+                f"argument {name!r}.{nearest(name, allowed)} It takes {', '.join(allowed)}."
+            )
+
+
+def weights_table(family: str) -> dict[str, Weights]:
+    """The rows of ``models/<family>.json``; the hub repo is ``timm/<key>`` unless given."""
+    rows = json.loads((MODELS / f"{family}.json").read_text(encoding="utf-8"))
+    return {key: _weights(key, row) for key, row in rows.items()}
+
+
+def _weights(key: str, row: Mapping[str, Any]) -> Weights:
+    architecture, _, tag = key.partition(".")
+    return Weights(**{"architecture": architecture, "tag": tag, "hf_hub_id": f"timm/{key}", **row})
+
+
+@functools.cache
+def _index() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """variant -> (family, tags that have weights), from the generated file."""
+    lines = (MODELS / "index.txt").read_text(encoding="utf-8").split("\n")
+    rows = (line.split(" ") for line in lines if line)
+    return {variant: (family, tuple(tags)) for variant, family, *tags in rows}
+
+
+@functools.cache
+def _family_weights(family: str) -> dict[str, Weights]:
+    return weights_table(family)
+
+
+# Names that were registered at run time: a row of a Family, or a function.
+_registered: dict[str, Family | Callable[..., Any]] = {}
+
+
+def _claim(name: str, entry: Family | Callable[..., Any], *, override: bool) -> None:
+    if not isinstance(name, str) or not name or "." in name or any(c.isspace() for c in name):
+        raise ArgumentError(f"{name!r} cannot be a model's name: a word without dots or spaces.")
+    known = _registered.get(name)
+
+    def origin(value: Any) -> Any:
+        return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+
+    again = known is not None and callable(entry) and origin(known) == origin(entry)
+    if not override and not again and (known is not None or name in _index()):
+        raise ArgumentError(
+            f"A model named {name!r} exists already. Choose another name, or say override=True."
+        )
+    _registered[name] = entry
+
+
+def register(family: Family, *, override: bool = False) -> Family:
+    """Add the variants of a family under their names.
+
+    Raises:
+        ArgumentError: a name that exists, unless ``override``.
+    """
+    for name in family.variants:
+        _claim(name, family, override=override)
+    return family
+
+
+def register_model(
+    function: Function | None = None, *, override: bool = False
+) -> Function | Callable[[Function], Function]:
+    """Decorator: add a function ``f(pretrained=False, **kwargs) -> nn.Module`` under its name.
+
+    Raises:
+        ArgumentError: a name that exists, unless ``override``. Defining the same function of the
+            same module again replaces it, as a notebook does.
+    """
+    if function is None:
+        return lambda f: register_model(f, override=override)  # type: ignore[return-value]
+    _claim(function.__name__, function, override=override)
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a name stands for."""
+
+    name: str
+    build: Callable[..., Any]
+    row: Mapping[str, Any]
+    weights: Weights | None
+    is_function: bool = False
+
+
+def split_name(name: object) -> tuple[str, str]:
+    """``"resnet50.a1_in1k"`` to ``("resnet50", "a1_in1k")``.
+
+    Raises:
+        UnknownModelError: not a string, or nothing, or with spaces.
+    """
+    if not isinstance(name, str):
+        raise ArgumentError(
+            f"Unknown model {name!r}: a name is a str, not a {type(name).__name__}; "
+            "featnet.list_models() has them all."
+        )
+    variant, _, tag = name.partition(".")
+    if not variant or any(c.isspace() for c in name):
+        raise UnknownModelError(
+            f"Unknown model {name!r}: a name is a word without spaces, such as 'resnet50' or "
+            f"'resnet50.a1_in1k'.{nearest(name.strip(), _names())}"
+        )
+    return variant, tag
+
+
+def _names() -> list[str]:
+    return [*_index(), *(name for name in _registered if name not in _index())]
+
+
+def find(name: str, *, tag: str | None = None) -> Entry:
+    """The entry of a name, importing its family.
+
+    Raises:
+        UnknownModelError: no such model (with the nearest names), or no such tag of it.
+    """
+    variant, named_tag = split_name(name)
+    tag = named_tag if tag is None else tag
+    entry = _registered.get(variant)
+    if entry is None:
+        if variant not in _index():
+            raise UnknownModelError(
+                f"Unknown model {variant!r}.{nearest(variant, _names())} "
+                f"featnet.list_models() has all {len(_names())}."
+            )
+        entry = importlib.import_module(f"featnet.models.{_index()[variant][0]}").FAMILY
+    if not isinstance(entry, Family):
+        return Entry(variant, entry, {}, get_weights(name, tag=tag), is_function=True)
+    return Entry(variant, entry.model, entry.variants[variant], get_weights(name, tag=tag))
+
+
+def _rows(variant: str) -> dict[str, Weights]:
+    """tag -> Weights, the default first."""
+    entry = _registered.get(variant)
+    table: Mapping[str, Weights]
+    if entry is None:
+        table = _family_weights(_index()[variant][0]) if variant in _index() else {}
+    else:
+        table = entry.weights if isinstance(entry, Family) else {}
+    keys = [key for key in table if key.partition(".")[0] == variant]
+    return {key.partition(".")[2]: table[key] for key in keys}
+
+
+def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
+    """The checkpoint that a name means: of its tag, or else the model's default.
+
+    Reads a table, neither torch nor a model. None for a model that has no checkpoints.
+
+    Raises:
+        UnknownModelError: no such model, or no such tag of it.
+    """
+    variant, named_tag = split_name(name)
+    tag = named_tag if tag is None else tag
+    if variant not in _registered and variant not in _index():
+        raise UnknownModelError(f"Unknown model {variant!r}.{nearest(variant, _names())}")
+    rows = _rows(variant)
+    if tag and tag not in rows:
+        raise UnknownModelError(
+            f"Unknown model tag {tag!r} of {variant!r}.{nearest(tag, rows)} "
+            f"It has {', '.join(rows) or 'none'}."
+        )
+    return rows[tag] if tag else next(iter(rows.values()), None)
+
+
+def is_model(name: str) -> bool:
+    """Whether a model of this name (without tag) exists."""
+    return isinstance(name, str) and (name in _registered or name in _index())
+
+
+def _pretrained_tags(variant: str) -> tuple[str, ...]:
+    if variant in _registered:
+        return tuple(tag for tag, row in _rows(variant).items() if row.has_weights)
+    return _index()[variant][1]
+
+
+def _module_of(variant: str) -> str:
+    entry = _registered.get(variant)
+    if entry is None:
+        return _index()[variant][0]
+    origin = entry.model if isinstance(entry, Family) else entry
+    return str(getattr(origin, "__module__", "")).rpartition(".")[2]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def list_models(
+    filter: str | Sequence[str] = "",
+    *,
+    pretrained: bool = False,
+    module: str | Sequence[str] = "",
+    exclude_filters: str | Sequence[str] = "",
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Names of models, in natural order. Imports no family.
+
+    Args:
+        filter: a pattern with wildcards (``"resnet*"``), or several: a name matches any.
+        pretrained: only models that have weights; with their tags, unless ``include_tags=False``.
+        module: only the family file(s) of this name.
+        exclude_filters: patterns of names to leave out.
+        include_tags: names with tags (``resnet50.a1_in1k``); by default with ``pretrained``.
+    """
+
+    def patterns(value: str | Sequence[str]) -> list[str]:
+        return [value] * bool(value) if isinstance(value, str) else list(value)
+
+    with_tags = pretrained if include_tags is None else include_tags
+    modules, wanted, unwanted = patterns(module), patterns(filter), patterns(exclude_filters)
+    names: list[str] = []
+    for variant in _names():
+        if modules and _module_of(variant) not in modules:
+            continue
+        tags = _pretrained_tags(variant)
+        if pretrained and not tags:
+            continue
+        full = [f"{variant}.{tag}" if tag else variant for tag in tags] if with_tags else []
+        names += full or [variant]
+
+    def matches(name: str, pattern: str) -> bool:
+        base = name.partition(".")[0]
+        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
+
+    if wanted:
+        names = [name for name in names if any(matches(name, p) for p in wanted)]
+    names = [name for name in names if not any(matches(name, p) for p in unwanted)]
+    return sorted(names, key=_natural)
+
+
+def list_pretrained(filter: str | Sequence[str] = "", **options: Any) -> list[str]:
+    """Names with tags of everything that has weights; see :func:`list_models`."""
+    return list_models(filter, pretrained=True, **options)
+
+
+def list_modules() -> list[str]:
+    """Names of the family files."""
+    return sorted({_module_of(name) for name in _names()})
+
+
+def render_index() -> str:
+    """What ``models/index.txt`` should hold; ``python -m featnet.registry`` writes it."""
+    lines = []
+    for path in sorted(MODELS.glob("*.py")):
+        if path.stem.startswith("_"):
+            continue
+        family = importlib.import_module(f"featnet.models.{path.stem}").FAMILY
+        for variant in family.variants:
+            rows = ((key.partition("."), row) for key, row in family.weights.items())
+            tags = [tag for (name, _, tag), row in rows if name == variant and row.has_weights]
+            lines.append(" ".join([variant, path.stem, *tags]))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (MODELS / "index.txt").write_text(render_index(), encoding="utf-8")

@@ -1,0 +1,380 @@
+"""The command ``featnet``: what it prints, what it writes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from featnet.cli import main
+
+Image = pytest.importorskip("PIL.Image")
+
+SIZE = (90, 61)  # width, height; the nearest multiples of 32 are 96 and 64
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "ramp.png"
+    width, height = SIZE
+    pixels = (2 * x + c * y for y in range(height) for x in range(width) for c in range(3))
+    Image.frombytes("RGB", SIZE, bytes(value % 256 for value in pixels)).save(path)
+    return path
+
+
+def extract(picture: Path, out: Path, *options: str, model: str = "resnet18") -> int:
+    return main(["extract", str(picture), "--model", model, "--out", str(out), *options])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The one line on stderr of a command that gave up; nothing may be on stdout."""
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert err.startswith("featnet: error: ") and err.count("\n") == 1, err
+    return err
+
+
+# What comes out
+
+
+def test_extract_table_and_files(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert extract(picture, out, "--out-indices", "1", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("The weights are random (seed 0)")
+    rows = [line.split() for line in lines]
+    assert ["1", "layer1", "64", "4", "16", "x", "24", f"{64 * 16 * 24 * 4:,}"] in rows
+    assert ["2", "layer2", "128", "8", "8", "x", "12", f"{128 * 8 * 12 * 4:,}"] in rows
+    assert sorted(path.name for path in out.iterdir()) == ["features.png", "features.safetensors"]
+    with Image.open(out / "features.png") as sheet:
+        assert sheet.mode == "RGB" and sheet.width > 3 * SIZE[0] and sheet.height > SIZE[1]
+
+
+def test_extract_safetensors(picture: Path, tmp_path: Path) -> None:
+    assert extract(picture, tmp_path, "--out-indices", "2", "1", "--output-stride", "16") == 0
+    with safe_open(tmp_path / "features.safetensors", framework="pt") as file:
+        maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    assert {name: tuple(m.shape) for name, m in maps.items()} == {
+        "layer1": (1, 64, 16, 24),
+        "layer2": (1, 128, 8, 12),
+    }
+    assert all(m.dtype == torch.float32 and m.isfinite().all() for m in maps.values())
+    assert metadata == {
+        "model": "resnet18",
+        "out_indices": "[2, 1]",
+        "modules": '["layer2", "layer1"]',
+        "reductions": "[8, 4]",
+        "output_stride": "16",
+        "mean": "[0.485, 0.456, 0.406]",
+        "std": "[0.229, 0.224, 0.225]",
+        "interpolation": "bicubic",
+        "input_size": "[3, 64, 96]",
+        "weights": "random, seed 0",
+    }
+
+
+def test_extract_is_the_model_on_the_picture(picture: Path, tmp_path: Path) -> None:
+    import featnet
+
+    assert extract(picture, tmp_path, "--out-indices", "2", "--seed", "3") == 0
+    torch.manual_seed(3)
+    net = featnet.create_model("resnet18", features_only=True, out_indices=(2,)).eval()
+    cfg = net.pretrained_cfg
+    with Image.open(picture) as opened:
+        resized = opened.resize((96, 64), Image.Resampling[cfg["interpolation"].upper()])
+    pixels = torch.tensor(list(resized.tobytes())).view(64, 96, 3).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        (expected,) = net(((pixels - mean) / std).unsqueeze(0))
+    with safe_open(tmp_path / "features.safetensors", framework="pt") as file:
+        torch.testing.assert_close(file.get_tensor("layer2"), expected)
+
+
+def test_extract_repeats(picture: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed in zip(folders, ("0", "0", "1"), strict=True):
+        assert extract(picture, folder, "--out-indices", "1", "2", "--seed", seed) == 0
+    for name in ("features.safetensors", "features.png"):
+        first, second, other = ((folder / name).read_bytes() for folder in folders)
+        assert first == second
+        assert first != other
+
+
+def test_extract_input_size(picture: Path, tmp_path: Path) -> None:
+    options = ("--out-strides", "4", "--input-size", "48", "40")
+    assert extract(picture, tmp_path, *options) == 0
+    with safe_open(tmp_path / "features.safetensors", framework="pt") as file:
+        assert file.get_tensor("layer1").shape == (1, 64, 12, 10)
+        assert file.metadata()["input_size"] == "[3, 48, 40]"
+
+
+def test_extract_checkpoint(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import featnet
+
+    torch.manual_seed(5)
+    checkpoint = tmp_path / "mine.pth"
+    torch.save(featnet.create_model("resnet18").state_dict(), checkpoint)
+    options = {
+        "one": ("--checkpoint", str(checkpoint)),
+        "other": ("--checkpoint", str(checkpoint), "--seed", "1"),
+        "random": (),
+    }
+    maps, sources, printed = {}, {}, {}
+    for name, given in options.items():
+        assert extract(picture, tmp_path / name, "--out-indices", "1", *given) == 0
+        printed[name] = capsys.readouterr().out
+        with safe_open(tmp_path / name / "features.safetensors", framework="pt") as file:
+            maps[name], sources[name] = file.get_tensor("layer1"), file.metadata()["weights"]
+    assert torch.equal(maps["one"], maps["other"])  # the seed plays no part in loaded weights
+    assert not torch.equal(maps["one"], maps["random"])
+    assert sources["one"] == "checkpoint mine.pth"
+    assert "random" in printed["random"] and "random" not in printed["one"]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
+def test_picture_modes(mode: str, tmp_path: Path) -> None:
+    from featnet.cli.image import read_picture
+
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    if mode == "I;16":  # 16 bits a pixel: half of the range is mid-grey, not white
+        Image.frombytes(mode, (4, 4), (32768).to_bytes(2, "little") * 16).save(path)
+    else:
+        Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode).save(path)
+    rgb = read_picture(path)
+    assert rgb.mode == "RGB" and rgb.size == (4, 4)
+    expected = {"I;16": 127, "RGBA": 255, "LA": 255, "P": 255}.get(mode, 0)
+    assert rgb.getpixel((1, 1)) == (expected,) * 3
+
+
+def test_picture_is_turned_upright(tmp_path: Path) -> None:
+    from featnet.cli.image import read_picture
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn clockwise shows it upright
+    Image.new("RGB", SIZE).save(tmp_path / "phone.jpg", exif=exif)
+    assert read_picture(tmp_path / "phone.jpg").size == SIZE[::-1]
+
+
+def test_network_size() -> None:
+    from featnet.cli.image import network_size
+
+    assert network_size((300, 451), multiple=32) == (288, 448)
+    assert network_size((3, 1000), multiple=32) == (32, 992)
+
+
+# The rendering
+
+
+def test_components_find_the_structure() -> None:
+    from featnet.cli.render import to_rgb
+
+    ramp = torch.linspace(-1, 1, 20)
+    direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    rgb = to_rgb(direction.view(16, 1, 1) * ramp.expand(1, 8, 20))
+    assert rgb.shape == (8, 20, 3)
+    steps = rgb[0, :, 0].int().diff()
+    assert (steps >= 0).all() or (steps <= 0).all()
+    assert {rgb[0, 0, 0].item(), rgb[0, -1, 0].item()} == {0, 255}
+    assert (rgb[..., 1:] == 128).all()  # one component only: the others are not noise
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 1), (1, 4, 6), (2, 3, 3), (300, 2, 2), (3, 40, 2)])
+def test_components_of_any_shape(shape: tuple[int, int, int]) -> None:
+    from featnet.cli.render import to_rgb
+
+    feature = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert to_rgb(feature).shape == (*shape[1:], 3)
+    assert torch.equal(to_rgb(feature), to_rgb(feature))
+    assert (to_rgb(torch.full(shape, torch.nan)) == 128).all()
+    assert (to_rgb(torch.ones(shape)) == 128).all()
+
+
+def test_few_positions_and_few_channels_agree() -> None:
+    """The scores do not depend on which of the two symmetric matrices they came from."""
+    from featnet.cli.render import _principal_scores
+
+    wide = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wide -= wide.mean(0)
+    basis = torch.linalg.svd(wide, full_matrices=False).Vh[:5]
+    narrow = wide @ basis.t()  # the same points in 5 coordinates
+    a, b = _principal_scores(wide, count=3), _principal_scores(narrow, count=3)
+    torch.testing.assert_close(a, b)
+
+
+# list and info
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet1*"]) == 0
+    assert "resnet18" in capsys.readouterr().out.splitlines()
+    assert main(["list", "no-such-*"]) == 1
+    assert "'no-such-*'" in capsys.readouterr().err
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--output-stride", "8", "--out-indices", "4", "2", "--input-size", "64", "96"]
+    assert main(["info", "resnet18", *options]) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == ["level", "module", "channels", "reduction", "map", "size"]
+    assert rows == [
+        ["4", "layer4", "512", "8", "8", "x", "12"],
+        ["2", "layer2", "128", "8", "8", "x", "12"],
+    ]
+
+
+def test_help_is_quick_to_answer() -> None:
+    """Neither torch nor Pillow is imported for it."""
+    code = (
+        "import sys\nfrom featnet.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0\n"
+        "print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert "extract" in done.stdout and done.stdout.endswith("[]\n")
+
+
+# Bad input
+
+
+def test_missing_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, extract(tmp_path / "no.png", tmp_path / "out"))
+    assert "no.png" in message and "does not exist" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_as_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a folder" in refusal(capsys, extract(tmp_path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_not_a_picture(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.png").write_bytes(content)
+    message = refusal(capsys, extract(tmp_path / "notes.png", tmp_path / "out"))
+    assert "notes.png" in message and "is not a picture" in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "tif", "webp"])
+def test_truncated_picture(
+    suffix: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / f"cut.{suffix}"
+    with Image.open(picture) as whole:
+        whole.save(cut)
+    data = cut.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    message = refusal(capsys, extract(cut, tmp_path / "out"))
+    assert str(cut) in message
+    assert "cut off" in message or "is not a picture" in message
+
+
+def test_output_folder_is_a_file(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import featnet
+
+    def build(*args: object, **kwargs: object) -> None:
+        pytest.fail("the model was built before the output folder was looked at")
+
+    monkeypatch.setattr(featnet, "create_model", build)
+    for out in (picture, picture / "below"):
+        message = refusal(capsys, extract(picture, out))
+        assert f"output folder {str(out)!r} cannot be written to" in message
+
+
+def test_output_file_is_a_folder(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "features.png").mkdir()
+    message = refusal(capsys, extract(picture, tmp_path))
+    assert "features.png" in message and "is a folder" in message
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_output_folder_without_permission(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "cannot be written to" in refusal(capsys, extract(picture, locked))
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    from featnet.cli.extract import OutputError, atomic_write
+
+    path = tmp_path / "features.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match="No space left"), atomic_write(path) as file:
+        file.write(b"half of the n")
+        raise OSError(28, "No space left on device")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "expected"),
+    [
+        ((), "resnet81", "'resnet18'"),
+        (("--out-indices", "9"), "resnet18", "9"),
+        (("--output-stride", "7"), "resnet18", "7"),
+        (("--checkpoint", "no-such.pth"), "resnet18", "no-such.pth"),
+        (("--device", "toaster"), "resnet18", "'toaster'"),
+        (("--device", "meta"), "resnet18", "'meta'"),
+    ],
+)
+def test_errors_of_the_library(
+    options: tuple[str, ...],
+    model: str,
+    expected: str,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = extract(picture, tmp_path / "out", *options, model=model)
+    assert expected in refusal(capsys, code)
+
+
+@pytest.mark.parametrize("size", [("0", "32"), ("32", "-1"), ("a", "b"), ("32",)])
+def test_malformed_input_size(
+    size: tuple[str, ...], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        extract(picture, tmp_path, "--input-size", *size)
+    assert stop.value.code == 2
+    assert "--input-size" in capsys.readouterr().err
+
+
+def test_without_pillow(
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    message = refusal(capsys, extract(picture, tmp_path))
+    assert "featnet[cli]" in message
+
+
+def test_metadata_is_json(picture: Path, tmp_path: Path) -> None:
+    """Every list in the metadata reads back with the standard library alone."""
+    assert extract(picture, tmp_path, "--out-indices", "1") == 0
+    data = (tmp_path / "features.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert json.loads(header["__metadata__"]["out_indices"]) == [1]
+    assert header["layer1"]["data_offsets"][1] + 8 + int.from_bytes(data[:8], "little") == len(data)
