@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,8 @@ class Backbone(nn.Module):
         classifier: name of the linear layer on which ``num_classes`` acts.
     """
 
-    stem: ClassVar[str | tuple[str, ...]] = "stem"
-    classifier: ClassVar[str | tuple[str, ...]] = "classifier"
+    stem: str | tuple[str, ...] = "stem"
+    classifier: str | tuple[str, ...] = "classifier"
 
     num_features: int
     pretrained_cfg: Weights | None = None
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> the last, unpooled features."""
         check_input(x, self.in_chans)
-        with explain_size(self, x):
+        with explain_size(self, x.shape[-2:]):
             y: Any = x
             for y in self.stages(x):
                 pass
@@ -144,7 +144,7 @@ class Backbone(nn.Module):
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
-        with explain_size(self, torch.empty(1, self.in_chans, *size, device="meta")):
+        with explain_size(self, size):
             seen = trace.run(self, size)
         return [(shape[-2], shape[-1]) for shape in seen.levels]
 
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         last = max(wanted)
         maps: dict[int, torch.Tensor] = {}
         y: Any = x
-        with explain_size(self, x):
+        with explain_size(self, x.shape[-2:]):
             for index, y in enumerate(self.stages(x)):
                 if index in wanted:
                     value = self.as_map(self.normalize(y)) if norm else self.as_map(y)
@@ -231,8 +231,8 @@ class explain_size:
     nothing is paid when all is well.
     """
 
-    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
-        self.model, self.x = model, x
+    def __init__(self, model: nn.Module, size: Sequence[int]) -> None:
+        self.model, self.size = model, size
 
     def __enter__(self) -> None:
         return None
@@ -240,7 +240,7 @@ class explain_size:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
             return
-        height, width = self.x.shape[-2:]
+        height, width = self.size
 
         def fails(size: tuple[int, int]) -> bool:
             try:

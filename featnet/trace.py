@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import ArgumentError
+from .errors import MissingFeatureError, nearest
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
 
@@ -129,6 +129,15 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
+def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
+    """Run a network with ``stages`` until there is enough, through its head if need be."""
+    y: Any = x
+    for y in model.stages(x):
+        if enough():
+            return
+    model.forward_head(model.finish(y))
+
+
 def run(
     model: nn.Module,
     size: tuple[int, int],
@@ -169,13 +178,15 @@ def run(
     levels: list[torch.Size] = []
     with torch.no_grad(), _Used(set(names)) as used:
         try:
-            if hasattr(copied, "stages"):
+            if not hasattr(copied, "stages"):
+                copied(x)
+            elif until:
+                drive(copied, x, lambda: not waiting)
+            else:
                 for index, y in enumerate(copied.stages(x)):
                     levels.append(copied.as_map(y).shape)
                     if index == last:
                         break
-            else:
-                copied(x)
         except Stop:
             pass
     calls = tuple(
@@ -204,12 +215,12 @@ def prune(model: nn.Module, seen: Run) -> None:
         for child in list(module._modules):
             if f"{prefix}{child}" not in needed:
                 module._modules[child] = None
-        if name in called and not hasattr(module, "stages"):
-            continue  # what a called module owns is its own affair
-        for own in (module._parameters, module._buffers):
-            for key in own:
-                if f"{prefix}{key}" not in seen.used:
-                    own[key] = None
+        for key in module._parameters:
+            if f"{prefix}{key}" not in seen.used:
+                module._parameters[key] = None
+        for key in module._buffers:  # a called module may need a buffer in training only
+            if name not in called and f"{prefix}{key}" not in seen.used:
+                module._buffers[key] = None
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
@@ -227,8 +238,6 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     Raises:
         MissingFeatureError: no such module.
     """
-    from .errors import MissingFeatureError, nearest
-
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -237,5 +246,3 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
             f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
         ) from None
 
-
-__all__ = ["ArgumentError", "Call", "Run", "Stop", "clone", "meta_clone", "prune", "run"]

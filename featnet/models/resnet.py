@@ -419,13 +419,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ecaresnet26t": dict(block=Bottleneck, depths=(2, 2, 2, 2), attn_layer="eca", **T),
     "ecaresnet50d": dict(block=Bottleneck, depths=(3, 4, 6, 3), attn_layer="eca", **D),
     "ecaresnet50d_pruned": dict(
-        block=Bottleneck, depths=(3, 4, 6, 3), attn_layer="eca", pruned=True, widths="ecaresnet50d_pruned", **D
+        block=Bottleneck, depths=(3, 4, 6, 3), attn_layer="eca", widths="ecaresnet50d_pruned", **D
     ),
     "ecaresnet50t": dict(block=Bottleneck, depths=(3, 4, 6, 3), attn_layer="eca", **T),
     "ecaresnetlight": dict(block=Bottleneck, depths=(1, 1, 11, 3), avg_down=True, attn_layer="eca"),
     "ecaresnet101d": dict(block=Bottleneck, depths=(3, 4, 23, 3), attn_layer="eca", **D),
     "ecaresnet101d_pruned": dict(
-        block=Bottleneck, depths=(3, 4, 23, 3), attn_layer="eca", pruned=True, widths="ecaresnet101d_pruned", **D
+        block=Bottleneck, depths=(3, 4, 23, 3), attn_layer="eca", widths="ecaresnet101d_pruned", **D
     ),
     "ecaresnet200d": dict(block=Bottleneck, depths=(3, 24, 36, 3), attn_layer="eca", **D),
     "ecaresnet269d": dict(block=Bottleneck, depths=(3, 30, 48, 8), attn_layer="eca", **D),

@@ -1,0 +1,75 @@
+"""featnet: image backbones as multi-scale feature extractors.
+
+The names below are the public ones. They are imported when first used, so that
+``import featnet`` is instant and names of models and checkpoints can be read without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbone import Backbone as Backbone
+    from .checkpoint import LoadReport as LoadReport
+    from .extractors import FeatureDictNet as FeatureDictNet
+    from .extractors import FeatureHookNet as FeatureHookNet
+    from .extractors import FeatureListNet as FeatureListNet
+    from .factory import build_model_with_cfg as build_model_with_cfg
+    from .factory import create_model as create_model
+    from .factory import feature_info as feature_info
+    from .factory import model_entrypoint as model_entrypoint
+    from .features import Feature as Feature
+    from .features import FeatureInfo as FeatureInfo
+    from .hooks import FeatureHooks as FeatureHooks
+    from .hooks import Tap as Tap
+    from .registry import Family as Family
+    from .registry import get_weights as get_weights
+    from .registry import is_model as is_model
+    from .registry import list_models as list_models
+    from .registry import list_modules as list_modules
+    from .registry import list_pretrained as list_pretrained
+    from .registry import register as register
+    from .registry import register_model as register_model
+    from .weights import Weights as Weights
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Backbone": "backbone",
+    "Family": "registry",
+    "Feature": "features",
+    "FeatureDictNet": "extractors",
+    "FeatureHookNet": "extractors",
+    "FeatureHooks": "hooks",
+    "FeatureInfo": "features",
+    "FeatureListNet": "extractors",
+    "LoadReport": "checkpoint",
+    "Tap": "hooks",
+    "Weights": "weights",
+    "build_model_with_cfg": "factory",
+    "create_model": "factory",
+    "feature_info": "factory",
+    "get_weights": "registry",
+    "is_model": "registry",
+    "list_models": "registry",
+    "list_modules": "registry",
+    "list_pretrained": "registry",
+    "model_entrypoint": "factory",
+    "register": "registry",
+    "register_model": "registry",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'featnet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

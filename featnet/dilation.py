@@ -1,0 +1,256 @@
+"""``output_stride``: one rule for every network made of convolutions and pools.
+
+Let an operation of the original network read a map at reduction r_in and write one at r_out. For
+output stride s it gets stride ``min(r_out, s) / min(r_in, s)`` and samples ``r_in / min(r_in, s)``
+times further apart. Then the new network's map at every (32/s)-th position equals the original
+network's map: the à trous algorithm (https://arxiv.org/abs/1412.7062).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fractions import Fraction
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import trace
+from .errors import OutputStrideError
+from .features import Feature
+
+Pair = tuple[int, int]
+
+
+class Window(Protocol):
+    """A module that slides a window: a convolution, a pool, or one with their attributes."""
+
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+
+
+def _pair(value: int | tuple[int, ...]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _is_window(module: nn.Module) -> bool:
+    if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
+        return False
+    if isinstance(module, nn.AvgPool2d):
+        return True
+    return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
+
+
+class PadEnd(nn.Module):
+    """Pads below and to the right before a module that cannot pad on one side itself."""
+
+
+class PadEndConv2d(nn.Conv2d):
+    """A convolution that also pads ``pad_end`` (rows, columns) after the map."""
+
+    pad_end: Pair = (0, 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, (0, self.pad_end[1], 0, self.pad_end[0])))
+
+
+class PadEndMaxPool2d(nn.MaxPool2d):
+    """Max pooling that also pads ``pad_end`` (rows, columns) after the map."""
+
+    pad_end: Pair = (0, 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (0, self.pad_end[1], 0, self.pad_end[0]), value=-math.inf)
+        return super().forward(x)
+
+
+class DilatedAvgPool2d(nn.Module):
+    """Average pooling whose window is dilated, which torch's cannot be.
+
+    Counts the padding, or the positions within the map only, as the pool that it replaces does.
+    """
+
+    def __init__(
+        self, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, *,
+        pad_end: Pair, count_include_pad: bool, divisor: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.padding, self.pad_end = padding, pad_end
+        self.count_include_pad, self.divisor_override = count_include_pad, divisor
+
+    def _sum(self, x: torch.Tensor) -> torch.Tensor:
+        (top, left), (bottom, right) = self.padding, self.pad_end
+        x = F.pad(x, (left, left + right, top, top + bottom))
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        height, width = x.shape[-2] - reach[0], x.shape[-1] - reach[1]
+        taps = [
+            x[..., i : i + height : self.stride[0], j : j + width : self.stride[1]]
+            for i in range(0, reach[0] + 1, self.dilation[0])
+            for j in range(0, reach[1] + 1, self.dilation[1])
+        ]
+        total = taps[0]
+        for tap in taps[1:]:
+            total = total + tap
+        return total
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.divisor_override:
+            return self._sum(x) / self.divisor_override
+        if self.count_include_pad and not any(self.pad_end):
+            return self._sum(x) / (self.kernel_size[0] * self.kernel_size[1])
+        ones = torch.ones_like(x[:1, :1])
+        if self.count_include_pad:  # the original's own padding counts, what was added does not
+            (top, left), (bottom, right) = self.padding, self.pad_end
+            ones = F.pad(ones, (left, left, top, top), value=1.0)
+            count = DilatedAvgPool2d(
+                self.kernel_size, self.stride, (0, 0), self.dilation,
+                pad_end=self.pad_end, count_include_pad=False, divisor=1,
+            )._sum(ones)  # fmt: skip
+            return self._sum(x) / count
+        return self._sum(x) / self._sum(ones)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """How far a window's input and output, and so its step and its reach, change."""
+
+    grow: int  # r_in / min(r_in, s): how much denser the input is now
+    stride: Pair
+
+
+def _plan(model: nn.Module, output_stride: int, size: Pair) -> dict[str, _Step]:
+    """Every window and upsampling that changes, from a run of the original network."""
+    seen = trace.run(model, size)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known: set[Fraction] = {Fraction(1)}
+    steps: dict[str, _Step] = {}
+
+    def reduction(shape: torch.Size) -> Fraction:
+        # Unpadded kernels make maps a little smaller than their nominal size
+        ratio = size[0] / shape[-2]
+        return min(known, key=lambda r: abs(math.log(ratio / float(r))))
+
+    for call in seen.calls:
+        module = modules[call.name]
+        is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
+        if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
+            continue
+        if call.inputs[0][-2:] == (1, 1):
+            continue  # behind a global pool: there are no positions left to be apart
+        r_in = reduction(call.inputs[0])
+        if is_up:
+            known.add(r_in / Fraction(_scale(module)).limit_denominator(64))
+            stride = (1, 1)
+        else:
+            stride = _pair(module.stride or module.kernel_size)
+            known.add(r_in * stride[0])
+        dense = min(r_in, Fraction(output_stride))
+        r_out = r_in * stride[0]
+        new = min(r_out, Fraction(output_stride)) / dense
+        grow = r_in / dense
+        if new.denominator != 1 or grow.denominator != 1 or stride[0] != stride[1]:
+            raise OutputStrideError(
+                f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
+                f"reduction {r_in} and writes at {r_out}, which has no whole stride there."
+            )
+        step = _Step(int(grow), (int(new), int(new)))
+        if steps.setdefault(call.name, step) != step:
+            raise OutputStrideError(
+                f"output_stride={output_stride}: {call.name} runs at two resolutions, which need "
+                "different strides."
+            )
+    return steps
+
+
+def _scale(module: nn.Upsample) -> float:
+    factor = module.scale_factor
+    return float(factor[0] if isinstance(factor, tuple) else factor)
+
+
+def _widen(module: nn.Module, step: _Step) -> nn.Module:
+    """The module with another stride and reach; a new one that shares its tensors if need be."""
+    window: Any = module
+    kernel, stride = _pair(window.kernel_size), _pair(window.stride or window.kernel_size)
+    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
+    lost = step.stride != stride
+    if not lost and (step.grow == 1 or kernel == (1, 1)):
+        return module
+    grow = step.grow
+    padding = (before[0] * grow, before[1] * grow)
+    dilated = (dilation[0] * grow, dilation[1] * grow)
+    end = (0, 0)
+    if lost or getattr(module, "ceil_mode", False):  # keep the size: what is missing goes after
+        reach = [d * (k - 1) + 1 - s for d, k, s in zip(dilated, kernel, step.stride, strict=True)]
+        end = (max(0, reach[0] - 2 * padding[0]), max(0, reach[1] - 2 * padding[1]))
+    if isinstance(module, nn.AvgPool2d):
+        return DilatedAvgPool2d(
+            kernel, step.stride, padding, dilated, pad_end=end,
+            count_include_pad=module.count_include_pad, divisor=module.divisor_override,
+        ).train(module.training)  # fmt: skip
+    if end != (0, 0):
+        kinds = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
+        if type(module) not in kinds:
+            raise OutputStrideError(
+                f"{type(module).__name__} with kernel {kernel} cannot pad on one side, which "
+                "losing its stride needs."
+            )
+        widened: Any = kinds[type(module)].__new__(kinds[type(module)])
+        widened.__dict__.update(module.__dict__)
+        widened.pad_end, window = end, widened
+    window.stride, window.padding, window.dilation = step.stride, padding, dilated
+    return window
+
+
+def set_output_stride(model: Any, output_stride: int) -> None:
+    """Give a Backbone an output stride, in place; parameters and their names stay.
+
+    Raises:
+        OutputStrideError: not one of the reductions of the network's levels, or one that an
+            operation outside of its modules does not let it hold.
+    """
+    levels: list[Feature] = model._levels
+    allowed = sorted({level.reduction for level in levels})
+    if isinstance(output_stride, bool) or not isinstance(output_stride, int):
+        raise OutputStrideError(
+            f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "
+            f"{type(model).__name__} can have the ints {allowed}."
+        )
+    if output_stride not in allowed:
+        near = min(allowed, key=lambda stride: abs(stride - output_stride))
+        raise OutputStrideError(
+            f"output_stride={output_stride}: {type(model).__name__} can have {allowed}; the "
+            f"nearest is {near}."
+        )
+    if output_stride >= allowed[-1]:
+        return
+    size = trace.probe_size(model)
+    nominal = trace.run(model, size).levels
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, step in _plan(model, output_stride, size).items():
+        widened = modules[name]
+        if isinstance(widened, nn.Upsample):
+            continue
+        widened = _widen(modules[name], step)
+        if widened is not modules[name]:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, widened)
+    held = trace.run(model, size).levels
+    for index, (level, old, new) in enumerate(zip(levels, nominal, held, strict=True)):
+        reduction = min(level.reduction, output_stride)
+        wanted = old[-2] * level.reduction / reduction
+        # Unpadded kernels lose a few positions at the border, now as many times more of them
+        if abs(new[-2] - wanted) > level.reduction / reduction * 2:
+            raise OutputStrideError(
+                f"output_stride={output_stride} does not hold at {level.module}: its map is "
+                f"{new[-2]} high for an input of {size[0]}, {wanted:g} were expected. Something "
+                "in its forward strides without a module."
+            )
+        levels[index] = dataclasses.replace(level, reduction=reduction)

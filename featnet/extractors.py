@@ -1,0 +1,321 @@
+"""The extractors: a network seen from another forward, which returns its levels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import trace
+from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .errors import ArgumentError, MissingFeatureError, nearest
+from .features import Feature, FeatureInfo, resolve, resolve_strides
+from .hooks import FeatureHooks, Taps
+
+REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+# What an extractor answers with its network's words
+SHARED = frozenset({
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
+})  # fmt: skip
+
+
+class FeatureNet(nn.Module):
+    """What the extractors have in common; use one of its subclasses.
+
+    An extractor shares the registries of the network it was built from, so that modules and
+    state-dict keys keep their names. What the levels do not need is pruned. A network that the
+    caller keeps is left as it was: the extractor has a structure of its own over the same tensors.
+
+    Args:
+        model: a Backbone, or any module with a ``feature_info`` (a list of dicts in timm's or
+            MindCV's vocabulary) whose modules of those names put out the levels.
+        out_indices: which levels, in which order (see :func:`featnet.features.resolve`).
+        out_strides: which levels, by their reductions.
+        out_map: names of the levels that come out, in their order, for dicts.
+        output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        prune: remove what no level needs.
+        copy: leave the caller's model alone. False takes it over.
+
+    Raises:
+        ArgumentError, OutIndexError, MissingFeatureError: see there.
+    """
+
+    body: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        out_strides: Sequence[int] | None = None,
+        out_map: Sequence[str] | Mapping[str, str] | None = None,
+        output_fmt: str = "NCHW",
+        prune: bool = True,
+        copy: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+        if isinstance(model, FeatureNet):
+            model = model.body
+        levels = self._declared(model)
+        if out_strides is not None:
+            if out_indices is not None:
+                raise ArgumentError("Give out_indices or out_strides, not both.")
+            out_indices = resolve_strides(out_strides, levels)
+        self.output_fmt = check_format(output_fmt)
+        self._adopt(trace.clone(model) if copy else model)
+        self._levels = levels
+        self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
+        self._indices: tuple[int, ...] = resolve(out_indices, levels)
+        self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._hooks: FeatureHooks | None = None
+        self._raw = False  # what taps find is given as it is
+        self._setup(prune)
+
+    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
+        return FeatureInfo.of(model).info
+
+    def _adopt(self, body: nn.Module) -> None:
+        for name in REGISTRIES:
+            self.__dict__[name] = body.__dict__[name]
+        self.__dict__["body"] = body  # not a child: same tensors, same names
+        self.training = body.training
+
+    def _setup(self, prune: bool) -> None:
+        """Find out what the levels need, on the meta device."""
+        size = trace.probe_size(self.body)
+        if isinstance(self.body, Backbone):
+            seen = trace.run(self.body, size, last=max(self._indices))
+        else:
+            seen = self._tap([self._levels[i].module for i in self._indices], size)
+        if prune:
+            trace.prune(self.body, seen)
+
+    def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
+        """Hook modules; find what must run, and what is overwritten afterwards."""
+        self._hooks = FeatureHooks(self.body, taps)
+        seen = trace.run(self.body, size, until=self._hooks.modules)
+        fired = [call.name for call in seen.calls]
+        for tap in self._hooks.taps:
+            count = fired.count(tap.module)
+            if count == 0 or (count > 1 and tap.which is None):
+                raise MissingFeatureError(
+                    f"{tap.module!r} runs {count} times in one forward"
+                    + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
+                )
+        self._hooks.protect(call.name for call in seen.calls if call.rewritten)
+        return seen
+
+    # The forward --------------------------------------------------------------------------
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The levels asked for, in the order asked."""
+        body: Any = self.body
+        if self._hooks is not None:
+            found = self._collect(x).values()
+            if self._raw:
+                return list(found)
+            as_map = getattr(body, "as_map", lambda y: y)
+            return [to_format(as_map(y), self.output_fmt) for y in found]
+        check_input(x, body.in_chans)
+        maps: dict[int, torch.Tensor] = {}
+        last = max(self._indices)
+        with explain_size(body, x.shape[-2:]):
+            for index, y in enumerate(body.stages(x)):
+                if index in self._indices:
+                    maps[index] = to_format(body.as_map(y), self.output_fmt)
+                if index == last:
+                    break
+        return [maps[index] for index in self._indices]
+
+    def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
+        """What the hooks find; the forward ends with the last of them."""
+        hooks, body = self._hooks, self.body
+        assert hooks is not None
+        found: dict[Any, Any] = {}
+        # A compiler drops by itself what nobody uses
+        hooks.begin(found, stop=not torch.compiler.is_compiling())
+        try:
+            if isinstance(body, Backbone):
+                check_input(x, body.in_chans)
+                with explain_size(body, x.shape[-2:]):
+                    trace.drive(body, x, lambda: len(found) == len(hooks.taps))
+            else:
+                body(x)
+        except trace.Stop:
+            pass
+        finally:
+            hooks.end()
+        return hooks.ordered(found)
+
+    # A module like another ----------------------------------------------------------------
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What comes out, item by item."""
+        return FeatureInfo(self._levels, self._asked, measure=self._measure)
+
+    def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
+        body, hooks = self.body, self._hooks
+        with explain_size(body, size):
+            if hooks is None:
+                seen = trace.run(body, size, last=max(self._indices))
+                found = dict(enumerate(seen.levels))
+            else:
+                seen = trace.run(body, size, until=hooks.modules)
+                shapes = {call.name: call.outputs[0] for call in seen.calls if call.outputs}
+                found = {i: shapes[f.module] for i, f in enumerate(self._levels) if f.module in shapes}
+        return [tuple(found[i][-2:]) if i in found else (0, 0) for i in range(len(self._levels))]
+
+    @property
+    def return_layers(self) -> dict[str, str]:
+        """Module names to output keys. Setting it selects other levels, as far as they are kept."""
+        return {
+            self._levels[i].module: key for i, key in zip(self._indices, self._keys, strict=True)
+        }
+
+    @return_layers.setter
+    def return_layers(self, layers: Mapping[str, str]) -> None:
+        if self._hooks is not None:
+            raise ArgumentError("return_layers cannot be changed where hooks collect.")
+        index = {level.module: level.index for level in self._levels}
+        for name in layers:
+            if name not in index:
+                raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
+        kept = [name for name in layers if self.body.get_submodule(name) is not None]
+        self._asked = self._indices = tuple(index[name] for name in kept)
+        self._keys = tuple(str(layers[name]) for name in kept)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.body.train(mode)  # its own flag, and what its class does beyond that
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SHARED and "body" in self.__dict__:
+            return getattr(self.__dict__["body"], name)
+        return super().__getattr__(name)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        body = self.body._replicate_for_data_parallel()
+        for name in REGISTRIES:
+            body.__dict__[name] = replica.__dict__[name]
+        replica.__dict__["body"] = body
+        return replica
+
+
+def _output_keys(
+    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
+) -> tuple[str, ...]:
+    if out_map is None:
+        return tuple(modules)
+    if isinstance(out_map, Mapping):
+        keys = tuple(out_map.get(name, name) for name in modules)
+    else:
+        keys = tuple(out_map)
+    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
+        raise ArgumentError(
+            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
+        )
+    return keys
+
+
+class FeatureListNet(FeatureNet):
+    """(N, C, H, W) -> a list of maps, in the order of ``feature_info``."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self._maps(x)
+
+
+class FeatureDictNet(FeatureNet):
+    """(N, C, H, W) -> an OrderedDict of maps, in the order of ``feature_info``.
+
+    Its keys are the levels' module names, or ``out_map``'s.
+    """
+
+    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        return OrderedDict(zip(self._keys, self._maps(x), strict=True))
+
+
+class FeatureHookNet(FeatureNet):
+    """Levels, or what any modules put out, read by forward hooks.
+
+    Args:
+        model: as for the other extractors; with ``taps`` any module whatever.
+        out_indices: which levels.
+        taps: instead of levels: names of modules, patterns and :class:`featnet.Tap` s, or a dict of
+            them to keys.
+        return_dict: an OrderedDict instead of a list; by default where ``taps`` or ``out_map`` name
+            what comes out.
+
+    The other arguments are every extractor's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: int | Sequence[int] | None = None,
+        *,
+        taps: Taps | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self.__dict__["_taps"] = taps
+        if taps is not None:
+            given = {"out_indices": out_indices, **options}
+            clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
+            if clash:
+                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+        super().__init__(model, out_indices, **options)
+        named = taps is not None or options.get("out_map") is not None
+        self.return_dict = named if return_dict is None else return_dict
+
+    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
+        return () if self.__dict__["_taps"] is not None else super()._declared(model)
+
+    def _setup(self, prune: bool) -> None:
+        size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
+        names = [self._levels[i].module for i in self._indices]
+        seen = self._tap(names if taps is None else taps, size)
+        if taps is not None:
+            self._raw = True
+            self._describe(seen, size)
+        if prune:
+            trace.prune(self.body, seen)
+
+    def _describe(self, seen: trace.Run, size: tuple[int, int]) -> None:
+        """Levels of what is tapped, where it is a map."""
+        assert self._hooks is not None
+        shapes = {
+            (call.name, kind): shapes[0]
+            for call in seen.calls
+            for kind, shapes in (("forward", call.outputs), ("forward_pre", call.inputs))
+            if shapes and len(shapes[0]) == 4
+        }
+        rows = []
+        for tap in self._hooks.taps:
+            if (tap.module, tap.kind) in shapes:
+                _, channels, height, _ = shapes[tap.module, tap.kind]
+                rows.append(Feature(channels, max(1, round(size[0] / height)), tap.module, len(rows)))
+        self._levels = tuple(rows)
+        self._asked = self._indices = tuple(range(len(rows)))
+        self._keys = tuple(tap.key for tap in self._hooks.taps)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.return_dict:
+            return OrderedDict(zip(self._keys, self._maps(x), strict=True))
+        return self._maps(x)

@@ -1,0 +1,295 @@
+"""create_model: a name and what is wanted of it, to a module."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from . import checkpoint, hub, registry
+from .backbone import Backbone
+from .dilation import set_output_stride
+from .errors import ArgumentError, CheckpointError, UnknownModelError, nearest
+from .extractors import FeatureDictNet, FeatureHookNet, FeatureListNet, FeatureNet
+from .features import FeatureInfo
+from .weights import Weights
+
+EXTRACTORS: Mapping[str, type[FeatureNet]] = {
+    "list": FeatureListNet,
+    "dict": FeatureDictNet,
+    "hook": FeatureHookNet,
+}
+
+# Arguments that only mean something with features_only
+FEATURE_ARGUMENTS = (
+    "out_indices", "out_strides", "feature_cls", "out_map", "output_fmt", "taps",
+    "return_dict", "prune",
+)  # fmt: skip
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leave parameters as they were allocated: a checkpoint will fill them.
+
+    Every in-place operation on a parameter is skipped; buffers are computed as always.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        inplace = name.endswith("_") and not name.startswith("__") and name != "requires_grad_"
+        if inplace and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    output_stride: int | None = None,
+    feature_cls: str | type[FeatureNet] | Callable[..., nn.Module] | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    global_pool: str | None = None,
+    checkpoint_path: str | Path | None = None,
+    pretrained_cfg: str | Mapping[str, Any] | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    scriptable: bool | None = None,
+    exportable: bool | None = None,
+    no_jit: bool | None = None,
+    **overrides: Any,
+) -> Any:
+    """Build a model, load its weights, and wrap it as an extractor if features are wanted.
+
+    An argument that is None is one that was not given.
+
+    Args:
+        model_name: ``"resnet50"``, or with the tag of a checkpoint ``"resnet50.a1_in1k"``.
+        pretrained: load the checkpoint of the tag, by default the model's first.
+        features_only: return an extractor: (N, C, H, W) -> the maps of ``out_indices``.
+        out_indices: which levels, in which order; an int for the last n, None for all.
+        output_stride: the coarsest reduction; what would be coarser is dilated instead.
+        feature_cls: ``"list"``, ``"dict"``, ``"hook"``, or a class or function that is called with
+            the model and ``out_indices``.
+        in_chans: input channels, 3 by default; a checkpoint's stem is adapted.
+        num_classes: classes of the head, those of the checkpoint by default; 0 for none.
+        global_pool: pooling before the classifier.
+        checkpoint_path: a local ``.safetensors``, ``.pth`` or index of shards to load.
+        pretrained_cfg: a tag, or the fields of a checkpoint of one's own.
+        pretrained_cfg_overlay: fields of the checkpoint to change, ``dict(file=...)`` for instance;
+            with a source among them it is loaded, whatever ``pretrained`` says.
+        cache_dir: in place of the hub's cache.
+        scriptable: True is refused: there is no torch.jit.script; use torch.export or
+            torch.jit.trace.
+        exportable, no_jit: every model is exportable and none uses jit; accepted from callers of
+            timm.
+        **overrides: arguments of the model's constructor, and with ``features_only`` of the
+            extractor (``out_strides``, ``out_map``, ``output_fmt``, ``taps``, ...).
+
+    Raises:
+        UnknownModelError: no such name or tag.
+        ArgumentError: an argument that nothing takes, or that contradicts another.
+        OutIndexError, OutputStrideError: what the network cannot give.
+        CheckpointError: weights that cannot be had or do not fit.
+    """
+    if scriptable:
+        raise ArgumentError(
+            "scriptable=True: torch.jit.script is not supported; every model goes through "
+            "torch.export, torch.jit.trace and torch.compile."
+        )
+    del exportable, no_jit  # nothing to do
+    features_only = _flag("features_only", features_only)
+    given = {"out_indices": out_indices, "feature_cls": feature_cls, **overrides}
+    wrap = {k: given[k] for k in FEATURE_ARGUMENTS if given.get(k) is not None}
+    if wrap and not features_only:
+        raise ArgumentError(f"{', '.join(wrap)} need features_only=True: {model_name!r}.")
+    row = {k: v for k, v in overrides.items() if v is not None and k not in FEATURE_ARGUMENTS}
+    common = {"in_chans": in_chans, "num_classes": num_classes, "global_pool": global_pool}
+    row |= {k: v for k, v in common.items() if v is not None}
+
+    tag = pretrained_cfg if isinstance(pretrained_cfg, str) else None
+    entry = registry.find(model_name, tag=tag)
+    cfg = _weights(entry, pretrained_cfg, pretrained_cfg_overlay)
+    source = _source(cfg, pretrained, checkpoint_path, pretrained_cfg_overlay, cache_dir)
+    if entry.is_function:
+        model = _call_function(entry, row)
+    else:
+        if cfg is not None:
+            row.setdefault("num_classes", cfg.num_classes)
+        registry.check_arguments(entry.build, row, what=f"create_model({model_name!r})")
+        with _SkipInit() if source else contextlib.nullcontext():
+            model = entry.build(**{**entry.row, **row})
+    return finish(
+        model, cfg=cfg, source=source, output_stride=output_stride,
+        features_only=features_only, wrap=wrap,
+    )  # fmt: skip
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool) and value is not None:
+        raise ArgumentError(f"{name}={value!r}: True or False is expected.")
+    return bool(value)
+
+
+def _weights(
+    entry: registry.Entry, given: str | Mapping[str, Any] | None, overlay: Mapping[str, Any] | None
+) -> Weights | None:
+    cfg = entry.weights
+    if isinstance(given, Weights):
+        cfg = given
+    elif isinstance(given, Mapping):
+        cfg = Weights(architecture=entry.name).replace(**given)
+    if overlay:
+        cfg = (cfg or Weights(architecture=entry.name)).replace(**overlay)
+    return cfg
+
+
+def _source(
+    cfg: Weights | None,
+    pretrained: bool,
+    checkpoint_path: str | Path | None,
+    overlay: Mapping[str, Any] | None,
+    cache_dir: str | Path | None,
+) -> Path | None:
+    """The file to load, if any."""
+    if checkpoint_path:
+        return Path(checkpoint_path)
+    asked = {"file", "url", "hf_hub_id"} & set(overlay or ())
+    if not pretrained and not asked:
+        return None
+    if cfg is None:
+        raise CheckpointError("pretrained=True: this model has no checkpoints.")
+    return hub.locate(cfg, cache_dir=cache_dir)
+
+
+def _call_function(entry: registry.Entry, row: Mapping[str, Any]) -> nn.Module:
+    registry.check_arguments(entry.build, row, what=f"create_model({entry.name!r})")
+    model = entry.build(pretrained=False, **row)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"{entry.name!r} returned a {type(model).__name__}, not a module.")
+    return model
+
+
+def finish(
+    model: Any,
+    *,
+    cfg: Weights | None,
+    source: Path | None,
+    output_stride: int | None,
+    features_only: bool,
+    wrap: Mapping[str, Any],
+) -> Any:
+    """Weights, output stride and extractor, for a model that was built for this."""
+    if isinstance(model, Backbone):
+        if cfg is not None:
+            pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
+            model.pretrained_cfg = cfg.replace(
+                first_conv=model.stem, classifier=model.classifier, pool_size=cfg.pool_size or pool
+            )
+        if output_stride is not None:
+            set_output_stride(model, output_stride)
+    elif output_stride is not None and output_stride != 32:
+        raise ArgumentError(
+            f"output_stride={output_stride}: {type(model).__name__} is no featnet.Backbone."
+        )
+    if source is not None:
+        model.load_report = checkpoint.load(
+            model, checkpoint.read(source), source=str(source), cfg=cfg
+        )
+    if not features_only:
+        return model
+    options = dict(wrap)
+    kind = options.pop("feature_cls", FeatureListNet)
+    if isinstance(kind, str):
+        if kind not in EXTRACTORS:
+            raise ArgumentError(
+                f"feature_cls={kind!r}: one of {', '.join(EXTRACTORS)}, or a class, is expected."
+                + nearest(kind, EXTRACTORS)
+            )
+        kind = EXTRACTORS[kind]
+    if isinstance(kind, type) and issubclass(kind, FeatureNet):
+        options["copy"] = False
+    return kind(model, **options)
+
+
+def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """Build a model inside a function that ``@register_model`` adds, timm's and MindCV's way.
+
+    ``build_model_with_cfg(Cls, "name", pretrained, **kwargs)`` and
+    ``build_model_with_cfg(Cls, pretrained, **kwargs)`` (``default_cfg`` third or by name) both do.
+    Arguments of ``create_model`` act on the result; the others are the class's.
+
+    Raises:
+        ArgumentError, CheckpointError: as ``create_model``.
+    """
+    variant, pretrained, cfg = "", kwargs.pop("pretrained", False), kwargs.pop("default_cfg", None)
+    for value in args:
+        if isinstance(value, str):
+            variant = value
+        elif isinstance(value, Mapping):
+            cfg = value
+        else:
+            pretrained = bool(value)
+    cfg = kwargs.pop("pretrained_cfg", None) or cfg
+    overlay = kwargs.pop("pretrained_cfg_overlay", None)
+    if cfg is not None and not isinstance(cfg, Weights):
+        known = Weights.__dataclass_fields__
+        cfg = Weights(**{k: v for k, v in cfg.items() if k in known})
+    if overlay:
+        cfg = (cfg or Weights()).replace(**overlay)
+    features_only = kwargs.pop("features_only", False)
+    stride = kwargs.pop("output_stride", None)
+    wrap = {k: kwargs.pop(k) for k in FEATURE_ARGUMENTS if k in kwargs}
+    wrap = {k: v for k, v in wrap.items() if v is not None}
+    if wrap and not features_only:
+        raise ArgumentError(f"{', '.join(wrap)} need features_only=True.")
+    source = _source(cfg, pretrained, None, overlay, None)
+    kwargs = {k: v for k, v in kwargs.items() if v is not None}
+    registry.check_arguments(model_cls, kwargs, what=variant or "build_model_with_cfg")
+    model = model_cls(**kwargs)
+    if cfg is not None and not isinstance(model, Backbone):
+        model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+    return finish(
+        model, cfg=cfg, source=source, output_stride=stride, features_only=features_only, wrap=wrap
+    )
+
+
+def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
+    """What ``create_model(model_name, features_only=True, **arguments)`` will give.
+
+    Nothing is allocated or computed: the network is built on the meta device.
+
+    Raises:
+        As :func:`create_model`.
+    """
+    arguments = {"features_only": True, **arguments}
+    for name in ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg_overlay"):
+        arguments.pop(name, None)
+    with torch.device("meta"):
+        info: FeatureInfo = create_model(model_name, **arguments).feature_info
+    return info
+
+
+def model_entrypoint(model_name: str) -> Callable[..., Any]:
+    """A function ``f(pretrained=False, **kwargs)`` that builds a model.
+
+    Raises:
+        UnknownModelError: no such name.
+    """
+    entry = registry.find(model_name)
+    if entry.is_function:
+        return entry.build
+    return functools.partial(create_model, model_name)
+
+
+__all__ = ["UnknownModelError", "build_model_with_cfg", "create_model", "feature_info"]
