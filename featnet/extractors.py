@@ -140,7 +140,7 @@ class FeatureNet(nn.Module):
         assert hooks is not None
         found: dict[Any, Any] = {}
         # A compiler drops by itself what nobody uses
-        hooks.begin(found, stop=not torch.compiler.is_compiling())
+        outer = hooks.begin(found, stop=not torch.compiler.is_compiling())
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -151,7 +151,7 @@ class FeatureNet(nn.Module):
         except trace.Stop:
             pass
         finally:
-            hooks.end()
+            hooks.end(outer)
         return hooks.ordered(found)
 
     # A module like another ----------------------------------------------------------------

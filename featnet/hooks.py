@@ -46,11 +46,13 @@ class Tap:
 Taps = Mapping[str, Any] | Iterable[str | Tap]
 
 
-class _Local(threading.local):
-    """Each thread's collections that are under way, innermost last. A copy starts empty."""
+Under = tuple[dict[Any, Any], int]  # a collection, and the count at which it is complete
 
-    def __init__(self) -> None:
-        self.stack: list[tuple[dict[Any, Any], int]] = []
+
+class _Local(threading.local):
+    """Each thread's innermost collection that is under way. A copy starts with none."""
+
+    current: Under | None = None
 
     def __reduce__(self) -> Any:
         return _Local, ()
@@ -63,9 +65,9 @@ class _Recorder:
         self.tap, self.local, self.clone = tap, local, False
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        if not self.local.stack:
+        if self.local.current is None:
             return  # nobody collects: a plain forward, or a recomputation in the backward pass
-        found, enough = self.local.stack[-1]
+        found, enough = self.local.current
         value = args if self.tap.kind == "forward_pre" else output
         if self.tap.kind == "forward_pre" and len(args) == 1:
             value = args[0]
@@ -103,11 +105,11 @@ class Collection:
         self._found: dict[Any, Any] = {}
 
     def __enter__(self) -> dict[Any, Any]:
-        self._hooks.begin(self._found)
+        self._outer = self._hooks.begin(self._found)
         return self._found
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        self._hooks.end()
+        self._hooks.end(self._outer)
         if kind is not None:
             self._found.clear()
             return
@@ -188,8 +190,8 @@ class FeatureHooks:
         """Names of the tapped modules."""
         return frozenset(tap.module for tap in self.taps)
 
-    def begin(self, found: dict[Any, Any], *, stop: bool = False) -> None:
-        """Collect into a dict from now on, on this thread.
+    def begin(self, found: dict[Any, Any], *, stop: bool = False) -> Under | None:
+        """Collect into a dict from now on, on this thread; returns what :meth:`end` wants.
 
         With ``stop``, :class:`featnet.trace.Stop` ends the forward as soon as nothing is missing,
         unless a tap waits for the last call of its module.
@@ -200,11 +202,13 @@ class FeatureHooks:
         ):
             self.bind()
         stop = stop and all(tap.which in (None, "first") for tap in self.taps)
-        self._local.stack.append((found, len(self.taps) if stop else -1))
+        outer = self._local.current
+        self._local.current = (found, len(self.taps) if stop else -1)
+        return outer
 
-    def end(self) -> None:
-        """Stop the innermost collection of this thread."""
-        self._local.stack.pop()
+    def end(self, outer: Under | None) -> None:
+        """Stop collecting on this thread, and go on with the collection around, if any."""
+        self._local.current = outer
 
     def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
         """What was found in the order of the taps.
