@@ -62,6 +62,10 @@ class Backbone(nn.Module):
             raise ArgumentError(f"drop_rate={drop_rate!r}: expected from 0 to below 1.")
         self.num_features = num_features
         self.drop_rate = drop_rate
+        assert isinstance(self.classifier, str)
+        parent = self.classifier.rpartition(".")[0]
+        if parent and parent not in dict(self.named_modules()):
+            self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
 
     def stages(self, x: torch.Tensor) -> Iterator[Any]:

@@ -25,7 +25,11 @@ Pair = tuple[int, int]
 
 
 class Window(Protocol):
-    """A module that slides a window: a convolution, a pool, or one with their attributes."""
+    """A module that slides a window: a convolution, a pool, or one with their attributes.
+
+    One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
+    input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
+    """
 
     kernel_size: Any
     stride: Any
@@ -43,10 +47,6 @@ def _is_window(module: nn.Module) -> bool:
     if isinstance(module, nn.AvgPool2d):
         return True
     return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
-
-
-class PadEnd(nn.Module):
-    """Pads below and to the right before a module that cannot pad on one side itself."""
 
 
 class PadEndConv2d(nn.Conv2d):
@@ -184,6 +184,10 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
     if not lost and (step.grow == 1 or kernel == (1, 1)):
         return module
     grow = step.grow
+    if hasattr(window, "widen"):  # it knows better: its padding depends on the map, for instance
+        widened = window.widen(grow, step.stride)
+        assert isinstance(widened, nn.Module)
+        return widened
     padding = (before[0] * grow, before[1] * grow)
     dilated = (dilation[0] * grow, dilation[1] * grow)
     end = (0, 0)
@@ -202,9 +206,9 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
                 f"{type(module).__name__} with kernel {kernel} cannot pad on one side, which "
                 "losing its stride needs."
             )
-        widened: Any = kinds[type(module)].__new__(kinds[type(module)])
-        widened.__dict__.update(module.__dict__)
-        widened.pad_end, window = end, widened
+        padded: Any = kinds[type(module)].__new__(kinds[type(module)])
+        padded.__dict__.update(module.__dict__)
+        padded.pad_end, window = end, padded
     window.stride, window.padding, window.dilation = step.stride, padding, dilated
     return window
 
