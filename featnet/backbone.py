@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import trace
-from .errors import ArgumentError, InputSizeError, nearest
+from .errors import ArgumentError, InputSizeError, check_rate, nearest
 from .features import Feature, FeatureInfo, resolve
 from .layers import Blocks, GlobalPool
 from .weights import Weights
@@ -34,6 +34,7 @@ class Backbone(nn.Module):
 
     num_features: int
     pretrained_cfg: Weights | None = None
+    global_pool: GlobalPool
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()
@@ -58,8 +59,7 @@ class Backbone(nn.Module):
         self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
     ) -> None:
         """Add pooling and classifier over the last map, ``num_features`` channels wide."""
-        if not 0.0 <= drop_rate < 1.0:
-            raise ArgumentError(f"drop_rate={drop_rate!r}: expected from 0 to below 1.")
+        check_rate("drop_rate", drop_rate)
         self.num_features = num_features
         self.drop_rate = drop_rate
         assert isinstance(self.classifier, str)
@@ -131,7 +131,7 @@ class Backbone(nn.Module):
             )
         width = self.num_features * pool.multiplier
         near = next(self.parameters(), None)
-        place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
+        place: dict[str, Any] = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
         parent, _, child = self.classifier.rpartition(".")
         self.global_pool = pool.train(self.training)
@@ -257,6 +257,10 @@ class explain_size:
         if not single and not fails((height, width)):
             return  # the size is not to blame
         step = next((s for s in (1, 2, 4, 8, 16, 32, 64, 128) if not fails((s, s))), None)
+        low = step // 2 if step else 0  # step // 2 fails, step works
+        while step and step - low > 1:
+            middle = (low + step) // 2
+            low, step = (middle, step) if fails((middle, middle)) else (low, middle)
         smallest = f" The smallest square that works is {step} x {step}." if step else ""
         if single:
             smallest = " In training, batch norm needs more than one value per channel."
@@ -289,7 +293,7 @@ def check_input(x: Any, in_chans: int) -> None:
         ArgumentError: not a tensor.
         InputSizeError: the wrong number of dimensions or channels.
     """
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return  # sizes are tensors then, and the example was checked when it first ran
     if not isinstance(x, torch.Tensor):
         if type(x).__name__ == "Proxy":  # torch.fx

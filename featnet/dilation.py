@@ -171,7 +171,7 @@ def _plan(model: nn.Module, output_stride: int, size: Pair) -> dict[str, _Step]:
 
 
 def _scale(module: nn.Upsample) -> float:
-    factor = module.scale_factor
+    factor: Any = module.scale_factor
     return float(factor[0] if isinstance(factor, tuple) else factor)
 
 
@@ -200,7 +200,7 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
             count_include_pad=module.count_include_pad, divisor=module.divisor_override,
         ).train(module.training)  # fmt: skip
     if end != (0, 0):
-        kinds = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
+        kinds: dict[type, Any] = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
                 f"{type(module).__name__} with kernel {kernel} cannot pad on one side, which "

@@ -42,6 +42,16 @@ class CheckpointError(FeatnetError, RuntimeError, ValueError):
     """A checkpoint that cannot be found, read, or does not fit the model."""
 
 
+def check_rate(name: str, value: object) -> None:
+    """Refuse what is no probability below 1.
+
+    Raises:
+        ArgumentError: not a number, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ArgumentError(f"{name}={value!r}: a number from 0 to below 1 is expected.")
+
+
 def nearest(name: object, choices: Iterable[str], *, count: int = 3) -> str:
     """``" Did you mean 'a', 'b'?"``, or nothing when no choice is near."""
     matches = difflib.get_close_matches(str(name), list(choices), n=count, cutoff=0.6)

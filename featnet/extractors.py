@@ -13,7 +13,7 @@ from . import trace
 from .backbone import Backbone, check_format, check_input, explain_size, to_format
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps
+from .hooks import FeatureHooks, Taps, resolve_taps
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
@@ -72,7 +72,7 @@ class FeatureNet(nn.Module):
         self._adopt(trace.clone(model) if copy else model)
         self._levels = levels
         self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
-        self._indices: tuple[int, ...] = resolve(out_indices, levels)
+        self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
         self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
@@ -99,18 +99,23 @@ class FeatureNet(nn.Module):
 
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
-        self._hooks = FeatureHooks(self.body, taps)
-        seen = trace.run(self.body, size, until=self._hooks.modules)
-        fired = [call.name for call in seen.calls]
-        for tap in self._hooks.taps:
+        found = resolve_taps(self.body, taps)
+        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
+            whole = trace.run(self.body, size, last=max(self._indices))
+        else:
+            whole = trace.run(self.body, size, through=True)
+        fired = [call.name for call in whole.calls]
+        for tap in found:
             count = fired.count(tap.module)
             if count == 0 or (count > 1 and tap.which is None):
                 raise MissingFeatureError(
                     f"{tap.module!r} runs {count} times in one forward"
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
-        self._hooks.protect(call.name for call in seen.calls if call.rewritten)
-        return seen
+        self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
+        if self._hooks.can_stop:
+            return trace.run(self.body, size, until=self._hooks.modules)
+        return whole
 
     # The forward --------------------------------------------------------------------------
 
@@ -139,8 +144,9 @@ class FeatureNet(nn.Module):
         hooks, body = self._hooks, self.body
         assert hooks is not None
         found: dict[Any, Any] = {}
-        # A compiler drops by itself what nobody uses
-        outer = hooks.begin(found, stop=not torch.compiler.is_compiling())
+        # Between levels there is a place to stop without an exception, which tracers like better
+        levels = {level.module for level in getattr(body, "_levels", ())}
+        outer = hooks.begin(found, stop=not hooks.modules <= levels)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -169,10 +175,25 @@ class FeatureNet(nn.Module):
                 seen = trace.run(body, size, last=max(self._indices))
                 found = dict(enumerate(seen.levels))
             else:
-                seen = trace.run(body, size, until=hooks.modules)
-                shapes = {call.name: call.outputs[0] for call in seen.calls if call.outputs}
-                found = {i: shapes[f.module] for i, f in enumerate(self._levels) if f.module in shapes}
-        return [tuple(found[i][-2:]) if i in found else (0, 0) for i in range(len(self._levels))]
+                shapes = self._tapped(size)
+                found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
+        sizes = [found.get(i, (0, 0)) for i in range(len(self._levels))]
+        return [(shape[-2], shape[-1]) if len(shape) != 3 else (shape[1], 1) for shape in sizes]
+
+    def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
+        """Shapes of what the taps read, of each the first tensor."""
+        assert self._hooks is not None
+        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
+        calls = trace.run(self.body, size, until=until, through=not until).calls
+        before = {call.name: call.inputs[:1] for call in calls}
+        after = {call.name: call.outputs[:1] for call in calls}
+        shapes = {}
+        for tap in self._hooks.taps:
+            found = (before if tap.kind == "forward_pre" else after)[tap.module]
+            if not found:
+                raise MissingFeatureError(f"{tap.module!r} gives no tensor.")
+            shapes[tap.module] = found[0]
+        return shapes
 
     @property
     def return_layers(self) -> dict[str, str]:
@@ -189,7 +210,13 @@ class FeatureNet(nn.Module):
         for name in layers:
             if name not in index:
                 raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
-        kept = [name for name in layers if self.body.get_submodule(name) is not None]
+        present = dict(self.body.named_modules())
+        kept = [name for name in layers if name in present]
+        if not kept:
+            raise ArgumentError(
+                f"return_layers={dict(layers)!r}: all of them were pruned; there are "
+                f"{[name for name in index if name in present]}."
+            )
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
@@ -207,8 +234,8 @@ class FeatureNet(nn.Module):
         return super().__getattr__(name)
 
     def _replicate_for_data_parallel(self) -> Any:
-        replica = super()._replicate_for_data_parallel()
-        body = self.body._replicate_for_data_parallel()
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        body: Any = self.body._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         for name in REGISTRIES:
             body.__dict__[name] = replica.__dict__[name]
         replica.__dict__["body"] = body
@@ -221,9 +248,15 @@ def _output_keys(
     if out_map is None:
         return tuple(modules)
     if isinstance(out_map, Mapping):
+        for name in out_map:
+            if name not in modules:
+                raise ArgumentError(
+                    f"out_map={out_map!r}: {name!r} does not come out.{nearest(name, modules)} "
+                    f"There are {modules}."
+                )
         keys = tuple(out_map.get(name, name) for name in modules)
     else:
-        keys = tuple(out_map)
+        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
     if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
         raise ArgumentError(
             f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
@@ -290,24 +323,21 @@ class FeatureHookNet(FeatureNet):
         seen = self._tap(names if taps is None else taps, size)
         if taps is not None:
             self._raw = True
-            self._describe(seen, size)
+            self._describe(size)
         if prune:
             trace.prune(self.body, seen)
 
-    def _describe(self, seen: trace.Run, size: tuple[int, int]) -> None:
-        """Levels of what is tapped, where it is a map."""
+    def _describe(self, size: tuple[int, int]) -> None:
+        """A level for each tap: of tokens (N, L, C) and vectors (N, C) as of maps."""
         assert self._hooks is not None
-        shapes = {
-            (call.name, kind): shapes[0]
-            for call in seen.calls
-            for kind, shapes in (("forward", call.outputs), ("forward_pre", call.inputs))
-            if shapes and len(shapes[0]) == 4
-        }
-        rows = []
-        for tap in self._hooks.taps:
-            if (tap.module, tap.kind) in shapes:
-                _, channels, height, _ = shapes[tap.module, tap.kind]
-                rows.append(Feature(channels, max(1, round(size[0] / height)), tap.module, len(rows)))
+        rows: list[Feature] = []
+        for name, shape in self._tapped(size).items():
+            channels, height = shape[-1], 1
+            if len(shape) == 4:
+                channels, height = shape[1], shape[2]
+            elif len(shape) == 3:
+                height = max(1, round(shape[1] ** 0.5))
+            rows.append(Feature(channels, max(1, round(size[0] / height)), name, len(rows)))
         self._levels = tuple(rows)
         self._asked = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,19 +121,25 @@ def create_model(
     tag = pretrained_cfg if isinstance(pretrained_cfg, str) else None
     entry = registry.find(model_name, tag=tag)
     cfg = _weights(entry, pretrained_cfg, pretrained_cfg_overlay)
-    source = _source(cfg, pretrained, checkpoint_path, pretrained_cfg_overlay, cache_dir)
+    # a function of one's own knows its checkpoint itself
+    loads = pretrained and not entry.is_function
+    source = _source(cfg, loads, checkpoint_path, pretrained_cfg_overlay, cache_dir)
     if entry.is_function:
-        model = _call_function(entry, row)
+        model = _call_function(entry, pretrained, row)
     else:
         if cfg is not None:
             row.setdefault("num_classes", cfg.num_classes)
-        registry.check_arguments(entry.build, row, what=f"create_model({model_name!r})")
+        what = f"create_model({model_name!r})"
+        registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
         with _SkipInit() if source else contextlib.nullcontext():
             model = entry.build(**{**entry.row, **row})
     return finish(
         model, cfg=cfg, source=source, output_stride=output_stride,
         features_only=features_only, wrap=wrap,
     )  # fmt: skip
+
+
+_ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -145,6 +152,16 @@ def _weights(
     entry: registry.Entry, given: str | Mapping[str, Any] | None, overlay: Mapping[str, Any] | None
 ) -> Weights | None:
     cfg = entry.weights
+    if not isinstance(given, (str, Mapping, type(None))):
+        raise ArgumentError(
+            f"pretrained_cfg={given!r}: a tag or a mapping is expected, not a "
+            f"{type(given).__name__}."
+        )
+    if not isinstance(overlay, (Mapping, type(None))):
+        raise ArgumentError(
+            f"pretrained_cfg_overlay={overlay!r}: a mapping is expected, not a "
+            f"{type(overlay).__name__}."
+        )
     if isinstance(given, Weights):
         cfg = given
     elif isinstance(given, Mapping):
@@ -172,9 +189,11 @@ def _source(
     return hub.locate(cfg, cache_dir=cache_dir)
 
 
-def _call_function(entry: registry.Entry, row: Mapping[str, Any]) -> nn.Module:
+def _call_function(
+    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any]
+) -> nn.Module:
     registry.check_arguments(entry.build, row, what=f"create_model({entry.name!r})")
-    model = entry.build(pretrained=False, **row)
+    model = entry.build(pretrained=pretrained, **row)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"{entry.name!r} returned a {type(model).__name__}, not a module.")
     return model
@@ -217,6 +236,11 @@ def finish(
                 + nearest(kind, EXTRACTORS)
             )
         kind = EXTRACTORS[kind]
+    if not callable(kind):
+        raise ArgumentError(
+            f"feature_cls={kind!r}: one of {', '.join(EXTRACTORS)}, or a class, is expected."
+        )
+    registry.check_arguments(kind, options, what=f"feature_cls={kind!r}")
     if isinstance(kind, type) and issubclass(kind, FeatureNet):
         options["copy"] = False
     return kind(model, **options)
@@ -258,7 +282,7 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     registry.check_arguments(model_cls, kwargs, what=variant or "build_model_with_cfg")
     model = model_cls(**kwargs)
     if cfg is not None and not isinstance(model, Backbone):
-        model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+        model.pretrained_cfg = model.default_cfg = cfg
     return finish(
         model, cfg=cfg, source=source, output_stride=stride, features_only=features_only, wrap=wrap
     )

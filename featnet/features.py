@@ -202,6 +202,14 @@ def _describe(levels: Sequence[Feature]) -> str:
     return f"The network has {len(levels)} levels: {rows}."
 
 
+def _index(value: Any) -> int | None:
+    """The int that a value stands for; None if it is none (arrays have __index__, too)."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def resolve(
     out_indices: int | Sequence[int] | None, levels: Sequence[Feature]
 ) -> tuple[int, ...]:
@@ -220,10 +228,12 @@ def resolve(
     def refuse(why: str) -> OutIndexError:
         return OutIndexError(f"out_indices={out_indices!r}: {why}. {_describe(levels)}")
 
+    if isinstance(out_indices, (set, frozenset, Mapping)):
+        raise refuse("a set or dict has no order, which the levels come out in")
     if isinstance(out_indices, (bool, str, float)):
         raise refuse("an int (the last n levels) or a sequence of ints is expected")
-    if hasattr(out_indices, "__index__"):
-        count = operator.index(out_indices)
+    count = _index(out_indices)
+    if count is not None:
         if not 1 <= count <= total:
             raise refuse(f"an int asks for the last n levels, and n is from 1 to {total}")
         return tuple(range(total - count, total))
@@ -253,9 +263,11 @@ def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tu
         OutIndexError: a reduction that no level has, or one that is asked for twice.
     """
     deepest = {level.reduction: level.index for level in levels}
-    wanted = [out_strides] if isinstance(out_strides, int) else list(out_strides)
+    several = isinstance(out_strides, Sequence) and not isinstance(out_strides, str)
+    wanted: list[Any] = list(out_strides) if several else [out_strides]
     for stride in wanted:
-        if isinstance(stride, bool) or stride not in deepest:
+        unfit = isinstance(stride, bool) or not hasattr(stride, "__index__")
+        if unfit or stride not in deepest:
             raise OutIndexError(
                 f"out_strides={out_strides!r}: no level has reduction {stride!r}; "
                 f"there are {sorted(deepest)}. {_describe(levels)}"

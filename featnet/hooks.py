@@ -52,7 +52,8 @@ Under = tuple[dict[Any, Any], int]  # a collection, and the count at which it is
 class _Local(threading.local):
     """Each thread's innermost collection that is under way. A copy starts with none."""
 
-    current: Under | None = None
+    def __init__(self) -> None:
+        self.current: Under | None = None  # an own attribute from the start: compilers guard on it
 
     def __reduce__(self) -> Any:
         return _Local, ()
@@ -93,7 +94,8 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_copy(item) for item in value)
+        items = [_copy(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
@@ -132,17 +134,28 @@ class FeatureHooks:
         taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``) and :class:`Tap` s, or a dict of
             them to keys.
 
+        rewritten: (module, kind) of the taps whose value something changes in place afterwards,
+            and which is therefore cloned. By default a run on the meta device finds them; of a model
+            that cannot run there every tap is cloned.
+
     Raises:
         MissingFeatureError: a name or pattern that fits no module, with the nearest names.
     """
 
-    def __init__(self, model: nn.Module, taps: Taps) -> None:
+    def __init__(
+        self, model: nn.Module, taps: Taps, *, rewritten: Iterable[tuple[str, str]] | None = None
+    ) -> None:
         self.model = model
         self.taps = resolve_taps(model, taps)
         self._local = _Local()
         self._recorders = [_Recorder(tap, self._local) for tap in self.taps]
         self._bound: list[nn.Module | None] = [None] * len(self.taps)
         self._handles: list[Any] = [None] * len(self.taps)
+        self._removed = False
+        names = _rewritten(model) if rewritten is None else frozenset(rewritten)
+        for recorder in self._recorders:
+            tap = recorder.tap
+            recorder.clone = names is None or (tap.module, tap.kind) in names
         self.bind()
 
     def bind(self) -> None:
@@ -153,19 +166,14 @@ class FeatureHooks:
                 continue
             if self._handles[i] is not None:
                 self._handles[i].remove()
-            attach = module.register_forward_hook
+            attach: Any = module.register_forward_hook
             if tap.kind == "forward_pre":
                 attach = module.register_forward_pre_hook
             self._handles[i], self._bound[i] = attach(recorder), module
 
-    def protect(self, rewritten: Iterable[str]) -> None:
-        """Clone what these modules put out: something changes it in place afterwards."""
-        names = set(rewritten)
-        for recorder in self._recorders:
-            recorder.clone = recorder.tap.module in names
-
     def remove(self) -> None:
         """Take the hooks off; only these."""
+        self._removed = True
         for handle in self._handles:
             if handle is not None:
                 handle.remove()
@@ -190,18 +198,25 @@ class FeatureHooks:
         """Names of the tapped modules."""
         return frozenset(tap.module for tap in self.taps)
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether all is found once every module has run: no tap waits for the last of several."""
+        return all(tap.which in (None, "first") for tap in self.taps)
+
     def begin(self, found: dict[Any, Any], *, stop: bool = False) -> Under | None:
         """Collect into a dict from now on, on this thread; returns what :meth:`end` wants.
 
         With ``stop``, :class:`featnet.trace.Stop` ends the forward as soon as nothing is missing,
         unless a tap waits for the last call of its module.
         """
+        if self._removed:
+            raise MissingFeatureError("These hooks were removed; make new ones.")
         if any(
             module is not trace.submodule(self.model, tap.module)
             for module, tap in zip(self._bound, self.taps, strict=True)
         ):
             self.bind()
-        stop = stop and all(tap.which in (None, "first") for tap in self.taps)
+        stop = stop and self.can_stop
         outer = self._local.current
         self._local.current = (found, len(self.taps) if stop else -1)
         return outer
@@ -226,6 +241,14 @@ class FeatureHooks:
         return {tap.key: found[tap.key] for tap in self.taps}
 
 
+def _rewritten(model: nn.Module) -> frozenset[tuple[str, str]] | None:
+    """(module, kind) of what is changed in place; None if that cannot be found out."""
+    try:
+        return trace.run(model, trace.probe_size(model), through=True).rewritten
+    except Exception:
+        return None
+
+
 def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
     """Names and patterns as taps on modules that exist.
 
@@ -235,13 +258,17 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     found: list[Tap] = []
+    if isinstance(taps, (str, Tap)):
+        taps = [taps]
+    if not isinstance(taps, Iterable):
+        raise ArgumentError(f"taps={taps!r}: names, Taps, or a dict of them is expected.")
     items: Iterable[Any] = taps.items() if isinstance(taps, Mapping) else taps
-    if isinstance(taps, str):
-        items = [taps]
     for item in items:
         key = None
         if isinstance(taps, Mapping):
             item, key = item
+        if not isinstance(item, (str, Tap)):
+            raise ArgumentError(f"{item!r} is no tap: a module's name or a Tap is expected.")
         tap = item if isinstance(item, Tap) else Tap(item, key=key)
         matches = [tap.module] if tap.module in names else fnmatch.filter(names, tap.module)
         if not matches:
@@ -250,7 +277,7 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
                 + (nearest(tap.module, names) or f" It has {', '.join(names[:8])}, ...")
             )
         for match in matches:
-            changed = {"key": None if tap.key == tap.module else tap.key}
+            changed: dict[str, Any] = {"key": None if tap.key == tap.module else tap.key}
             found.append(tap if match == tap.module else dataclasses.replace(
                 tap, module=match, **changed
             ))  # fmt: skip

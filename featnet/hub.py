@@ -59,7 +59,7 @@ def _from_url(url: str, cache_dir: str | Path | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / url.rpartition("/")[2]
     if not file.exists():
-        found = torch.hub.HASH_REGEX.search(file.name)  # type: ignore[attr-defined]
+        found = torch.hub.HASH_REGEX.search(file.name)
         try:
             torch.hub.download_url_to_file(url, str(file), found.group(1) if found else None)
         except Exception as error:

@@ -42,8 +42,10 @@ class Family:
                 raise ArgumentError(f"Weights {key!r} belong to no variant of the family.")
 
 
-def check_arguments(function: Callable[..., Any], names: Mapping[str, Any], *, what: str) -> None:
-    """Refuse arguments that the function does not take.
+def check_arguments(
+    function: Callable[..., Any], names: Mapping[str, Any], *, what: str, near: Sequence[str] = ()
+) -> None:
+    """Refuse arguments that the function does not take; ``near`` could have been meant as well.
 
     Raises:
         ArgumentError: names the argument, the nearest right one, and all that there are.
@@ -56,7 +58,7 @@ def check_arguments(function: Callable[..., Any], names: Mapping[str, Any], *, w
         if name not in allowed:
             raise ArgumentError(
                 f"{what}: {getattr(function, '__name__', function)} got an unexpected keyword "
-                f"argument {name!r}.{nearest(name, allowed)} It takes {', '.join(allowed)}."
+                f"argument {name!r}.{nearest(name, {*allowed, *near})} It takes {', '.join(allowed)}."
             )
 
 

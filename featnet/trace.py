@@ -56,12 +56,14 @@ class Call:
         name: dotted name of the module.
         inputs, outputs: shapes of the tensors that went in and came out.
         rewritten: the output was changed in place before the run ended.
+        consumed: an input was, by the module itself or later.
     """
 
     name: str
     inputs: tuple[torch.Size, ...]
     outputs: tuple[torch.Size, ...]
     rewritten: bool
+    consumed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Run:
     calls: tuple[Call, ...]
     levels: tuple[torch.Size, ...]
     used: frozenset[str]
+
+    @property
+    def rewritten(self) -> frozenset[tuple[str, str]]:
+        """Taps, as (module, kind), whose value something changes in place afterwards."""
+        after = {(call.name, "forward") for call in self.calls if call.rewritten}
+        return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
 class _Used(TorchFunctionMode):
@@ -138,12 +146,27 @@ def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
     model.forward_head(model.finish(y))
 
 
+class _Seen:
+    """Tensors at one moment of a run."""
+
+    def __init__(self, value: Any) -> None:
+        self.tensors = list(tensors(value))
+        self.versions = [t._version for t in self.tensors]
+        self.shapes = tuple(t.shape for t in self.tensors)
+
+    @property
+    def changed(self) -> bool:
+        return [t._version for t in self.tensors] != self.versions
+
+
+@torch.inference_mode(False)  # whose tensors have no version counter
 def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
     last: int | None = None,
     until: frozenset[str] = frozenset(),
+    through: bool = False,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
 
@@ -153,35 +176,39 @@ def run(
         size: (H, W) of the input.
         last: with ``stages``: the level after which to stop.
         until: stop as soon as all of these modules have run.
+        through: with ``stages``: go on through the head.
     """
-    copied = meta_clone(model)
+    copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
     x = torch.empty(1, channels_of(model), *size, dtype=dtype, device="meta")
     names = names_of(copied)
-    ended: list[tuple[str, tuple[torch.Size, ...], list[torch.Tensor], list[int]]] = []
+    ended: list[tuple[str, _Seen, _Seen]] = []
+    begun: list[_Seen] = []
     waiting = set(until)
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            shapes = tuple(t.shape for t in tensors([args, kwargs]))
-            outputs = list(tensors(output))
-            ended.append((name, shapes, outputs, [t._version for t in outputs]))
+            ended.append((name, begun.pop(), _Seen(output)))
             waiting.discard(name)
             if until and not waiting:
                 raise Stop
 
         return hook
 
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        begun.append(_Seen([args, kwargs]))
+
     for name, module in copied.named_modules(remove_duplicate=False):
         if name:
+            module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
     levels: list[torch.Size] = []
     with torch.no_grad(), _Used(set(names)) as used:
         try:
             if not hasattr(copied, "stages"):
                 copied(x)
-            elif until:
-                drive(copied, x, lambda: not waiting)
+            elif until or through:
+                drive(copied, x, lambda: bool(until) and not waiting)
             else:
                 for index, y in enumerate(copied.stages(x)):
                     levels.append(copied.as_map(y).shape)
@@ -190,8 +217,8 @@ def run(
         except Stop:
             pass
     calls = tuple(
-        Call(name, shapes, tuple(t.shape for t in outputs), [t._version for t in outputs] != before)
-        for name, shapes, outputs, before in ended
+        Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
+        for name, given, gave in ended
     )
     return Run(calls, tuple(levels), frozenset(names[i] for i in used.ids))
 

@@ -2,7 +2,7 @@
 
 from .attention import EfficientChannelAttention, SqueezeExcite, make_divisible
 from .blocks import Blocks, DropBlock2d, DropPath
-from .factory import Layer, get_act, get_attention, get_norm
+from .factory import Layer, get_act, get_attention, get_layer, get_norm
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .pool import BlurPool2d, GlobalPool
@@ -19,6 +19,7 @@ __all__ = [
     "Layer",
     "get_act",
     "get_attention",
+    "get_layer",
     "get_norm",
     "make_divisible",
     "narrow",

@@ -37,7 +37,12 @@ NORMS: Mapping[str, Layer] = {
 ATTENTIONS: Mapping[str, Layer] = {"se": SqueezeExcite, "eca": EfficientChannelAttention}
 
 
-def _get(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
+def get_layer(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
+    """The argument ``kind``: a name in the table, or a callable, which stays itself.
+
+    Raises:
+        ArgumentError: neither.
+    """
     if not isinstance(layer, str):
         if not callable(layer):
             raise ArgumentError(f"{kind}={layer!r}: a name or a callable is expected.")
@@ -51,14 +56,14 @@ def _get(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
 
 def get_act(layer: str | Layer) -> Layer:
     """An activation by name; a callable stays itself."""
-    return _get("act_layer", layer, ACTS)
+    return get_layer("act_layer", layer, ACTS)
 
 
 def get_norm(layer: str | Layer) -> Layer:
     """A normalisation ``f(channels)`` by name; a callable stays itself."""
-    return _get("norm_layer", layer, NORMS)
+    return get_layer("norm_layer", layer, NORMS)
 
 
 def get_attention(layer: str | Layer) -> Layer:
     """A channel attention ``f(channels)`` by name; a callable stays itself."""
-    return _get("attn_layer", layer, ATTENTIONS)
+    return get_layer("attn_layer", layer, ATTENTIONS)

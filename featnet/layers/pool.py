@@ -25,7 +25,7 @@ class GlobalPool(nn.Module):
     def __init__(self, pool_type: str = "avg") -> None:
         super().__init__()
         kind = pool_type or ""
-        self.fast = kind.startswith("fast")
+        self.fast = isinstance(kind, str) and kind.startswith("fast")
         kind = (kind[len("fast") :] or "avg") if self.fast else kind
         if kind not in POOLS:
             allowed = [*POOLS, "fast", *(f"fast{p}" for p in POOLS if p)]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_rate
 from ..layers import (
     Blocks,
     BlurPool2d,
@@ -28,6 +28,7 @@ from ..layers import (
     SqueezeExcite,
     get_act,
     get_attention,
+    get_layer,
     get_norm,
     narrow,
     pruned_widths,
@@ -262,8 +263,10 @@ class ResNet(Backbone):
             get_act(act_layer),
             get_norm(norm_layer),
             get_attention(attn_layer) if attn_layer else None,
-            SMOOTH.get(aa_layer, aa_layer) if isinstance(aa_layer, str) else aa_layer,
+            get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None,
         )
+        check_rate("drop_path_rate", drop_path_rate)
+        check_rate("drop_block_rate", drop_block_rate)
         self.drop_path_rate = drop_path_rate
         in_chs = self._add_stem(stem, recipe)
         drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())

@@ -1,0 +1,48 @@
+"""``python -m benchmarks``: print the figures; with ``--out`` write them to a page."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+HEAD = """# Benchmarks
+
+featnet against timm, written by `python -m benchmarks --out docs/benchmarks.md`. Both are called
+in turn in one process, the order reversed from round to round; "times timm's speed" is the median
+of the rounds' ratios (above 1: featnet is faster), and the middle half is where the ratios' 25 to
+75 % lie. A ratio whose middle half contains 1 shows no difference.
+"""
+
+
+def main() -> int:
+    """Parse the command line, measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here too")
+    args = parser.parse_args()
+    if importlib.util.find_spec("timm") is None:
+        print("The benchmarks compare with timm, which is not installed: pip install timm", file=sys.stderr)
+        return 1
+    import torch
+
+    from . import core
+    from .common import machine
+
+    torch.set_num_threads(args.threads)
+    sections = [HEAD, machine(args.device) + "\n"]
+    print(sections[1])
+    for table in core.run(args.device, quick=args.quick):
+        sections.append(str(table))
+        print(table, flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(sections), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

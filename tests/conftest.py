@@ -1,0 +1,26 @@
+"""Fixtures; what is not one is in helpers.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import helpers
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # small inputs, and results that do not depend on the machine
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """timm, imported when first asked for."""
+    return helpers.peer("timm")
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Any:
+    """torchvision, imported when first asked for."""
+    return helpers.peer("torchvision")

@@ -1,0 +1,300 @@
+"""Ratchets: who may import whom, what is loaded when, which names are public, how long files get."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import featnet
+from featnet import registry
+
+PACKAGE = Path(featnet.__file__).parent
+ROOT = PACKAGE.parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each part may import those of the rows above its own, and those of its own row.
+ORDER = (
+    {"errors"},
+    {"features", "weights", "layers"},
+    {"registry", "backbone", "trace"},
+    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub"},
+    {"factory"},
+    {"cli"},
+)
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
+# (family, family that it builds on)
+FAMILY_EDGES: set[tuple[str, str]] = set()
+# Grown once, with a reason each; shrink only.
+LONGER: dict[str, int] = {}
+LONGER_FUNCTIONS: dict[str, int] = {
+    "factory.py:create_model": 85,  # half of it says what the arguments mean
+}
+
+PUBLIC = [
+    "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
+    "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
+    "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
+    "list_pretrained", "model_entrypoint", "register", "register_model",
+]  # fmt: skip
+
+
+def part(path: Path) -> str:
+    """``errors`` of ``featnet/errors.py``, ``layers`` of ``featnet/layers/pool.py``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports of featnet, dotted below the package; anywhere but for type checkers."""
+    package = ("featnet", *path.relative_to(PACKAGE).parts[:-1])
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (a.name[8:] for a in node.names if a.name.startswith("featnet."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            full = ".".join([*base, *([node.module] if node.module else [])])
+            if full == "featnet":
+                yield from (alias.name for alias in node.names)
+            elif full.startswith("featnet."):
+                yield full[8:]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_the_reader_of_imports_sees_them() -> None:
+    found = set(imports(PACKAGE / "factory.py"))
+    assert {"checkpoint", "hub", "registry", "backbone", "dilation", "errors"} <= found
+    assert "layers" in set(imports(PACKAGE / "models" / "resnet.py"))
+
+
+CORE = [f for f in FILES if part(f) not in ("__init__", "models", "__main__")]
+
+
+@pytest.mark.parametrize("path", CORE, ids=relative)
+def test_the_core_imports_downwards(path: Path) -> None:
+    own = part(path)
+    assert own in RANK, f"{own} has no place in DESIGN section 5's order"
+    for name in imports(path):
+        other = name.partition(".")[0]
+        assert other != "models", f"{relative(path)} imports the family file {name}"
+        if other in ("__version__", "") or (own == "cli" and other in PUBLIC):
+            continue
+        assert other in RANK, f"{relative(path)} imports {name}"
+        assert RANK[other] <= RANK[own], f"{relative(path)} imports {name}, which is above it"
+
+
+def test_core_parts_do_not_import_in_circles() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in CORE:
+        edges.setdefault(part(path), set()).update(
+            n.partition(".")[0] for n in imports(path) if n.partition(".")[0] in RANK
+        )
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circle: {' -> '.join((*trail, name))}"
+        if name in done:
+            return
+        for other in edges.get(name, set()) - {name}:
+            visit(other, (*trail, name))
+        done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+FAMILIES = [f for f in FILES if part(f) == "models" and f.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", FAMILIES, ids=relative)
+def test_a_family_imports_what_families_may(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("models."):
+            edge = (path.stem, name.split(".")[1])
+            assert edge in FAMILY_EDGES, f"{edge} is not a listed edge"
+        else:
+            assert name.partition(".")[0] in FAMILY_MAY, f"{relative(path)} imports {name}"
+
+
+def test_the_package_imports_no_family() -> None:
+    for path in (PACKAGE / "__init__.py", PACKAGE / "models" / "__init__.py"):
+        assert not any(name.startswith("models") for name in imports(path))
+
+
+# Laziness ---------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "numpy")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has after the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def families_in(modules: set[str]) -> set[str]:
+    return {m for m in modules if m.startswith("featnet.models.")}
+
+
+def test_names_and_tables_need_no_torch_and_no_family() -> None:
+    modules = loaded_by(
+        "import featnet, featnet.errors, featnet.weights\n"
+        "assert len(featnet.list_models()) > 80\n"
+        "assert featnet.list_pretrained('resnet18*')\n"
+        "assert featnet.get_weights('resnet50.a1_in1k').mean\n"
+        "assert featnet.is_model('resnet18') and featnet.list_modules()\n"
+        "try: featnet.get_weights('resnet51')\n"
+        "except LookupError: pass\n"
+        "dir(featnet)\n"
+    )
+    assert not modules & set(HEAVY)
+    assert not families_in(modules)
+
+
+def test_import_alone_loads_nothing_but_itself() -> None:
+    before, after = loaded_by("import typing, __future__"), loaded_by("import featnet")
+    assert {m for m in after - before if m.startswith("featnet")} == {"featnet"}
+    assert not after & set(HEAVY)
+
+
+def test_creating_a_model_loads_its_family_and_no_hub() -> None:
+    modules = loaded_by(
+        "import featnet, torch\n"
+        "with torch.device('meta'): featnet.create_model('resnet18', features_only=True)\n"
+    )
+    assert families_in(modules) == {"featnet.models.resnet"}
+    assert not modules & {"torchvision", "timm", "huggingface_hub", "PIL"}
+    assert "featnet.cli" not in modules
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def test_public_names() -> None:
+    assert featnet.__all__ == PUBLIC
+    assert all(getattr(featnet, name).__name__ == name for name in PUBLIC)
+    assert set(PUBLIC) <= set(dir(featnet))
+    with pytest.raises(AttributeError, match="'nothing'"):
+        featnet.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert sorted(seen) == PUBLIC
+
+
+def test_the_index_is_current() -> None:
+    index = (registry.MODELS / "index.txt").read_text(encoding="utf-8")
+    assert index == registry.render_index(), "run: python -m featnet.registry"
+
+
+# Size and words ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_stay_short(path: Path) -> None:
+    limit = LONGER.get(relative(path), 900 if part(path) == "models" else 350)
+    lines = len(path.read_text(encoding="utf-8").split("\n"))
+    assert lines <= limit, f"{relative(path)} has {lines} lines"
+
+
+def definitions(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Dotted name and node of every function and class that is not inside a function."""
+
+    def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                yield prefix + child.name, child
+                if isinstance(child, ast.ClassDef):
+                    yield from inside(child, f"{prefix}{child.name}.")
+
+    yield from inside(ast.parse(path.read_text(encoding="utf-8")), "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_functions_stay_short(path: Path) -> None:
+    for name, node in definitions(path):
+        if isinstance(node, ast.ClassDef):
+            continue
+        length = node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
+        limit = LONGER_FUNCTIONS.get(f"{relative(path)}:{name}", 65)
+        assert length <= limit, f"{relative(path)}:{name} has {length} lines"
+
+
+def test_exceptions_to_sizes_are_still_needed() -> None:
+    lengths = {
+        f"{relative(path)}:{name}": node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
+        for path in FILES
+        for name, node in definitions(path)
+    }
+    for name in LONGER_FUNCTIONS:
+        assert lengths.get(name, 0) > 65, f"{name} is short enough without an exception"
+
+
+# What every module has: torch's own words stand for these
+INHERITED = {"forward", "extra_repr", "train"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_what_is_public_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), relative(path)
+    for name, node in definitions(path):
+        words = name.split(".")
+        setter = any(
+            isinstance(d, ast.Attribute) and d.attr == "setter"
+            for d in getattr(node, "decorator_list", ())
+        )
+        if any(word.startswith("_") for word in words) or words[-1] in INHERITED or setter:
+            continue
+        if words[-1] == "stages" or (part(path) == "models" and len(words) > 1):
+            continue  # the skeleton has the words
+        assert ast.get_docstring(node), f"{relative(path)}:{name} has no docstring"  # type: ignore[arg-type]
+
+
+def test_no_asserts_on_what_users_give() -> None:
+    """``assert`` is for invariants: none has a message for a reader."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                assert node.msg is None, f"{relative(path)}:{node.lineno}"
+
+
+def test_public_signatures_have_few_positionals() -> None:
+    for name in PUBLIC:
+        value = getattr(featnet, name)
+        if inspect.isclass(value):
+            continue
+        positional = [
+            p
+            for p in inspect.signature(value).parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        assert len(positional) <= 2, name

@@ -1,0 +1,87 @@
+"""The documentation is run: every python block of every page, and the README's commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from featnet import registry
+from featnet.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NETWORK = ("--pretrained", "pretrained=True")
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(line number, text) of the fenced blocks in a language."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text[: m.start(1)].count("\n"), m.group(1)) for m in found]
+
+
+def commands() -> list[str]:
+    """The README's ``featnet`` commands that need no network."""
+    lines = [line for _, block in blocks(ROOT / "README.md", "sh") for line in block.split("\n")]
+    return [x for x in lines if x.startswith("featnet ") and not any(n in x for n in NETWORK)]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder with the example picture; registered models are forgotten afterwards."""
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "chelsea.png", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    torch.manual_seed(0)
+    yield tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_blocks(page: Path, workplace: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
+    for line, source in blocks(page, "python"):
+        assert not any(word in source for word in NETWORK), f"{page.name}:{line} needs a network"
+        # Empty lines in front, so that a traceback has the page's line numbers
+        exec(compile("\n" * line + source, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands(command: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL.Image")
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_links() -> None:
+    """What a page links to inside the repository is there."""
+    for page in PAGES:
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        broken = [target for target in targets if not (page.parent / target).exists()]
+        assert not broken, f"{page.name}: {broken}"
+
+
+def test_readme_commands_are_targets() -> None:
+    """``make demo`` and the others that pages name exist in the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {m for page in PAGES for m in re.findall(r"\bmake (demo|test|bench|setup|clean)\b",
+                                                     page.read_text(encoding="utf-8"))}  # fmt: skip
+    assert {"demo", "test"} <= named
+    assert all(f"\n{name}:" in makefile for name in named)
+
+
+def test_blocks_are_found(tmp_path: Path) -> None:
+    """The extraction finds blocks, and counts their lines."""
+    page = tmp_path / "page.md"
+    page.write_text("# a\n\n```python\nx = 1\n```\n\n```sh\nls\n```\n", encoding="utf-8")
+    assert blocks(page, "python") == [(3, "x = 1\n")]
+    assert blocks(page, "sh") == [(7, "ls\n")]

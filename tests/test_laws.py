@@ -1,0 +1,368 @@
+"""The laws of featnet, over the whole registry.
+
+A new family is covered by being registered: every test takes its models from ``list_models`` and
+what it expects from the model itself. Where numbers do not matter, all runs on the meta device.
+Models that are made of the same modules differ in depth and width only; of each such group the
+smallest (``representatives``) goes through everything, the others through one strided selection,
+or through everything too with FEATNET_EXHAUSTIVE=1.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import random
+import threading
+import weakref
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import fill_noise, law_error, meta_model, picture, representatives, strides
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import featnet
+from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
+from featnet.dilation import DilatedAvgPool2d, set_output_stride
+from featnet.errors import InputSizeError
+from featnet.layers import BlurPool2d
+
+SIZES = ((64, 96), (65, 97), (128, 64))  # one odd
+KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
+ALL = tuple(featnet.list_models())
+EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
+FULL = ALL if EXHAUSTIVE else representatives()
+OTHERS = tuple(name for name in ALL if name not in FULL)
+
+
+def as_list(found: Any) -> list[torch.Tensor]:
+    return list(found.values()) if isinstance(found, dict) else list(found)
+
+
+def meta(*size: int) -> torch.Tensor:
+    return torch.empty(2, 3, *size, device="meta")
+
+
+def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
+    """Law 2 on one extractor and one input size; returns the maps."""
+    x = meta(*size)
+    assert x.shape[-2:] == size
+    info, maps = net.feature_info, as_list(net(x))
+    predicted = list(zip(info.channels(), info.sizes(size), strict=True))
+    assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
+    for y, reduction in zip(maps, info.reduction(), strict=True):
+        for side, out in zip(size, y.shape[2:], strict=True):
+            assert out in (side // reduction, -(-side // reduction)), (side, out, reduction)
+    assert len(net) == len(info) == len(maps)
+    return maps
+
+
+def check_subset(net: nn.Module, model: nn.Module) -> None:
+    """Law 3: keys in the classifier's order, with its shapes."""
+    ours = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    theirs = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert list(ours.items()) == [item for item in theirs.items() if item[0] in ours]
+
+
+def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
+    """Law 4: every parameter that is stored is used by what comes out."""
+    named = dict(net.named_parameters())
+    assert named
+    grads = torch.autograd.grad(
+        sum(y.sum() for y in maps), list(named.values()), allow_unused=True
+    )
+    idle = [name for name, grad in zip(named, grads, strict=True) if grad is None]
+    assert not idle, f"parameters without a gradient: {idle}"
+
+
+# Law 1 ------------------------------------------------------------------------------------
+
+
+def selections(total: int) -> list[Any]:
+    shuffled = list(range(total))
+    random.Random(0).shuffle(shuffled)
+    return [None, 2, (0,), (-1, 0), tuple(shuffled), (total - 2, -total)]
+
+
+@pytest.mark.parametrize("name", representatives())
+def test_one_truth(name: str) -> None:
+    model, x = fill_noise(featnet.create_model(name)).eval(), picture(64, 97)
+    with torch.inference_mode():
+        _, every = model.forward_intermediates(x)
+        assert torch.equal(model.forward_features(x), model.finish(every[-1]))
+        assert all(y.std() > 1e-3 and torch.isfinite(y).all() for y in every)
+        for out_indices in selections(len(every)):
+            wanted = every
+            if isinstance(out_indices, int):
+                wanted = every[-out_indices:]
+            elif out_indices is not None:
+                wanted = [every[i] for i in out_indices]
+            found = {
+                "intermediates": model.forward_intermediates(
+                    x, out_indices, intermediates_only=True
+                )
+            }
+            for kind in KINDS:
+                net = kind(model, out_indices).eval()
+                found[kind.__name__] = as_list(net(x))
+                assert net.feature_info.channels() == [y.shape[1] for y in wanted]
+            for source, maps in found.items():
+                assert len(maps) == len(wanted), (source, out_indices)
+                same = [torch.equal(a, b) for a, b in zip(maps, wanted, strict=True)]
+                assert all(same), (source, out_indices, same)
+
+
+# Laws 2, 3, 4 -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_info_is_true(name: str) -> None:
+    full = {level.module: level for level in meta_model(name)._levels}
+    for stride in strides(name):
+        with torch.device("meta"):
+            net = featnet.create_model(name, features_only=True, output_stride=stride)
+        for size in SIZES:
+            check_info(net.eval(), size)
+        for level in net.feature_info:
+            assert level.channels == full[level.module].channels
+            assert level.reduction == min(full[level.module].reduction, stride)
+        check_subset(net, meta_model(name))
+        assert featnet.feature_info(name, output_stride=stride) == net.feature_info
+    total = len(full)
+    for kind in KINDS:
+        net = kind(meta_model(name), (total - 1, 0))
+        check_info(net, SIZES[1])
+        check_subset(net, meta_model(name))
+        missing = set(meta_model(name).state_dict()) - set(net.state_dict())
+        head = meta_model(name).classifier
+        assert all(key.startswith(head) for key in missing if key.startswith(head))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_pay_for_what_you_take(name: str) -> None:
+    model, sizes, counts = meta_model(name), [], []
+    for index in range(len(model._levels)):
+        for kind in KINDS if index == 1 else (FeatureListNet,):
+            net = kind(model, (index,))
+            with FlopCounterMode(display=False) as counter:
+                maps = as_list(net(meta(64, 64)))
+            check_gradients(net, maps)
+            check_subset(net, model)
+            sizes.append(sum(p.numel() for p in net.parameters()))
+            counts.append(counter.get_total_flops())
+            if kind is not FeatureListNet:  # the same layers, whatever reads them
+                assert (sizes.pop(), counts.pop()) == (sizes[-1], counts[-1]), kind
+    with FlopCounterMode(display=False) as counter:
+        model(meta(64, 64))
+    sizes.append(sum(p.numel() for p in model.parameters()))
+    counts.append(counter.get_total_flops())
+    assert sizes == sorted(set(sizes)), sizes  # strictly more for every level, then for the head
+    assert counts == sorted(set(counts)), counts
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_deeper_and_wider_variants(name: str) -> None:
+    """Laws 2 to 4 once, with a stride and a selection that leave something away."""
+    model = meta_model(name)
+    total, stride = len(model._levels), strides(name)[min(2, len(strides(name)) - 1)]
+    with torch.device("meta"):
+        net = featnet.create_model(
+            name, features_only=True, out_indices=(total - 2, 0), output_stride=stride
+        ).eval()
+    with FlopCounterMode(display=False):
+        maps = check_info(net, SIZES[1])
+    wanted = [min(model._levels[i].reduction, stride) for i in (total - 2, 0)]
+    assert net.feature_info.reduction() == wanted
+    check_subset(net, model)
+    check_gradients(net, maps)
+    assert sum(p.numel() for p in net.parameters()) < helpers.parameter_count(name)
+
+
+# Law 5 ------------------------------------------------------------------------------------
+
+
+def law_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """Inputs on whose border the dilated and the original network see the same.
+
+    A blur reflects at the last position, so that must be one of the coarsest grid. A pool that
+    drops an incomplete window (``ceil_mode=False``) must find none.
+    """
+    blurs = any(isinstance(m, BlurPool2d) for m in model.modules())
+    drops = any(
+        isinstance(m, nn.AvgPool2d) and not m.ceil_mode and m.padding == 0 for m in model.modules()
+    )
+    assert not (blurs and drops)
+    return [size for size, unfit in (((64, 96), blurs), ((97, 65), drops)) if not unfit]
+
+
+@pytest.mark.parametrize("name", representatives())
+def test_a_trous(name: str) -> None:
+    original = helpers.without_global(fill_noise(featnet.create_model(name))).double().eval()
+    reductions = original.feature_info.reduction()
+    for size in law_sizes(original):
+        with torch.inference_mode():
+            full = original.forward_intermediates(
+                picture(*size, dtype=torch.float64), intermediates_only=True
+            )
+        first = size == law_sizes(original)[0]
+        for stride in strides(name)[1:]:
+            if not EXHAUSTIVE and not (first or stride == 8):
+                continue
+            if not EXHAUSTIVE and stride < 8 and helpers.parameter_count(name) > 27_000_000:
+                continue  # minutes; the blocks are those of smaller variants
+            crop = size if stride >= 8 else tuple(side // 64 * 32 + side % 2 for side in size)
+            x = picture(*size, dtype=torch.float64)[..., : crop[0], : crop[1]]
+            dense = copy.deepcopy(original)
+            set_output_stride(dense, stride)
+            assert dense.feature_info.reduction() == [min(r, stride) for r in reductions]
+            steps = [r // min(r, stride) for r in reductions]
+            with torch.inference_mode():
+                maps = dense.forward_intermediates(x, intermediates_only=True)
+                reference = full
+                if crop != size:
+                    reference = original.forward_intermediates(x, intermediates_only=True)
+            assert law_error(maps, reference, steps) < 1e-10, (size, stride)
+
+
+@pytest.mark.parametrize("name", representatives())
+def test_parameters_stay_with_any_output_stride(name: str) -> None:
+    with torch.device("meta"):
+        dense = featnet.create_model(name, output_stride=strides(name)[-1])
+    assert list(dense.state_dict()) == list(meta_model(name).state_dict())
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("count_include_pad", [False, True])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("size", [8, 9])
+def test_dilated_average_is_the_average(
+    ceil_mode: bool, count_include_pad: bool, padding: int, size: int
+) -> None:
+    """On every ``d``-th position the dilated pool is torch's pool of those positions."""
+    pool = nn.AvgPool2d(
+        3, 1, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad
+    )
+    x = picture(size, size + 1, dtype=torch.float64)
+    for dilation in (1, 2, 3):
+        dilated = DilatedAvgPool2d(
+            (3, 3), (1, 1), (padding * dilation,) * 2, (dilation,) * 2,
+            pad_end=(0, 0), count_include_pad=count_include_pad, divisor=None,
+        )  # fmt: skip
+        ours, d = dilated(x), dilation
+        for top in range(d):
+            for left in range(d):
+                part = x[..., top::d, left::d]
+                if min(part.shape[2:]) + 2 * padding < 3:
+                    continue
+                got, wanted = ours[..., top::d, left::d], pool(part)
+                torch.testing.assert_close(got, wanted)
+
+
+# Law 8 ------------------------------------------------------------------------------------
+
+SMALLEST = min(representatives(), key=helpers.parameter_count)
+
+
+def two_levels(kind: type[featnet.FeatureListNet]) -> Any:
+    return kind(fill_noise(featnet.create_model(SMALLEST)), (-1, 1)).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads(kind: Any) -> None:
+    net = two_levels(kind)
+    inputs = [picture(32 + 8 * (i % 5), 40 + 8 * (i % 3), seed=i) for i in range(48)]
+    with torch.inference_mode():
+        wanted = [as_list(net(x)) for x in inputs]
+    results: dict[int, Any] = {}
+    start = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        start.wait()
+        for i in range(worker, len(inputs), 8):
+            try:
+                with torch.inference_mode():
+                    results[i] = as_list(net(inputs[i]))
+            except Exception as error:
+                results[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, maps in enumerate(wanted):
+        assert isinstance(results[i], list), results[i]
+        assert all(torch.equal(a, b) for a, b in zip(results[i], maps, strict=True)), i
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies(kind: Any, how: str) -> None:
+    net, x = two_levels(kind), picture(48, 64)
+    copied = copy.deepcopy(net) if how == "deepcopy" else pickle.loads(pickle.dumps(net))
+    with torch.inference_mode():
+        before = as_list(net(x))
+        assert all(torch.equal(a, b) for a, b in zip(as_list(copied(x)), before, strict=True))
+        assert list(copied.state_dict()) == list(net.state_dict())
+        assert copied.feature_info == net.feature_info
+        with torch.no_grad():  # what happens to the copy happens to the copy alone
+            for parameter in copied.parameters():
+                parameter.mul_(0.5)
+        assert not torch.equal(as_list(copied(x))[0], before[0])
+        assert all(torch.equal(a, b) for a, b in zip(as_list(net(x)), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failed_call_leaves_nothing(kind: Any) -> None:
+    net = two_levels(kind)
+    x = picture(48, 64)
+    before = [y.detach() for y in as_list(net(x))]
+    late = net.get_submodule(net.feature_info.module_name(0))  # the deepest: the other is there
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    class Failure(Exception):
+        pass
+
+    def fail(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        seen.append(weakref.ref(args[0]))
+        raise Failure
+
+    handle = late.register_forward_pre_hook(fail)
+    probe = picture(48, 64)
+    seen.append(weakref.ref(probe))
+    try:
+        net(probe)
+    except Failure:
+        pass
+    else:
+        pytest.fail("the hook did not raise")
+    handle.remove()
+    with pytest.raises(InputSizeError):
+        net(picture(48, 64)[:, :2])
+    del probe
+    gc.collect()
+    assert len(seen) == 2 and all(ref() is None for ref in seen)
+    after = as_list(net(x))
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    kept = [weakref.ref(y) for y in after]
+    del after
+    gc.collect()
+    assert all(ref() is None for ref in kept)
+
+
+def test_callers_model_is_left_alone() -> None:
+    model = fill_noise(featnet.create_model(SMALLEST)).eval()
+    keys, x = list(model.state_dict()), picture(48, 64)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    with torch.inference_mode():
+        before = model(x)
+        nets = [kind(model, (0,)).eval() for kind in KINDS]
+        assert torch.equal(model(x), before)
+    assert list(model.state_dict()) == keys
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    shared = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in shared for net in nets for p in net.parameters())

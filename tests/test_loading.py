@@ -1,0 +1,400 @@
+"""Files into models: every format, in every mode, adapted; or an error, and the model as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import featnet
+from featnet import checkpoint, create_model
+from featnet.errors import CheckpointError
+
+NAME = "test_resnet"
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def donor() -> Any:
+    return helpers.fill_noise(create_model(NAME, num_classes=10)).eval()
+
+
+@pytest.fixture(scope="module")
+def state(donor: Any) -> State:
+    return {key: value.detach().clone() for key, value in donor.state_dict().items()}
+
+
+def _shards(state: State, folder: Path) -> Path:
+    keys = list(state)
+    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
+    for file, names in parts.items():
+        save_file({name: state[name] for name in names}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    files = {name: file for file, names in parts.items() for name in names}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
+    return index
+
+
+def _saved(name: str, wrap: Callable[[State], Any]) -> Callable[[State, Path], Path]:
+    def write(state: State, folder: Path) -> Path:
+        torch.save(wrap(state), folder / name)
+        return folder / name
+
+    return write
+
+
+def _safetensors(state: State, folder: Path) -> Path:
+    save_file(state, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def _old_format(state: State, folder: Path) -> Path:
+    torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
+    return folder / "old.pth"
+
+
+def _zeros(state: State) -> State:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+FORMATS: dict[str, Callable[[State, Path], Path]] = {
+    "safetensors": _safetensors,
+    "pth": _saved("m.pth", dict),
+    "pt": _saved("m.pt", dict),
+    "pth of the old format": _old_format,
+    "state_dict": _saved("m.pth", lambda s: {"state_dict": s, "epoch": 3}),
+    "model": _saved("m.pth", lambda s: {"model": s, "optimizer": {"lr": 0.1}}),
+    "ema first": _saved("m.pth", lambda s: {"state_dict": _zeros(s), "state_dict_ema": s}),
+    "model_ema first": _saved("m.pth", lambda s: {"model": _zeros(s), "model_ema": s}),
+    "module prefix": _saved("m.pth", lambda s: {f"module.{k}": v for k, v in s.items()}),
+    "compiled, parallel": _saved(
+        "m.pth", lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}}
+    ),
+    "shards": _shards,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_in_every_mode(kind: str, donor: Any, state: State, tmp_path: Path) -> None:
+    path = FORMATS[kind](state, tmp_path)
+    x = helpers.picture(64, 64)
+    model = create_model(NAME, num_classes=10, checkpoint_path=path).eval()
+    net = create_model(NAME, checkpoint_path=str(path), features_only=True).eval()
+    with torch.no_grad():
+        # Tensors that are mapped from a file lie where they lie: MKL's matrix product may round
+        # otherwise where they are not aligned
+        torch.testing.assert_close(model(x), donor(x), rtol=1e-5, atol=1e-6)
+        wanted = donor.forward_intermediates(x, intermediates_only=True)
+        for y, w in zip(net(x), wanted, strict=True):
+            assert torch.equal(y, w)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook"])
+@pytest.mark.parametrize("output_stride", [32, 8])
+def test_features_from_the_classifiers_file_are_the_classifiers(
+    feature_cls: str, output_stride: int, donor: Any, state: State, tmp_path: Path
+) -> None:
+    path = _safetensors(state, tmp_path)
+    net = create_model(
+        NAME, features_only=True, feature_cls=feature_cls, out_indices=(2, 0, -1),
+        checkpoint_path=path, output_stride=output_stride,
+    ).eval()  # fmt: skip
+    same = create_model(
+        NAME, num_classes=10, checkpoint_path=path, output_stride=output_stride
+    ).eval()
+    x = helpers.picture(64, 64)
+    with torch.no_grad():
+        found = net(x)
+        found = list(found.values()) if isinstance(found, dict) else found
+        wanted = same.forward_intermediates(x, (2, 0, -1), intermediates_only=True)
+    assert all(torch.equal(y, w) for y, w in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_path_means_none(features_only: bool, empty: Any) -> None:
+    with torch.device("meta"):
+        create_model(NAME, features_only=features_only, checkpoint_path=empty)
+
+
+# Adaptation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [NAME, "resnet18"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_one_channel_sees_a_grey_picture_as_three_do(
+    name: str, features_only: bool, tmp_path: Path
+) -> None:
+    three = helpers.fill_noise(create_model(name)).eval()
+    path = _safetensors(three.state_dict(), tmp_path)
+    options: dict[str, Any] = {"features_only": features_only}
+    one = create_model(name, in_chans=1, checkpoint_path=path, **options).eval()
+    three = create_model(name, checkpoint_path=path, **options).eval()
+    grey = helpers.picture(64, 64)[:, :1]
+    with torch.no_grad():
+        a, b = one(grey), three(grey.expand(-1, 3, -1, -1))
+    for y, w in zip(a, b, strict=True) if features_only else [(a, b)]:
+        assert helpers.error(y, w) < 1e-4
+
+
+def test_four_channels_repeat_and_keep_the_size_of_the_response(
+    state: State, tmp_path: Path
+) -> None:
+    model = create_model(NAME, num_classes=10, in_chans=4, checkpoint_path=_safetensors(state, tmp_path))
+    key = f"{model.stem}.weight"
+    old, new = state[key], model.state_dict()[key]
+    assert new.shape[1] == 4
+    torch.testing.assert_close(new[:, :3], old * 0.75)
+    torch.testing.assert_close(new[:, 3], old[:, 0] * 0.75)
+    assert model.load_report.converted == {key: "3 input channels to 4"}
+    assert model.load_report.dropped == {}
+
+
+def test_classes_are_kept_when_equal(state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    model = create_model(NAME, num_classes=10, checkpoint_path=path)
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+    assert model.load_report.loaded == len(state) and not model.load_report.dropped
+    assert "tensors loaded" in str(model.load_report)
+
+
+def test_other_classes_are_dropped_and_reported(state: State, tmp_path: Path) -> None:
+    model = create_model(NAME, num_classes=7, checkpoint_path=_safetensors(state, tmp_path))
+    report = model.load_report
+    assert set(report.dropped) == {"fc.weight", "fc.bias"}
+    assert "10 classes, the model has 7" in str(report)
+    assert {"fc.weight", "fc.bias"} == set(report.initial)
+    weight = model.fc.weight
+    assert weight.shape[0] == 7 and 0 < weight.abs().max() < 10 and weight.std() > 0
+    assert torch.isfinite(model.eval()(helpers.picture(64, 64))).all()
+
+
+def test_without_classes_the_classifier_is_dropped(state: State, tmp_path: Path) -> None:
+    model = create_model(NAME, num_classes=0, checkpoint_path=_safetensors(state, tmp_path))
+    assert model.load_report.dropped == dict.fromkeys(
+        ("fc.weight", "fc.bias"), "the model has no classifier"
+    )
+
+
+def test_what_a_file_leaves_out_is_initialised_as_without_the_file(
+    state: State, tmp_path: Path
+) -> None:
+    path = _safetensors(state, tmp_path)
+    torch.manual_seed(3)
+    found = create_model(NAME, num_classes=7, checkpoint_path=path).fc
+    assert -0.5 < float(found.bias.detach().min()) < float(found.bias.detach().max()) < 0.5
+    width = found.in_features**-0.5
+    assert float(found.weight.detach().abs().max()) <= width * 1.01
+
+
+def test_loading_writes_into_nothing_that_was_given(state: State) -> None:
+    kept = {key: value.clone() for key, value in state.items()}
+    names = list(state)
+    checkpoint.load(create_model(NAME, num_classes=5, in_chans=1), state, source="here")
+    assert list(state) == names
+    assert all(torch.equal(state[key], kept[key]) for key in kept)
+
+
+def test_a_loaded_model_trains_and_its_file_stays(state: State, tmp_path: Path) -> None:
+    for write in (FORMATS["safetensors"], FORMATS["pth"]):
+        path = write(state, tmp_path)
+        before = path.read_bytes()
+        model = create_model(NAME, num_classes=10, checkpoint_path=path).train()
+        model(helpers.picture(64, 64, batch=2)).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+        assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+        assert path.read_bytes() == before
+
+
+def test_a_model_of_another_dtype_keeps_it(state: State) -> None:
+    model = create_model(NAME, num_classes=10).double()
+    checkpoint.load(model, state, source="here")
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_a_file_in_the_overlay(
+    features_only: bool, donor: Any, state: State, tmp_path: Path
+) -> None:
+    overlay = {"file": str(_safetensors(state, tmp_path)), "num_classes": 10}
+    model = create_model(
+        NAME, pretrained=True, features_only=features_only, pretrained_cfg_overlay=overlay
+    ).eval()
+    x = helpers.picture(64, 64)
+    with torch.no_grad():
+        if features_only:
+            assert torch.equal(model(x)[-1], donor.forward_features(x))
+        else:
+            torch.testing.assert_close(model(x), donor(x), rtol=1e-5, atol=1e-6)
+            assert model.num_classes == 10
+    assert model.pretrained_cfg["file"] == overlay["file"]
+
+
+def test_a_background_class_is_removed(state: State, tmp_path: Path) -> None:
+    more = {**state, "fc.weight": torch.cat([torch.zeros(1, *state["fc.weight"].shape[1:]), state["fc.weight"]]),
+            "fc.bias": torch.cat([torch.zeros(1), state["fc.bias"]])}  # fmt: skip
+    overlay = {"file": str(_safetensors(more, tmp_path)), "num_classes": 10, "label_offset": 1}
+    model = create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+
+
+# Failures ---------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("bomb",)
+
+
+def _bytes(name: str, content: bytes) -> Callable[[State, Path], Path]:
+    def write(state: State, folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def _cut(write: Callable[[State, Path], Path], keep: float) -> Callable[[State, Path], Path]:
+    def cut(state: State, folder: Path) -> Path:
+        path = write(state, folder)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+        return path
+
+    return cut
+
+
+def _without_a_shard(state: State, folder: Path) -> Path:
+    index = _shards(state, folder)
+    (folder / "b.safetensors").unlink()
+    return index
+
+
+def _outside(state: State, folder: Path) -> Path:
+    index = folder / "m.index.json"
+    index.write_text('{"weight_map": {"fc.weight": "../m.safetensors"}}', encoding="utf-8")
+    return index
+
+
+UNREADABLE: dict[str, tuple[Callable[[State, Path], Path], str]] = {
+    "missing": (lambda s, f: f / "nothing.pth", "does not exist"),
+    "folder": (lambda s, f: f, "is a folder"),
+    "empty": (_bytes("m.pth", b""), "is empty"),
+    "empty safetensors": (_bytes("m.safetensors", b""), "is empty"),
+    "text": (_bytes("m.pth", b"this is no checkpoint\n" * 9), "cannot be read"),
+    "text as safetensors": (_bytes("m.safetensors", b"no checkpoint\n" * 9), "cannot be read"),
+    "lfs": (_bytes("m.pth", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "safetensors cut": (_cut(_safetensors, 0.5), "cannot be read"),
+    "safetensors cut in the header": (_cut(_safetensors, 0.001), "cannot be read"),
+    "pth cut": (_cut(FORMATS["pth"], 0.5), "cannot be read"),
+    "old pth cut": (_cut(_old_format, 0.5), "cannot be read"),
+    "code": (_bytes("m.pth", pickle.dumps({"state_dict": Bomb()})), "more than tensors"),
+    "code, zipped": (_saved("m.pth", lambda s: {"state_dict": s, "x": Bomb()}), "more than tensors"),
+    "number": (_saved("m.pth", lambda s: 3), "holds no tensors"),
+    "no tensors": (_saved("m.pth", lambda s: {"epoch": 3}), "holds no tensors"),
+    "index": (_bytes("m.index.json", b"{}"), "no index of shards"),
+    "index of nothing": (_bytes("m.index.json", b"[1"), "no index of shards"),
+    "shard missing": (_without_a_shard, "b.safetensors' does not exist"),
+    "shard outside": (_outside, "outside its folder"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read(
+    kind: str, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, why = UNREADABLE[kind]
+    path = write(state, tmp_path)
+    for features_only in (False, True):
+        with pytest.raises(CheckpointError) as caught:
+            create_model(NAME, checkpoint_path=path, features_only=features_only)
+        assert why in str(caught.value) and str(path.parent) in str(caught.value)
+        assert isinstance(caught.value, (RuntimeError, ValueError))
+    assert not (tmp_path / "bomb").exists()
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "resnet18.pth").touch()
+    with pytest.raises(CheckpointError, match=r"Did you mean 'resnet18\.pth'"):
+        create_model(NAME, checkpoint_path=tmp_path / "resnet18.pt")
+
+
+MISFITS: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
+    "one key missing": (
+        lambda s: {k: v for k, v in s.items() if k != "layer1.0.conv1.weight"},
+        ("missing (1): layer1.0.conv1.weight",),
+    ),
+    "one key more": (
+        lambda s: {**s, "extra.weight": torch.zeros(1)},
+        ("unexpected (1): extra.weight",),
+    ),
+    "one shape": (
+        lambda s: {**s, "layer2.0.bn1.weight": torch.zeros(3)},
+        ("of another shape (1): layer2.0.bn1.weight (3,), not (48,)",),
+    ),
+    "one key misspelt": (
+        lambda s: {("layer1.0.convl.weight" if k == "layer1.0.conv1.weight" else k): v for k, v in s.items()},
+        ("missing (1)", "unexpected (1)", "layer1.0.convl.weight: Did you mean 'layer1.0.conv1.weight'"),
+    ),
+    "another model": (
+        lambda s: dict(create_model("resnet10t").state_dict()),
+        ("missing", "of another shape", "more"),
+    ),
+    "nothing in common": (
+        lambda s: {f"w{i}": torch.zeros(1) for i in range(9)},
+        ("unexpected (9): w0, w1, w2, w3, w4 and 4 more", "missing"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_does_not_fit_leaves_the_model_as_it_was(
+    kind: str, state: State, tmp_path: Path
+) -> None:
+    change, parts = MISFITS[kind]
+    path = _safetensors({k: v.contiguous() for k, v in change(state).items()}, tmp_path)
+    model = create_model(NAME, num_classes=10)
+    before = {k: (v.data_ptr(), v.clone()) for k, v in model.state_dict().items()}
+    parameters = list(model.parameters())
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(model, checkpoint.read(path), source=str(path))
+    message = str(caught.value)
+    assert "nothing was loaded" in message and str(path) in message and "ResNet" in message
+    assert all(part in message for part in parts), message
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(v.data_ptr() == before[k][0] and torch.equal(v, before[k][1]) for k, v in after.items())
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    for features_only in (False, True):
+        with pytest.raises(CheckpointError, match="does not fit ResNet"):
+            create_model(NAME, num_classes=10, checkpoint_path=path, features_only=features_only)
+
+
+def test_a_checkpoint_without_the_classifier_is_refused_where_one_is_wanted(state: State) -> None:
+    headless = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    with pytest.raises(CheckpointError, match=r"missing \(2\): fc\.weight, fc\.bias"):
+        checkpoint.load(create_model(NAME, num_classes=10), headless, source="here")
+
+
+def test_batches_tracked_may_be_missing(state: State) -> None:
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    report = checkpoint.load(create_model(NAME, num_classes=10), old, source="here")
+    assert report.loaded == len(old)
+    assert all(k.endswith("num_batches_tracked") for k in report.initial)
+
+
+def test_a_report_is_public() -> None:
+    assert featnet.LoadReport is checkpoint.LoadReport
