@@ -213,10 +213,8 @@ class FeatureNet(nn.Module):
         present = dict(self.body.named_modules())
         kept = [name for name in layers if name in present]
         if not kept:
-            raise ArgumentError(
-                f"return_layers={dict(layers)!r}: all of them were pruned; there are "
-                f"{[name for name in index if name in present]}."
-            )
+            there = [name for name in index if name in present]
+            raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
@@ -248,12 +246,12 @@ def _output_keys(
     if out_map is None:
         return tuple(modules)
     if isinstance(out_map, Mapping):
-        for name in out_map:
-            if name not in modules:
-                raise ArgumentError(
-                    f"out_map={out_map!r}: {name!r} does not come out.{nearest(name, modules)} "
-                    f"There are {modules}."
-                )
+        strange = [name for name in out_map if name not in modules]
+        if strange:
+            raise ArgumentError(
+                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
+                + nearest(strange[0], modules)
+            )
         keys = tuple(out_map.get(name, name) for name in modules)
     else:
         keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
