@@ -126,9 +126,10 @@ class _Step:
     stride: Pair
 
 
-def _plan(model: nn.Module, output_stride: int, size: Pair) -> dict[str, _Step]:
+def _plan(
+    model: nn.Module, seen: trace.Run, output_stride: int, size: Pair
+) -> dict[str, _Step]:
     """Every window and upsampling that changes, from a run of the original network."""
-    seen = trace.run(model, size)
     modules = dict(model.named_modules(remove_duplicate=False))
     known: set[Fraction] = {Fraction(1)}
     steps: dict[str, _Step] = {}
@@ -236,9 +237,9 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     if output_stride >= allowed[-1]:
         return
     size = trace.probe_size(model)
-    nominal = trace.run(model, size).levels
+    before = trace.run(model, size)
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, step in _plan(model, output_stride, size).items():
+    for name, step in _plan(model, before, output_stride, size).items():
         widened = modules[name]
         if isinstance(widened, nn.Upsample):
             continue
@@ -247,7 +248,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, widened)
     held = trace.run(model, size).levels
-    for index, (level, old, new) in enumerate(zip(levels, nominal, held, strict=True)):
+    for index, (level, old, new) in enumerate(zip(levels, before.levels, held, strict=True)):
         reduction = min(level.reduction, output_stride)
         wanted = old[-2] * level.reduction / reduction
         # Unpadded kernels lose a few positions at the border, now as many times more of them

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -82,6 +83,10 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
+# Norms are most of the time of a run on the meta device, where torch decomposes them in Python
+_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+
+
 class _Used(TorchFunctionMode):
     """Collects the ids of the tensors that any torch function is given."""
 
@@ -97,6 +102,8 @@ class _Used(TorchFunctionMode):
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 if id(item) in self.wanted:
                     self.ids.add(id(item))
+        if func in _KEEP_SHAPE:
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
 
