@@ -124,6 +124,7 @@ class _Step:
 
     grow: int  # r_in / min(r_in, s): how much denser the input is now
     stride: Pair
+    scale: Fraction  # of an upsampling: its factor
 
 
 def _plan(
@@ -147,22 +148,19 @@ def _plan(
         if call.inputs[0][-2:] == (1, 1):
             continue  # behind a global pool: there are no positions left to be apart
         r_in = reduction(call.inputs[0])
-        if is_up:
-            known.add(r_in / Fraction(_scale(module)).limit_denominator(64))
-            stride = (1, 1)
-        else:
-            stride = _pair(module.stride or module.kernel_size)
-            known.add(r_in * stride[0])
-        dense = min(r_in, Fraction(output_stride))
+        stride = _stride(module)
         r_out = r_in * stride[0]
+        known.add(r_out)
+        dense = min(r_in, Fraction(output_stride))
         new = min(r_out, Fraction(output_stride)) / dense
         grow = r_in / dense
-        if new.denominator != 1 or grow.denominator != 1 or stride[0] != stride[1]:
+        fits = is_up or (new.denominator == 1 and grow.denominator == 1)
+        if not fits or stride[0] != stride[1]:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
                 f"reduction {r_in} and writes at {r_out}, which has no whole stride there."
             )
-        step = _Step(int(grow), (int(new), int(new)))
+        step = _Step(int(grow), (int(new), int(new)), scale=1 / new)
         if steps.setdefault(call.name, step) != step:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} runs at two resolutions, which need "
@@ -171,9 +169,14 @@ def _plan(
     return steps
 
 
-def _scale(module: nn.Upsample) -> float:
-    factor: Any = module.scale_factor
-    return float(factor[0] if isinstance(factor, tuple) else factor)
+def _stride(module: Any) -> tuple[Fraction, Fraction]:
+    """Of a window, or below 1 of an upsampling."""
+    if isinstance(module, nn.Upsample):
+        factor: Any = module.scale_factor
+        rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
+        return 1 / Fraction(rows).limit_denominator(64), 1 / Fraction(columns).limit_denominator(64)
+    rows, columns = _pair(module.stride or module.kernel_size)
+    return Fraction(rows), Fraction(columns)
 
 
 def _widen(module: nn.Module, step: _Step) -> nn.Module:
@@ -242,6 +245,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     for name, step in _plan(model, before, output_stride, size).items():
         widened = modules[name]
         if isinstance(widened, nn.Upsample):
+            widened.scale_factor = float(step.scale)
             continue
         widened = _widen(modules[name], step)
         if widened is not modules[name]:

@@ -10,7 +10,7 @@ the c and d stems and shortcuts (https://arxiv.org/abs/1812.01187), anti-aliased
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,20 @@ class Recipe:
         """The anti-aliasing that follows the convolution's activation."""
         return self.smooth(channels, stride) if self.smooth and stride > 1 else nn.Identity()
 
+    def refuse(self, block: nn.Module, *fields: str) -> None:
+        """Refuse what a kind of block does not have.
+
+        Raises:
+            ArgumentError: one of these fields was given.
+        """
+        arguments = {"attention": "attn_layer", "smooth": "aa_layer"}
+        for field in fields:
+            value = getattr(self, field)
+            if value != getattr(Recipe, field):
+                raise ArgumentError(
+                    f"{type(block).__name__} does not have {arguments.get(field, field)}={value!r}."
+                )
+
 
 class Residual(nn.Module):
     """Shortcut plus residual branch, then an activation: what both kinds of block share."""
@@ -108,7 +122,7 @@ class Residual(nn.Module):
 
     def zero_init_last(self) -> None:
         """Start as the identity (https://arxiv.org/abs/1706.02677)."""
-        weight = getattr(getattr(self, self.last_norm), "weight", None)
+        weight = getattr(self.get_submodule(self.last_norm), "weight", None)
         if weight is not None:
             nn.init.zeros_(weight)
 
@@ -129,11 +143,7 @@ class BasicBlock(Residual):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if (recipe.cardinality, recipe.base_width) != (1, 64):
-            raise ArgumentError(
-                f"BasicBlock has no groups: cardinality={recipe.cardinality}, "
-                f"base_width={recipe.base_width} need Bottleneck."
-            )
+        recipe.refuse(self, "cardinality", "base_width")
         width = planes // recipe.reduce_first
         self.conv1 = nn.Conv2d(in_chs, width, 3, recipe.conv_stride(stride), 1, bias=False)
         self.bn1 = recipe.norm(width)
@@ -211,6 +221,7 @@ class ResNet(Backbone):
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`, or a class that is built like them; one
             for all stages or one for each.
+        block_args: further arguments of the block, where its class has any.
         depths: blocks in each stage.
         planes: width of each stage, before the block's expansion.
         stem: see :class:`Stem`.
@@ -228,7 +239,7 @@ class ResNet(Backbone):
     The other arguments are every Backbone's.
     """
 
-    stem, classifier = "conv1", "fc"
+    first_conv, last_fc = "conv1", "fc"
 
     def __init__(
         self,
@@ -253,6 +264,7 @@ class ResNet(Backbone):
         drop_path_rate: float = 0.0,
         drop_block_rate: float = 0.0,
         zero_init_last: bool = True,
+        block_args: Mapping[str, Any] | None = None,
         widths: str | None = None,
     ) -> None:
         super().__init__(in_chans=in_chans)
@@ -273,7 +285,8 @@ class ResNet(Backbone):
         kinds = tuple(block) if isinstance(block, Sequence) else (block,) * len(depths)
         for i, (kind, depth, width) in enumerate(zip(kinds, depths, planes, strict=True)):
             drop_block = _drop_block(i, drop_block_rate)
-            make = partial(kind, recipe=dataclasses.replace(recipe, drop_block=drop_block))
+            shared = dataclasses.replace(recipe, drop_block=drop_block)
+            make = partial(kind, recipe=shared, **(block_args or {}))
             out_chs, blocks = width * kind.expansion, []
             for stride in (2 if i else 1, *(1,) * (depth - 1)):
                 shortcut = None
@@ -306,7 +319,7 @@ class ResNet(Backbone):
                 layers += [recipe.act(inplace=True)]
                 in_chs, stride = chs, 1
             self.conv1 = nn.Sequential(*layers, nn.Conv2d(in_chs, width, 3, 1, 1, bias=False))
-            self.stem = "conv1.0"
+            self.first_conv = "conv1.0"
         self.bn1 = recipe.norm(width)
         self.add_stage("act1", recipe.act(inplace=True), channels=width, reduction=2)
         if stem.conv_pool:
@@ -332,7 +345,7 @@ class ResNet(Backbone):
             elif isinstance(module, Residual) and zero_init_last:
                 module.zero_init_last()
 
-    def stages(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
         yield x
         x = self.layer1(self.maxpool(x))  # (N, C, H/4, W/4)
