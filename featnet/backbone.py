@@ -12,7 +12,7 @@ from torch import nn
 from . import trace
 from .errors import ArgumentError, InputSizeError, nearest
 from .features import Feature, FeatureInfo, resolve
-from .layers import Blocks, GlobalPool
+from .layers import Blocks, GlobalPool, chain
 from .weights import Weights
 
 FORMATS = ("NCHW", "NHWC", "NLC")
@@ -26,11 +26,12 @@ class Backbone(nn.Module):
 
     Class attributes:
         first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        classifier: name of the linear layer on which ``num_classes`` acts.
+        last_fc: name of the linear layer on which ``num_classes`` acts.
     """
 
-    first_conv: str | tuple[str, ...] = "stem"
-    classifier: str | tuple[str, ...] = "classifier"
+    # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
+    first_conv: str | tuple[str, ...]
+    last_fc: str
 
     num_features: int
     pretrained_cfg: Weights | None = None
@@ -62,18 +63,31 @@ class Backbone(nn.Module):
             raise ArgumentError(f"drop_rate={drop_rate!r}: expected from 0 to below 1.")
         self.num_features = num_features
         self.drop_rate = drop_rate
-        assert isinstance(self.classifier, str)
-        parent = self.classifier.rpartition(".")[0]
+        parent = self.last_fc.rpartition(".")[0]
         if parent and parent not in dict(self.named_modules()):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
-        """(N, C, H, W) -> each registered level's map, finest first."""
+        """(N, C, H, W) -> each registered level's map, finest first; a generator."""
         raise NotImplementedError
 
+    def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Run the children of a Sequential in order, yielding the maps of those that are levels, up
+        to the last of them. Of :class:`Blocks`, what lies between levels is recomputed at once.
+        """
+        parent = self.get_submodule(name)
+        levels = {level.module for level in self._levels}
+        section: list[nn.Module] = []
+        for child, module in parent.named_children():
+            section.append(module)
+            if f"{name}.{child}" in levels:
+                x = parent.run(section, x) if isinstance(parent, Blocks) else chain(section, x)
+                section = []
+                yield x
+
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map. Families on tokens override it."""
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map; for families on tokens."""
         return y
 
     def finish(self, y: Any) -> torch.Tensor:
@@ -108,8 +122,11 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
-        assert isinstance(self.classifier, str)
-        return self.get_submodule(self.classifier)
+        return self.get_submodule(self.last_fc)
+
+    def classifier_width(self, pool: GlobalPool) -> int:
+        """Channels that the classifier is given behind this pooling."""
+        return self.num_features * pool.multiplier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -120,7 +137,6 @@ class Backbone(nn.Module):
         """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
-        assert isinstance(self.classifier, str)
         if global_pool is None:
             global_pool = self.global_pool.pool_type
         pool = GlobalPool(global_pool)
@@ -129,11 +145,11 @@ class Backbone(nn.Module):
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "
                 f"{num_classes} classes cannot take: say num_classes=0 too."
             )
-        width = self.num_features * pool.multiplier
+        width = self.classifier_width(pool)
         near = next(self.parameters(), None)
         place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-        parent, _, child = self.classifier.rpartition(".")
+        parent, _, child = self.last_fc.rpartition(".")
         self.global_pool = pool.train(self.training)
         setattr(self.get_submodule(parent), child, linear.train(self.training))
         self.num_classes = num_classes
