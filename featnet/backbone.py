@@ -12,7 +12,7 @@ from torch import nn
 from . import trace
 from .errors import ArgumentError, InputSizeError, check_rate, nearest
 from .features import Feature, FeatureInfo, resolve
-from .layers import Blocks, GlobalPool
+from .layers import Blocks, GlobalPool, chain
 from .weights import Weights
 
 FORMATS = ("NCHW", "NHWC", "NLC")
@@ -74,11 +74,25 @@ class Backbone(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
-        """(N, C, H, W) -> each registered level's map, finest first."""
+        """(N, C, H, W) -> each registered level's map, finest first; a generator."""
         raise NotImplementedError
 
+    def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Run the children of a Sequential in order, yielding the maps of those that are levels, up
+        to the last of them. Of :class:`Blocks`, what lies between levels is recomputed at once.
+        """
+        parent = self.get_submodule(name)
+        levels = {level.module for level in self._levels}
+        section: list[nn.Module] = []
+        for child, module in parent.named_children():
+            section.append(module)
+            if f"{name}.{child}" in levels:
+                x = parent.run(section, x) if isinstance(parent, Blocks) else chain(section, x)
+                section = []
+                yield x
+
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map. Families on tokens override it."""
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map; for families on tokens."""
         return y
 
     def finish(self, y: Any) -> torch.Tensor:

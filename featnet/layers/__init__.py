@@ -1,7 +1,14 @@
 """Blocks that at least two families share."""
 
-from .attention import EfficientChannelAttention, SqueezeExcite, make_divisible
-from .blocks import Blocks, DropBlock2d, DropPath
+from .attention import (
+    EfficientChannelAttention,
+    EffectiveSqueezeExcite,
+    SqueezeExcite,
+    make_divisible,
+)
+from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .conv import ConvNormAct, norm_and_act
+from .evonorm import EvoNorm
 from .factory import Layer, get_act, get_attention, get_layer, get_norm
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
@@ -10,18 +17,23 @@ from .pool import BlurPool2d, GlobalPool
 __all__ = [
     "Blocks",
     "BlurPool2d",
+    "ConvNormAct",
     "DropBlock2d",
     "DropPath",
+    "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
+    "EvoNorm",
     "GlobalPool",
     "GroupNorm",
     "SqueezeExcite",
     "Layer",
+    "chain",
     "get_act",
     "get_attention",
     "get_layer",
     "get_norm",
     "make_divisible",
     "narrow",
+    "norm_and_act",
     "pruned_widths",
 ]

@@ -22,22 +22,47 @@ def make_divisible(
 
 
 class SqueezeExcite(nn.Module):
-    """Gate each channel by what the whole map holds (https://arxiv.org/abs/1709.01507)."""
+    """Gate each channel by what the whole map holds (https://arxiv.org/abs/1709.01507).
+
+    Args:
+        rd_ratio: of the channels, the width of the hidden layer, a multiple of ``rd_divisor``.
+        rd_channels: that width itself.
+        norm: normalisation of the hidden layer.
+    """
 
     def __init__(
-        self, channels: int, *, rd_ratio: float = 1 / 16, rd_divisor: int = 8
+        self,
+        channels: int,
+        *,
+        rd_ratio: float = 1 / 16,
+        rd_divisor: int = 8,
+        rd_channels: int | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        squeezed = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+        squeezed = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.bn = norm(squeezed) if norm else nn.Identity()
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
         self.gate = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        gate = self.fc2(self.act(self.fc1(gate)))
+        gate = self.fc2(self.act(self.bn(self.fc1(gate))))
         return x * self.gate(gate)
+
+
+class EffectiveSqueezeExcite(nn.Module):
+    """Squeeze-excite of one layer, which loses no channel (https://arxiv.org/abs/1911.06667)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))
 
 
 class EfficientChannelAttention(nn.Module):

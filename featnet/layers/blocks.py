@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,16 +11,28 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
+def chain(modules: Iterable[nn.Module], x: Any) -> Any:
+    """Modules one after the other."""
+    for module in modules:
+        x = module(x)
+    return x
+
+
 class Blocks(nn.Sequential):
     """A stage's blocks. With ``grad_checkpointing`` each one's activations are recomputed in the
     backward pass instead of kept."""
 
     grad_checkpointing = False
 
+    def run(self, blocks: Iterable[nn.Module], x: Any) -> Any:
+        """Some of the blocks, one after the other; recomputed at once."""
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(chain, blocks, x, use_reentrant=False)
+        return chain(blocks, x)
+
     def forward(self, x: Any) -> Any:
-        recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = self.run((block,), x)
         return x
 
 

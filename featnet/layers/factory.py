@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from ..errors import ArgumentError, nearest
-from .attention import EfficientChannelAttention, SqueezeExcite
+from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -34,7 +34,11 @@ NORMS: Mapping[str, Layer] = {
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }
-ATTENTIONS: Mapping[str, Layer] = {"se": SqueezeExcite, "eca": EfficientChannelAttention}
+ATTENTIONS: Mapping[str, Layer] = {
+    "se": SqueezeExcite,
+    "ese": EffectiveSqueezeExcite,
+    "eca": EfficientChannelAttention,
+}
 
 
 def get_layer(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
