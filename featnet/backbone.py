@@ -111,6 +111,10 @@ class Backbone(nn.Module):
         assert isinstance(self.classifier, str)
         return self.get_submodule(self.classifier)
 
+    def classifier_width(self, pool: GlobalPool) -> int:
+        """Channels that the classifier is given behind this pooling."""
+        return self.num_features * pool.multiplier
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
 
@@ -129,7 +133,7 @@ class Backbone(nn.Module):
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "
                 f"{num_classes} classes cannot take: say num_classes=0 too."
             )
-        width = self.num_features * pool.multiplier
+        width = self.classifier_width(pool)
         near = next(self.parameters(), None)
         place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
@@ -184,7 +188,7 @@ class Backbone(nn.Module):
         with explain_size(self, x.shape[-2:]):
             for index, y in enumerate(self.forward_levels(x)):
                 if index in wanted:
-                    value = self.as_map(self.normalize(y)) if norm else self.as_map(y)
+                    value = self.as_map(self.normalize(y, index)) if norm else self.as_map(y)
                     maps[index] = to_format(value, output_fmt)
                 if index == last and (stop_early or intermediates_only):
                     break
@@ -193,8 +197,9 @@ class Backbone(nn.Module):
                 return ordered
             return (self.as_map(y) if stop_early else self.finish(y)), ordered
 
-    def normalize(self, y: Any) -> Any:
-        """A yielded value under the final norm; a network without one leaves it as it is."""
+    def normalize(self, y: Any, index: int) -> Any:
+        """A level's yielded value under the final norm; a network without one leaves it."""
+        del index
         return y
 
     # Training -----------------------------------------------------------------------------
