@@ -205,7 +205,7 @@ class Backbone(nn.Module):
         with explain_size(self, x.shape[-2:]):
             for index, y in enumerate(self.forward_levels(x)):
                 if index in wanted:
-                    value = self.as_map(self.normalize(y)) if norm else self.as_map(y)
+                    value = self.as_map(self.normalize(y, index)) if norm else self.as_map(y)
                     maps[index] = to_format(value, output_fmt)
                 if index == last and (stop_early or intermediates_only):
                     break
@@ -214,8 +214,9 @@ class Backbone(nn.Module):
                 return ordered
             return (self.as_map(y) if stop_early else self.finish(y)), ordered
 
-    def normalize(self, y: Any) -> Any:
-        """A yielded value under the final norm; a network without one leaves it as it is."""
+    def normalize(self, y: Any, index: int) -> Any:
+        """A level's yielded value under the final norm; a network without one leaves it."""
+        del index
         return y
 
     # Training -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from .attention import (
     make_divisible,
 )
 from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .conv import ConvNormAct, norm_and_act
 from .evonorm import EvoNorm
 from .factory import Layer, get_act, get_attention, get_layer, get_norm
@@ -24,7 +25,11 @@ __all__ = [
     "EfficientChannelAttention",
     "EvoNorm",
     "GlobalPool",
+    "GlobalResponseNorm",
     "GroupNorm",
+    "LayerNorm2d",
+    "RmsNorm2d",
+    "SimpleNorm2d",
     "SqueezeExcite",
     "Layer",
     "chain",

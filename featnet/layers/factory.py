@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
 from ..errors import ArgumentError, nearest
 from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
+from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -21,6 +23,7 @@ ACTS: Mapping[str, Layer] = {
     "swish": nn.SiLU,
     "mish": nn.Mish,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "hard_swish": nn.Hardswish,
     "hard_sigmoid": nn.Hardsigmoid,
     "sigmoid": nn.Sigmoid,
@@ -31,6 +34,9 @@ NORMS: Mapping[str, Layer] = {
     "batchnorm": nn.BatchNorm2d,
     "batchnorm2d": nn.BatchNorm2d,
     "groupnorm": GroupNorm,
+    "layernorm2d": LayerNorm2d,
+    "rmsnorm2d": RmsNorm2d,
+    "simplenorm2d": SimpleNorm2d,
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }
