@@ -26,11 +26,12 @@ class Backbone(nn.Module):
 
     Class attributes:
         first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        classifier: name of the linear layer on which ``num_classes`` acts.
+        last_fc: name of the linear layer on which ``num_classes`` acts.
     """
 
-    first_conv: str | tuple[str, ...] = "stem"
-    classifier: str | tuple[str, ...] = "classifier"
+    # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
+    first_conv: str | tuple[str, ...]
+    last_fc: str
 
     num_features: int
     pretrained_cfg: Weights | None = None
@@ -52,6 +53,11 @@ class Backbone(nn.Module):
         """
         parent, _, child = name.rpartition(".")
         self.get_submodule(parent).add_module(child, module)
+        self.add_level(name, channels=channels, reduction=reduction)
+
+    def add_level(self, name: str, *, channels: int, reduction: int) -> None:
+        """Declare the output of a module that is there, however deep inside, as the next level."""
+        assert isinstance(self.get_submodule(name), nn.Module)
         self._levels.append(Feature(channels, reduction, name, len(self._levels)))
 
     def add_head(
@@ -62,8 +68,7 @@ class Backbone(nn.Module):
             raise ArgumentError(f"drop_rate={drop_rate!r}: expected from 0 to below 1.")
         self.num_features = num_features
         self.drop_rate = drop_rate
-        assert isinstance(self.classifier, str)
-        parent = self.classifier.rpartition(".")[0]
+        parent = self.last_fc.rpartition(".")[0]
         if parent and parent not in dict(self.named_modules()):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
@@ -108,8 +113,11 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
-        assert isinstance(self.classifier, str)
-        return self.get_submodule(self.classifier)
+        return self.get_submodule(self.last_fc)
+
+    def classifier_width(self, pool: GlobalPool) -> int:
+        """Channels that the classifier is given behind this pooling."""
+        return self.num_features * pool.multiplier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -120,7 +128,6 @@ class Backbone(nn.Module):
         """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
-        assert isinstance(self.classifier, str)
         if global_pool is None:
             global_pool = self.global_pool.pool_type
         pool = GlobalPool(global_pool)
@@ -129,11 +136,11 @@ class Backbone(nn.Module):
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "
                 f"{num_classes} classes cannot take: say num_classes=0 too."
             )
-        width = self.num_features * pool.multiplier
+        width = self.classifier_width(pool)
         near = next(self.parameters(), None)
         place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-        parent, _, child = self.classifier.rpartition(".")
+        parent, _, child = self.last_fc.rpartition(".")
         self.global_pool = pool.train(self.training)
         setattr(self.get_submodule(parent), child, linear.train(self.training))
         self.num_classes = num_classes

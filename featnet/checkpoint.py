@@ -177,7 +177,7 @@ def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = Non
             continue
         found[key] = adapt_input_conv(old, new.shape[1])
         converted[key] = f"{old.shape[1]} input channels to {new.shape[1]}"
-    names = getattr(model, "classifier", ())
+    names = getattr(model, "last_fc", ())
     offset = cfg.label_offset if cfg is not None and cfg.label_offset else 0
     for name in (names,) if isinstance(names, str) else names:
         for key in (f"{name}.weight", f"{name}.bias"):
@@ -209,7 +209,7 @@ def load(
     found, converted, dropped = fit(model, state, cfg)
     optional = {k for k in dropped if k in target}
     if cfg is not None and not cfg.num_classes:
-        classifier = getattr(model, "classifier", "")
+        classifier = getattr(model, "last_fc", "")
         optional |= {f"{classifier}.{end}" for end in ("weight", "bias")} & set(target)
     optional |= {k for k in target if k.endswith("num_batches_tracked")}
     missing = [k for k in target if k not in found and k not in optional]

@@ -2,25 +2,45 @@
 
 from .attention import EfficientChannelAttention, SqueezeExcite, make_divisible
 from .blocks import Blocks, DropBlock2d, DropPath
-from .factory import Layer, get_act, get_attention, get_norm
+from .channel_norm import LayerNorm2d
+from .context import GatedContext, GlobalContext
+from .conv import ConvNormAct, norm_and_act
+from .evonorm import EvoNorm
+from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
+from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
+from .norm_act import NormAct, with_act
 from .pool import BlurPool2d, GlobalPool
 
 __all__ = [
     "Blocks",
     "BlurPool2d",
+    "CondConv2d",
+    "ConvNormAct",
     "DropBlock2d",
     "DropPath",
     "EfficientChannelAttention",
+    "EvoNorm",
+    "GatedContext",
+    "GlobalContext",
     "GlobalPool",
     "GroupNorm",
-    "SqueezeExcite",
+    "Kernel",
     "Layer",
+    "LayerNorm2d",
+    "NormAct",
+    "SamePadding",
+    "SqueezeExcite",
+    "build_act",
+    "conv2d",
     "get_act",
     "get_attention",
+    "get_layer",
     "get_norm",
     "make_divisible",
     "narrow",
+    "norm_and_act",
     "pruned_widths",
+    "with_act",
 ]

@@ -17,8 +17,12 @@ class Blocks(nn.Sequential):
     grad_checkpointing = False
 
     def forward(self, x: Any) -> Any:
+        return self.through(x)
+
+    def through(self, x: Any, stop: int | None = None) -> Any:
+        """Through the blocks before number ``stop`` only."""
         recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
-        for block in self:
+        for block in list(self)[:stop]:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 

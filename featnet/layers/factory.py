@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
 from ..errors import ArgumentError, nearest
 from .attention import EfficientChannelAttention, SqueezeExcite
+from .channel_norm import LayerNorm2d
+from .context import GatedContext
+from .evonorm import EvoNorm
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -31,13 +35,24 @@ NORMS: Mapping[str, Layer] = {
     "batchnorm": nn.BatchNorm2d,
     "batchnorm2d": nn.BatchNorm2d,
     "groupnorm": GroupNorm,
+    "layernorm2d": LayerNorm2d,
+    "evonorms0": partial(EvoNorm, eps=1e-5),
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }
-ATTENTIONS: Mapping[str, Layer] = {"se": SqueezeExcite, "eca": EfficientChannelAttention}
+ATTENTIONS: Mapping[str, Layer] = {
+    "se": SqueezeExcite,
+    "eca": EfficientChannelAttention,
+    "gc": GatedContext,
+}
 
 
-def _get(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
+def get_layer(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
+    """The argument ``kind``: a name in the table, or a callable, which stays itself.
+
+    Raises:
+        ArgumentError: neither.
+    """
     if not isinstance(layer, str):
         if not callable(layer):
             raise ArgumentError(f"{kind}={layer!r}: a name or a callable is expected.")
@@ -51,14 +66,22 @@ def _get(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Layer:
 
 def get_act(layer: str | Layer) -> Layer:
     """An activation by name; a callable stays itself."""
-    return _get("act_layer", layer, ACTS)
+    return get_layer("act_layer", layer, ACTS)
+
+
+def build_act(layer: Layer) -> nn.Module:
+    """An activation that works in place, where it can."""
+    try:
+        return layer(inplace=True)
+    except TypeError:
+        return layer()
 
 
 def get_norm(layer: str | Layer) -> Layer:
     """A normalisation ``f(channels)`` by name; a callable stays itself."""
-    return _get("norm_layer", layer, NORMS)
+    return get_layer("norm_layer", layer, NORMS)
 
 
 def get_attention(layer: str | Layer) -> Layer:
     """A channel attention ``f(channels)`` by name; a callable stays itself."""
-    return _get("attn_layer", layer, ATTENTIONS)
+    return get_layer("attn_layer", layer, ATTENTIONS)

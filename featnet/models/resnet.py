@@ -227,7 +227,7 @@ class ResNet(Backbone):
     The other arguments are every Backbone's.
     """
 
-    first_conv, classifier = "conv1", "fc"
+    first_conv, last_fc = "conv1", "fc"
 
     def __init__(
         self,
