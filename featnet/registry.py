@@ -18,6 +18,7 @@ from .weights import Weights
 
 MODELS = Path(__file__).parent / "models"
 Function = TypeVar("Function", bound=Callable[..., Any])
+Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,27 @@ class Family:
 
     Attributes:
         model: the class (or function) that builds a variant.
-        variants: name to constructor arguments; checked against the constructor's signature.
+        variants: name to constructor arguments; checked against the constructor's signature. A
+            variant of another class than ``model`` is ``(class, arguments)``.
         weights: ``"variant.tag"`` to Weights; a variant's first row is its default.
     """
 
     model: Callable[..., Any]
-    variants: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, Row | tuple[Callable[..., Any], Row]]
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for variant, row in self.variants.items():
-            check_arguments(self.model, row, what=f"Row {variant!r}")
+        for variant in self.variants:
+            model, row = self.recipe(variant)
+            check_arguments(model, row, what=f"Row {variant!r}")
         for key in self.weights:
             if key.partition(".")[0] not in self.variants:
                 raise ArgumentError(f"Weights {key!r} belong to no variant of the family.")
+
+    def recipe(self, variant: str) -> tuple[Callable[..., Any], Row]:
+        """What builds a variant, and its arguments."""
+        row = self.variants[variant]
+        return row if isinstance(row, tuple) else (self.model, row)
 
 
 def check_arguments(
@@ -185,7 +193,7 @@ def find(name: str, *, tag: str | None = None) -> Entry:
         entry = importlib.import_module(f"featnet.models.{_index()[variant][0]}").FAMILY
     if not isinstance(entry, Family):
         return Entry(variant, entry, {}, get_weights(name, tag=tag), is_function=True)
-    return Entry(variant, entry.model, entry.variants[variant], get_weights(name, tag=tag))
+    return Entry(variant, *entry.recipe(variant), get_weights(name, tag=tag))
 
 
 def _rows(variant: str) -> dict[str, Weights]:

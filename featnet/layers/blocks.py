@@ -31,7 +31,11 @@ class Blocks(nn.Sequential):
         return chain(blocks, x)
 
     def forward(self, x: Any) -> Any:
-        for block in self:
+        return self.through(x)
+
+    def through(self, x: Any, stop: int | None = None) -> Any:
+        """Through the blocks before number ``stop`` only."""
+        for block in list(self)[:stop]:
             x = self.run((block,), x)
         return x
 

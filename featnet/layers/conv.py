@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .evonorm import EvoNorm
-from .factory import Layer
+from .factory import Layer, build_act
 
 
 def norm_and_act(norm: Layer, channels: int, act: Layer | None) -> tuple[nn.Module, nn.Module]:
@@ -21,7 +21,7 @@ def norm_and_act(norm: Layer, channels: int, act: Layer | None) -> tuple[nn.Modu
         if act is None:
             made.v = None
         return made, nn.Identity()
-    return made, act(inplace=True) if act is not None else nn.Identity()
+    return made, build_act(act) if act is not None else nn.Identity()
 
 
 class ConvNormAct(nn.Module):

@@ -10,6 +10,8 @@ from torch import nn
 from ..errors import ArgumentError, nearest
 from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
 from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
+from .context import GatedContext
+from .evonorm import EvoNorm
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -37,6 +39,7 @@ NORMS: Mapping[str, Layer] = {
     "layernorm2d": LayerNorm2d,
     "rmsnorm2d": RmsNorm2d,
     "simplenorm2d": SimpleNorm2d,
+    "evonorms0": partial(EvoNorm, eps=1e-5),
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }
@@ -44,6 +47,7 @@ ATTENTIONS: Mapping[str, Layer] = {
     "se": SqueezeExcite,
     "ese": EffectiveSqueezeExcite,
     "eca": EfficientChannelAttention,
+    "gc": GatedContext,
 }
 
 
@@ -67,6 +71,14 @@ def get_layer(kind: str, layer: str | Layer, table: Mapping[str, Layer]) -> Laye
 def get_act(layer: str | Layer) -> Layer:
     """An activation by name; a callable stays itself."""
     return get_layer("act_layer", layer, ACTS)
+
+
+def build_act(layer: Layer) -> nn.Module:
+    """An activation that works in place, where it can."""
+    try:
+        return layer(inplace=True)
+    except TypeError:
+        return layer()
 
 
 def get_norm(layer: str | Layer) -> Layer:

@@ -6,7 +6,15 @@ from torch import nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` built as ``GroupNorm(channels)``, in 32 groups."""
+    """``nn.GroupNorm`` built as ``GroupNorm(channels)``, in 32 groups, or in ones of a size."""
 
-    def __init__(self, num_channels: int, num_groups: int = 32, *, eps: float = 1e-5) -> None:
-        super().__init__(num_groups, num_channels, eps=eps)
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int = 32,
+        *,
+        group_size: int | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        groups = num_channels // group_size if group_size else num_groups
+        super().__init__(groups, num_channels, eps=eps)

@@ -67,9 +67,11 @@ class BlurPool2d(nn.Module):
 
     filt: torch.Tensor
 
-    def __init__(self, channels: int, *, kernel_size: int = 3, stride: int = 2) -> None:
+    def __init__(
+        self, channels: int, *, kernel_size: int = 3, stride: int = 2, pad_mode: str = "reflect"
+    ) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.pad_mode = channels, pad_mode
         self.kernel_size = kernel_size
         self.stride: int | tuple[int, int] = stride
         self.padding: int | tuple[int, int] = (stride - 1 + kernel_size - 1) // 2
@@ -81,7 +83,7 @@ class BlurPool2d(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         across = self.padding if isinstance(self.padding, tuple) else (self.padding,) * 2
-        x = F.pad(x, (across[1], across[1], across[0], across[0]), mode="reflect")
+        x = F.pad(x, (across[1], across[1], across[0], across[0]), mode=self.pad_mode)
         return F.conv2d(
             x, self.filt, stride=self.stride, dilation=self.dilation, groups=self.channels
         )
