@@ -19,17 +19,17 @@ FORMATS = ("NCHW", "NHWC", "NLC")
 
 
 class Backbone(nn.Module):
-    """A network that is written once, as :meth:`stages`.
+    """A network that is written once, as :meth:`forward_levels`.
 
     A family declares its levels with :meth:`add_stage`, its head with :meth:`add_head`, and yields
-    the levels' maps from :meth:`stages`; all else is derived here.
+    the levels' maps from :meth:`forward_levels`; all else is derived here.
 
     Class attributes:
-        stem: name(s) of the module(s) on which ``in_chans`` acts.
+        first_conv: name(s) of the module(s) on which ``in_chans`` acts.
         classifier: name of the linear layer on which ``num_classes`` acts.
     """
 
-    stem: str | tuple[str, ...] = "stem"
+    first_conv: str | tuple[str, ...] = "stem"
     classifier: str | tuple[str, ...] = "classifier"
 
     num_features: int
@@ -68,12 +68,12 @@ class Backbone(nn.Module):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
 
-    def stages(self, x: torch.Tensor) -> Iterator[Any]:
+    def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
         """(N, C, H, W) -> each registered level's map, finest first."""
         raise NotImplementedError
 
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``stages`` yielded -> its (N, C, H, W) map. Families on tokens override it."""
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map. Families on tokens override it."""
         return y
 
     def finish(self, y: Any) -> torch.Tensor:
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         check_input(x, self.in_chans)
         with explain_size(self, x.shape[-2:]):
             y: Any = x
-            for y in self.stages(x):
+            for y in self.forward_levels(x):
                 pass
             return self.finish(y)
 
@@ -182,7 +182,7 @@ class Backbone(nn.Module):
         maps: dict[int, torch.Tensor] = {}
         y: Any = x
         with explain_size(self, x.shape[-2:]):
-            for index, y in enumerate(self.stages(x)):
+            for index, y in enumerate(self.forward_levels(x)):
                 if index in wanted:
                     value = self.as_map(self.normalize(y)) if norm else self.as_map(y)
                     maps[index] = to_format(value, output_fmt)
@@ -214,7 +214,7 @@ class Backbone(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameter names into layers, for layer-wise learning rates."""
         del coarse
-        stems = (self.stem,) if isinstance(self.stem, str) else self.stem
+        stems = (self.first_conv,) if isinstance(self.first_conv, str) else self.first_conv
         pattern = "|".join(f.module.replace(".", r"\.") for f in self._levels)
         return {"stem": "^" + "|^".join(stems), "blocks": f"^({pattern})"}
 

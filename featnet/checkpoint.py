@@ -169,7 +169,7 @@ def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = Non
     found, prefix = strip_prefix(state, target)
     converted = {"*": f"prefix {prefix!r} removed"} if prefix else {}
     dropped: dict[str, str] = {}
-    names = getattr(model, "stem", ())
+    names = getattr(model, "first_conv", ())
     for name in (names,) if isinstance(names, str) else names:
         key = f"{name}.weight"
         old, new = found.get(key), target.get(key)

@@ -127,7 +127,7 @@ class FeatureNet(nn.Module):
         maps: dict[int, torch.Tensor] = {}
         last = max(self._indices)
         with explain_size(body, x.shape[-2:]):
-            for index, y in enumerate(body.stages(x)):
+            for index, y in enumerate(body.forward_levels(x)):
                 if index in self._indices:
                     maps[index] = to_format(body.as_map(y), self.output_fmt)
                 if index == last:

@@ -194,7 +194,7 @@ def finish(
         if cfg is not None:
             pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
             model.pretrained_cfg = cfg.replace(
-                first_conv=model.stem, classifier=model.classifier, pool_size=cfg.pool_size or pool
+                first_conv=model.first_conv, classifier=model.classifier, pool_size=cfg.pool_size or pool
             )
         if output_stride is not None:
             set_output_stride(model, output_stride)

@@ -130,9 +130,9 @@ def channels_of(model: nn.Module) -> int:
 
 
 def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``stages`` until there is enough, through its head if need be."""
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
     y: Any = x
-    for y in model.stages(x):
+    for y in model.forward_levels(x):
         if enough():
             return
     model.forward_head(model.finish(y))
@@ -148,10 +148,10 @@ def run(
     """Run a copy of the model on the meta device in eval mode.
 
     Args:
-        model: any module that takes one (N, C, H, W) batch. One that has ``stages`` is driven
+        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
             through them.
         size: (H, W) of the input.
-        last: with ``stages``: the level after which to stop.
+        last: with ``forward_levels``: the level after which to stop.
         until: stop as soon as all of these modules have run.
     """
     copied = meta_clone(model)
@@ -178,12 +178,12 @@ def run(
     levels: list[torch.Size] = []
     with torch.no_grad(), _Used(set(names)) as used:
         try:
-            if not hasattr(copied, "stages"):
+            if not hasattr(copied, "forward_levels"):
                 copied(x)
             elif until:
                 drive(copied, x, lambda: not waiting)
             else:
-                for index, y in enumerate(copied.stages(x)):
+                for index, y in enumerate(copied.forward_levels(x)):
                     levels.append(copied.as_map(y).shape)
                     if index == last:
                         break

@@ -227,7 +227,7 @@ class ResNet(Backbone):
     The other arguments are every Backbone's.
     """
 
-    stem, classifier = "conv1", "fc"
+    first_conv, classifier = "conv1", "fc"
 
     def __init__(
         self,
@@ -303,7 +303,7 @@ class ResNet(Backbone):
                 layers += [recipe.act(inplace=True)]
                 in_chs, stride = chs, 1
             self.conv1 = nn.Sequential(*layers, nn.Conv2d(in_chs, width, 3, 1, 1, bias=False))
-            self.stem = "conv1.0"
+            self.first_conv = "conv1.0"
         self.bn1 = recipe.norm(width)
         self.add_stage("act1", recipe.act(inplace=True), channels=width, reduction=2)
         if stem.conv_pool:
@@ -329,7 +329,7 @@ class ResNet(Backbone):
             elif isinstance(module, Residual) and zero_init_last:
                 module.zero_init_last()
 
-    def stages(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
         yield x
         x = self.layer1(self.maxpool(x))  # (N, C, H/4, W/4)
