@@ -34,6 +34,8 @@ class Backbone(nn.Module):
 
     num_features: int
     pretrained_cfg: Weights | None = None
+    # (H, W) of the largest input, for a network whose attention has tables of positions
+    img_size: tuple[int, int] | None = None
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()
@@ -111,6 +113,14 @@ class Backbone(nn.Module):
         assert isinstance(self.classifier, str)
         return self.get_submodule(self.classifier)
 
+    def make_pool(self, global_pool: str) -> GlobalPool:
+        """The pooling of a name; a head of another kind has its own."""
+        return GlobalPool(global_pool)
+
+    def classifier_width(self, pool: GlobalPool) -> int:
+        """Channels that the classifier is given behind this pooling."""
+        return self.num_features * pool.multiplier
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
 
@@ -123,13 +133,13 @@ class Backbone(nn.Module):
         assert isinstance(self.classifier, str)
         if global_pool is None:
             global_pool = self.global_pool.pool_type
-        pool = GlobalPool(global_pool)
+        pool = self.make_pool(global_pool)
         if not pool.pool_type and num_classes:
             raise ArgumentError(
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "
                 f"{num_classes} classes cannot take: say num_classes=0 too."
             )
-        width = self.num_features * pool.multiplier
+        width = self.classifier_width(pool)
         near = next(self.parameters(), None)
         place = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()

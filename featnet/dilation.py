@@ -29,6 +29,7 @@ class Window(Protocol):
 
     One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
     input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
+    Self-attention, which has no kernel, needs nothing but that method.
     """
 
     kernel_size: Any
@@ -41,10 +42,15 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
+def _stride(module: nn.Module) -> Pair:
+    window: Any = module
+    return _pair(getattr(window, "stride", 1) or window.kernel_size)
+
+
 def _is_window(module: nn.Module) -> bool:
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
         return False
-    if isinstance(module, nn.AvgPool2d):
+    if isinstance(module, nn.AvgPool2d) or hasattr(module, "widen"):
         return True
     return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
 
@@ -143,14 +149,14 @@ def _plan(model: nn.Module, output_stride: int, size: Pair) -> dict[str, _Step]:
         is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
         if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
             continue
-        if call.inputs[0][-2:] == (1, 1):
-            continue  # behind a global pool: there are no positions left to be apart
+        if (1, 1) in (call.inputs[0][-2:], call.outputs[0][-2:]):
+            continue  # behind a global pool, or one itself: no positions are left to be apart
         r_in = reduction(call.inputs[0])
         if is_up:
             known.add(r_in / Fraction(_scale(module)).limit_denominator(64))
             stride = (1, 1)
         else:
-            stride = _pair(module.stride or module.kernel_size)
+            stride = _stride(module)
             known.add(r_in * stride[0])
         dense = min(r_in, Fraction(output_stride))
         r_out = r_in * stride[0]
@@ -178,16 +184,16 @@ def _scale(module: nn.Upsample) -> float:
 def _widen(module: nn.Module, step: _Step) -> nn.Module:
     """The module with another stride and reach; a new one that shares its tensors if need be."""
     window: Any = module
-    kernel, stride = _pair(window.kernel_size), _pair(window.stride or window.kernel_size)
-    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
+    grow, stride = step.grow, _stride(module)
     lost = step.stride != stride
-    if not lost and (step.grow == 1 or kernel == (1, 1)):
+    kernel = _pair(getattr(window, "kernel_size", 0))
+    if not lost and (grow == 1 or kernel == (1, 1)):
         return module
-    grow = step.grow
     if hasattr(window, "widen"):  # it knows better: its padding depends on the map, for instance
         widened = window.widen(grow, step.stride)
         assert isinstance(widened, nn.Module)
         return widened
+    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
     padding = (before[0] * grow, before[1] * grow)
     dilated = (dilation[0] * grow, dilation[1] * grow)
     end = (0, 0)

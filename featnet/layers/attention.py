@@ -24,9 +24,11 @@ def make_divisible(
 class SqueezeExcite(nn.Module):
     """Gate each channel by what the whole map holds (https://arxiv.org/abs/1709.01507)."""
 
-    def __init__(self, channels: int, *, rd_ratio: float = 1 / 16) -> None:
+    def __init__(
+        self, channels: int, *, rd_ratio: float = 1 / 16, rd_divisor: int = 8
+    ) -> None:
         super().__init__()
-        squeezed = make_divisible(channels * rd_ratio, round_limit=0.0)
+        squeezed = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)

@@ -1,0 +1,61 @@
+"""A convolution with what usually follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .evonorm import EvoNorm
+from .factory import Layer
+
+
+def norm_and_act(norm: Layer, channels: int, act: Layer | None) -> tuple[nn.Module, nn.Module]:
+    """A normalisation, and the activation after it, an Identity where there is none to be.
+
+    One that activates by itself (EvoNorm) does so in place of ``act``.
+    """
+    made = norm(channels)
+    if isinstance(made, EvoNorm):
+        if act is None:
+            made.v = None
+        return made, nn.Identity()
+    return made, act(inplace=True) if act is not None else nn.Identity()
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, normalisation, activation; padded so that stride 1 keeps the size.
+
+    Args:
+        norm: ``f(channels)``.
+        act: ``f(inplace=)``, or None for none.
+        drop: what is dropped before the activation, ``f()``.
+        smooth: anti-aliasing ``f(channels, stride)`` at the end, which then strides.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm: Layer = nn.BatchNorm2d,
+        act: Layer | None = nn.ReLU,
+        drop: Callable[[], nn.Module] | None = None,
+        smooth: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        late = smooth is not None and stride > 1
+        self.conv = nn.Conv2d(
+            in_chs, out_chs, kernel_size, 1 if late else stride, kernel_size // 2,
+            groups=groups, bias=False,
+        )  # fmt: skip
+        self.bn, self.act = norm_and_act(norm, out_chs, act)
+        self.drop = drop() if drop is not None else nn.Identity()
+        self.aa = smooth(out_chs, stride) if smooth is not None and late else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.aa(self.act(self.drop(self.bn(self.conv(x)))))
