@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .registry import list_pretrained as list_pretrained
     from .registry import register as register
     from .registry import register_model as register_model
+    from .reparam import reparameterize as reparameterize
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _PUBLIC = {
     "model_entrypoint": "factory",
     "register": "registry",
     "register_model": "registry",
+    "reparameterize": "reparam",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -36,6 +36,8 @@ class Backbone(nn.Module):
     num_features: int
     pretrained_cfg: Weights | None = None
     global_pool: GlobalPool
+    # (H, W) of the largest input, for a network whose attention has tables of positions
+    img_size: tuple[int, int] | None = None
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()
@@ -129,6 +131,10 @@ class Backbone(nn.Module):
         """The last linear layer; an Identity without classes."""
         return self.get_submodule(self.last_fc)
 
+    def make_pool(self, global_pool: str) -> GlobalPool:
+        """The pooling of a name; a head of another kind has its own."""
+        return GlobalPool(global_pool)
+
     def classifier_width(self, pool: GlobalPool) -> int:
         """Channels that the classifier is given behind this pooling."""
         return self.num_features * pool.multiplier
@@ -144,7 +150,7 @@ class Backbone(nn.Module):
             raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
         if global_pool is None:
             global_pool = self.global_pool.pool_type
-        pool = GlobalPool(global_pool)
+        pool = self.make_pool(global_pool)
         if not pool.pool_type and num_classes:
             raise ArgumentError(
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "

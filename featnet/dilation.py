@@ -29,6 +29,7 @@ class Window(Protocol):
 
     One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
     input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
+    Self-attention, which has no kernel, needs nothing but that method.
     """
 
     kernel_size: Any
@@ -41,10 +42,15 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
+def _stride(module: nn.Module) -> Pair:
+    window: Any = module
+    return _pair(getattr(window, "stride", 1) or window.kernel_size)
+
+
 def _is_window(module: nn.Module) -> bool:
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
         return False
-    if isinstance(module, nn.AvgPool2d):
+    if isinstance(module, nn.AvgPool2d) or hasattr(module, "widen"):
         return True
     return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
 
@@ -145,10 +151,10 @@ def _plan(
         is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
         if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
             continue
-        if call.inputs[0][-2:] == (1, 1):
-            continue  # behind a global pool: there are no positions left to be apart
+        if (1, 1) in (call.inputs[0][-2:], call.outputs[0][-2:]):
+            continue  # behind a global pool, or one itself: no positions are left to be apart
         r_in = reduction(call.inputs[0])
-        stride = _stride(module)
+        stride = _ratio(module)
         r_out = r_in * stride[0]
         known.add(r_out)
         dense = min(r_in, Fraction(output_stride))
@@ -169,29 +175,29 @@ def _plan(
     return steps
 
 
-def _stride(module: Any) -> tuple[Fraction, Fraction]:
-    """Of a window, or below 1 of an upsampling."""
+def _ratio(module: Any) -> tuple[Fraction, Fraction]:
+    """By how much a map gets coarser: a window's stride; below 1 of an upsampling."""
     if isinstance(module, nn.Upsample):
         factor: Any = module.scale_factor
         rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
         return 1 / Fraction(rows).limit_denominator(64), 1 / Fraction(columns).limit_denominator(64)
-    rows, columns = _pair(module.stride or module.kernel_size)
+    rows, columns = _stride(module)
     return Fraction(rows), Fraction(columns)
 
 
 def _widen(module: nn.Module, step: _Step) -> nn.Module:
     """The module with another stride and reach; a new one that shares its tensors if need be."""
     window: Any = module
-    kernel, stride = _pair(window.kernel_size), _pair(window.stride or window.kernel_size)
-    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
+    grow, stride = step.grow, _stride(module)
     lost = step.stride != stride
-    if not lost and (step.grow == 1 or kernel == (1, 1)):
+    kernel = _pair(getattr(window, "kernel_size", 0))
+    if not lost and (grow == 1 or kernel == (1, 1)):
         return module
-    grow = step.grow
     if hasattr(window, "widen"):  # it knows better: its padding depends on the map, for instance
         widened = window.widen(grow, step.stride)
         assert isinstance(widened, nn.Module)
         return widened
+    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
     padding = (before[0] * grow, before[1] * grow)
     dilated = (dilation[0] * grow, dilation[1] * grow)
     end = (0, 0)

@@ -258,7 +258,11 @@ def prune(model: nn.Module, seen: Run) -> None:
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
-    """An input size that the model can take: its checkpoint's when that is fixed, else 256."""
+    """An input size that the model can take: what it was built for, or its checkpoint's when that
+    is fixed, else 256."""
+    built = getattr(model, "img_size", None)
+    if isinstance(built, tuple):
+        return built
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg is not None and cfg["fixed_input_size"]:
         height, width = cfg["input_size"][-2:]

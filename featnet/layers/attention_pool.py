@@ -1,0 +1,72 @@
+"""Pooling a map by attention, as CLIP's ResNets do."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import ArgumentError, nearest
+from .pool import GlobalPool
+
+TOKENS = ("", "token")
+
+
+class TokenPool(GlobalPool):
+    """What an attention pool gives: the mean's token (``token``), or a map (``""``)."""
+
+    def __init__(self, pool_type: str = "token") -> None:
+        nn.Module.__init__(self)
+        if pool_type not in TOKENS:
+            raise ArgumentError(
+                f"global_pool={pool_type!r}: one of {TOKENS} is expected, by a network that pools "
+                f"by attention.{nearest(pool_type, TOKENS)}"
+            )
+        self.pool_type, self.multiplier = pool_type, 1
+
+
+class AttentionPool2d(nn.Module):
+    """The map's mean attends to the map (https://arxiv.org/abs/2103.00020).
+
+    Positions are learned for maps of ``size`` and interpolated for others.
+    """
+
+    pools = TokenPool
+
+    def __init__(self, channels: int, *, size: tuple[int, int], dim_head: int = 64) -> None:
+        super().__init__()
+        self.size, self.num_heads = size, channels // dim_head
+        self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
+        self.pos_embed = nn.Parameter(torch.zeros(size[0] * size[1] + 1, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals by fan-in."""
+        std = self.q.in_features**-0.5
+        for layer in (self.q, self.k, self.v):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=std)
+
+    def positions(self, size: tuple[int, int]) -> torch.Tensor:
+        """(1, 1 + h * w, C) for a map of any size."""
+        table = self.pos_embed[None]
+        if size == self.size and not torch.compiler.is_exporting():
+            return table
+        grid = table[:, 1:].float().unflatten(1, self.size).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
+        return torch.cat((table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)), 1)
+
+    def forward(self, x: torch.Tensor, pool: GlobalPool) -> torch.Tensor:
+        """(N, C, h, w) -> (N, C), or (N, C, h, w) if ``pool`` is none."""
+        n, c, h, w = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat((x.mean(1, keepdim=True), x), 1) + self.positions((h, w))
+        token = bool(pool.pool_type)
+        asked = x[:, :1] if token else x[:, 1:]  # nobody else's answer is wanted
+        q, k, v = (
+            layer(t).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for layer, t in ((self.q, asked), (self.k, x), (self.v, x))
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return y[:, 0] if token else y.transpose(1, 2).reshape(n, c, h, w)

@@ -1,0 +1,63 @@
+"""Linear layers in a row as one: what re-parameterisation is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import ArgumentError
+
+Affine = tuple[torch.Tensor, torch.Tensor]  # kernel (O, I / groups, kh, kw), bias (O)
+
+
+def fold_norm(kernel: torch.Tensor, norm: nn.Module) -> Affine:
+    """A convolution's kernel, and the batch norm after it, as one convolution, in float64.
+
+    Raises:
+        ArgumentError: a norm that depends on its input, and so is no linear layer.
+    """
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+        raise ArgumentError(
+            f"{type(norm).__name__} cannot be re-parameterised: only a batch norm with running "
+            "statistics is a linear layer."
+        )
+    assert norm.running_mean is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    return kernel.double() * scale.view(-1, 1, 1, 1), bias
+
+
+def identity_kernel(conv: nn.Conv2d) -> torch.Tensor:
+    """The kernel with which a convolution, of its shape and groups, changes nothing."""
+    kernel = torch.zeros_like(conv.weight)
+    channels = torch.arange(conv.out_channels, device=kernel.device)
+    centre = [k // 2 for k in conv.kernel_size]
+    kernel[channels, channels % (conv.in_channels // conv.groups), centre[0], centre[1]] = 1
+    return kernel
+
+
+@torch.no_grad()
+def merge_branches(main: nn.Conv2d, branches: Sequence[Affine]) -> nn.Conv2d:
+    """One convolution for the sum of parallel ones: placed as ``main`` is, with a bias.
+
+    A smaller kernel stands at the middle of the larger one.
+    """
+    height, width = main.kernel_size
+    kernels, biases = [], []
+    for kernel, bias in branches:
+        down, right = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
+        kernels.append(F.pad(kernel, (right, right, down, down)))
+        biases.append(bias)
+    merged = copy.deepcopy(main)
+    kernel, bias = torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+    merged.weight = nn.Parameter(kernel.to(main.weight.dtype))
+    merged.bias = nn.Parameter(bias.to(main.weight.dtype))
+    return merged

@@ -1,0 +1,329 @@
+"""Self-attention over a map, in place of a convolution, and its à trous form.
+
+Every layer here is two parts: a projection of each position, and ``mix``, in which positions meet.
+On a map that is ``grow`` times denser than the one that the layer was made for (an output stride),
+``mix`` runs on each of the ``grow * grow`` interleaved maps by itself. These have the original's
+size and spacing, so that tables of positions fit, and each position finds what it found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InputSizeError
+from .attention import make_divisible
+
+Size = tuple[int, int]
+
+
+def in_phases(
+    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int
+) -> torch.Tensor:
+    """``mix`` on every ``grow``-th position of maps of one size, for each place to start from."""
+    if grow == 1:
+        return mix(*maps)
+    height, width = maps[0].shape[-2:]
+    down, right = min(grow, height), min(grow, width)
+    phases = [
+        mix(*(m[..., i::grow, j::grow] for m in maps)) for i in range(down) for j in range(right)
+    ]
+    tall, wide = phases[0].shape[-2:]  # the first is the largest
+    phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
+    y = torch.stack(phases, -1).unflatten(-1, (down, right))  # (N, C, tall, wide, down, right)
+    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    return y[..., :height, :width]
+
+
+class SelfAttention(nn.Module):
+    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its own
+    way."""
+
+    grow = 1
+    size: Size | None = None  # of the largest map, where there is a table of positions
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__()
+        self.pool: nn.Module = nn.Identity()
+        if stride > 1:  # as a strided convolution, an odd map keeps its last row
+            self.pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, C, H, W) -> maps of that size."""
+        raise NotImplementedError
+
+    def mix(self, *maps: torch.Tensor) -> torch.Tensor:
+        """What ``project`` gave -> (N, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(in_phases(self.mix, self.project(x), self.grow))
+
+    def widen(self, grow: int, stride: Size) -> nn.Module:
+        """This layer for a map that is ``grow`` times denser; windows inside see to themselves."""
+        del stride
+        self.grow = grow
+        return self
+
+
+def _query_width(channels: int, num_heads: int, dim_head: int | None, ratio: float) -> int:
+    return dim_head or make_divisible(channels * ratio) // num_heads
+
+
+class RelativePosition(nn.Module):
+    """How much a query at (i, j) wants a key at (k, l): a term of k - i, and one of l - j.
+
+    Args:
+        size: (height, width) of the window of keys.
+    """
+
+    def __init__(self, size: Size, dim: int) -> None:
+        super().__init__()
+        self.size, self.dim = size, dim
+        self.height_rel = nn.Parameter(torch.empty(2 * size[0] - 1, dim))
+        self.width_rel = nn.Parameter(torch.empty(2 * size[1] - 1, dim))
+
+    def reset_parameters(self) -> None:
+        """Truncated normals."""
+        for table in (self.height_rel, self.width_rel):
+            nn.init.trunc_normal_(table, std=self.dim**-0.5)
+
+    def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over keys in a window, by default ``size``."""
+        height, width = window or self.size
+        rows, columns = (self._reach(t, n) for t, n in (
+            (self.height_rel, height), (self.width_rel, width)
+        ))  # fmt: skip
+        across = _shift(q, columns)[:, :, None]  # (N, h, 1, w, W), from rows of queries
+        down = _shift(q.transpose(1, 2), rows)[:, :, None]  # (N, w, 1, h, H)
+        n, h, w, _ = q.shape
+        across = across.expand(-1, -1, height, -1, -1).permute(0, 1, 3, 2, 4)
+        down = down.expand(-1, -1, width, -1, -1).permute(0, 3, 1, 4, 2)
+        return (down + across).reshape(n, h * w, height * width)
+
+    @staticmethod
+    def _reach(table: torch.Tensor, window: int) -> torch.Tensor:
+        """The rows of a table that a window not larger than its own needs: the near distances."""
+        spare = (table.shape[0] + 1) // 2 - window
+        return table[spare : table.shape[0] - spare] if spare else table
+
+
+def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of distance k - i at k."""
+    n, rows, queries, _ = q.shape
+    reach = table.shape[0]
+    x = (q @ table.transpose(-1, -2)).reshape(-1, queries, reach)
+    # one value more per row, and each row begins one further to the left
+    x = F.pad(F.pad(x, (0, 1)).flatten(1), (0, reach - queries))
+    x = x.reshape(-1, queries + 1, reach)[:, :queries, (reach + 1) // 2 - 1 :]
+    return x.reshape(n, rows, queries, -1)
+
+
+class BottleneckAttention(SelfAttention):
+    """All positions to all (https://arxiv.org/abs/2101.11605).
+
+    Args:
+        size: the largest map; a smaller one needs only a part of the table of positions.
+        dim_head: of queries and keys; by default that of the values.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        size: Size,
+        num_heads: int = 4,
+        dim_head: int | None = None,
+    ) -> None:
+        super().__init__(stride=stride)
+        self.num_heads, self.size = num_heads, size
+        self.dim = _query_width(channels, num_heads, dim_head, 1.0)
+        self.widths = (num_heads * self.dim, num_heads * self.dim, channels)
+        self.qkv = nn.Conv2d(channels, sum(self.widths), 1, bias=False)
+        self.pos_embed = RelativePosition(size, self.dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals by fan-in."""
+        nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
+        self.pos_embed.reset_parameters()
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.qkv(x),)
+
+    def mix(self, *maps: torch.Tensor) -> torch.Tensor:
+        n, _, h, w = maps[0].shape
+        check_reach((h, w), self.pos_embed.size)
+        q, k, v = (
+            t.reshape(n * self.num_heads, -1, h * w) for t in maps[0].split(self.widths, 1)
+        )
+        q, v = q.transpose(1, 2), v.transpose(1, 2)
+        where = self.pos_embed(q.unflatten(1, (h, w)), (h, w))
+        attention = ((q @ k) * self.dim**-0.5 + where).softmax(-1)
+        return (attention @ v).transpose(1, 2).reshape(n, self.widths[2], h, w)
+
+
+def check_reach(size: Size, largest: Size) -> None:
+    """Refuse a map for which a table of positions is too small.
+
+    Raises:
+        InputSizeError: it is larger than ``largest``.
+    """
+    if size[0] > largest[0] or size[1] > largest[1]:
+        raise InputSizeError(
+            f"Self-attention with positions for maps up to {largest[0]} x {largest[1]} got one of "
+            f"{size[0]} x {size[1]}: build the network with a larger img_size."
+        )
+
+
+class HaloAttention(SelfAttention):
+    """Blocks of positions to their block and a halo around it (https://arxiv.org/abs/2103.12731).
+
+    Beyond the map all is zero; a map that is no multiple of the block is taken as a part of one.
+    With a stride, every ``stride``-th position of a block asks; where an output stride takes that
+    away, those between ask too, each with the table of the asker before it.
+
+    Args:
+        num_heads, dim_head, qk_ratio: of queries and keys; the width of a head is ``dim_head``, or
+            ``qk_ratio`` times that of the values.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        block_size: int = 8,
+        halo_size: int = 3,
+        num_heads: int = 8,
+        dim_head: int | None = None,
+        qk_ratio: float = 1.0,
+    ) -> None:
+        step = stride if block_size % stride == 0 else 1
+        super().__init__(stride=stride // step)
+        self.step = step
+        self.num_heads, self.block, self.halo = num_heads, block_size, halo_size
+        self.dim = _query_width(channels, num_heads, dim_head, qk_ratio)
+        self.widths = (self.dim, channels // num_heads)  # of a head's keys and values
+        self.q = nn.Conv2d(channels, num_heads * self.dim, 1, self.step, bias=False)
+        self.kv = nn.Conv2d(channels, num_heads * sum(self.widths), 1, bias=False)
+        window = block_size + 2 * halo_size
+        self.pos_embed = RelativePosition((window, window), self.dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals by fan-in."""
+        for layer in (self.q, self.kv):
+            nn.init.trunc_normal_(layer.weight, std=layer.in_channels**-0.5)
+        self.pos_embed.reset_parameters()
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.q(x), self.kv(x)
+
+    def mix(self, *maps: torch.Tensor) -> torch.Tensor:
+        q, kv = maps
+        n, block, halo = len(kv), self.block, self.halo
+        grid = (-(-kv.shape[-2] // block), -(-kv.shape[-1] // block))
+        low, right = (g * block - s + halo for g, s in zip(grid, kv.shape[-2:], strict=True))
+        window = block + 2 * halo
+        kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)
+        kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
+        k, v = kv.permute(0, 2, 3, 1).split(self.widths, -1)  # (N * heads, blocks, window^2, dim)
+
+        def ask(q: torch.Tensor) -> torch.Tensor:
+            return self._attend(q, k, v, grid)
+
+        return in_phases(ask, (q,), self.step // self.q.stride[0])
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Size
+    ) -> torch.Tensor:
+        side, (n, _, h, w) = self.block // self.step, q.shape
+        (down, across), heads, blocks = grid, n * self.num_heads, grid[0] * grid[1]
+        q = F.pad(q, (0, across * side - w, 0, down * side - h))
+        q = q.reshape(-1, self.dim, down, side, across, side).permute(0, 1, 3, 5, 2, 4)
+        q = q.reshape(heads, self.dim, side**2, blocks).transpose(1, 3)
+        where = self.pos_embed(q.reshape(-1, side, side, self.dim))
+        logits = (q @ k.transpose(-1, -2)) * self.dim**-0.5
+        attention = (logits + where.reshape(logits.shape)).softmax(-1)
+        y = (attention @ v).transpose(1, 3)  # (N * heads, dim, side^2, blocks)
+        y = y.reshape(-1, side, side, down, across).permute(0, 3, 1, 4, 2)
+        return y.reshape(n, -1, down * side, across * side)[..., :h, :w]
+
+
+class LambdaLayer(SelfAttention):
+    """A linear function of its surroundings for each position (https://arxiv.org/abs/2102.08602).
+
+    Args:
+        reach: side of the surroundings; None for the whole map, with a table of positions.
+        size: the largest map, if ``reach`` is None.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        reach: int | None = 9,
+        size: Size | None = None,
+        num_heads: int = 4,
+        dim_head: int = 16,
+    ) -> None:
+        super().__init__(stride=stride)
+        self.num_heads, self.dim, self.size = num_heads, dim_head, size
+        self.widths = (num_heads * dim_head, dim_head, channels // num_heads)
+        self.qkv = nn.Conv2d(channels, sum(self.widths), 1, bias=False)
+        self.norm_q = nn.BatchNorm2d(self.widths[0])
+        self.norm_v = nn.BatchNorm2d(self.widths[2])
+        self.conv_lambda = self.pos_emb = None
+        if reach is not None:
+            pad = reach // 2
+            self.conv_lambda = nn.Conv3d(1, dim_head, (reach, reach, 1), padding=(pad, pad, 0))
+        else:
+            assert size is not None
+            table = torch.empty(2 * size[0] - 1, 2 * size[1] - 1, dim_head)
+            self.pos_emb = nn.Parameter(table)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals by fan-in."""
+        nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
+        if self.conv_lambda is not None:
+            nn.init.trunc_normal_(self.conv_lambda.weight, std=self.dim**-0.5)
+        if self.pos_emb is not None:
+            nn.init.trunc_normal_(self.pos_emb, std=0.02)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = self.qkv(x).split(self.widths, 1)
+        return self.norm_q(q), k, self.norm_v(v)
+
+    def mix(self, *maps: torch.Tensor) -> torch.Tensor:
+        n, _, h, w = maps[0].shape
+        q = maps[0].reshape(n, self.num_heads, self.dim, h * w).transpose(-1, -2)
+        k = maps[1].reshape(n, self.dim, h * w).softmax(-1)
+        v = maps[2].reshape(n, -1, h * w).transpose(-1, -2)  # (N, positions, V)
+        content = q @ (k @ v).unsqueeze(1)  # (N, heads, positions, V)
+        if self.conv_lambda is not None:
+            near = self.conv_lambda(v.reshape(n, 1, h, w, -1))  # (N, K, H, W, V)
+            near = near.reshape(n, 1, self.dim, h * w, -1).transpose(2, 3)
+        else:
+            near = (self.positions((h, w)).transpose(-1, -2) @ v.unsqueeze(1)).unsqueeze(1)
+        place = (q.unsqueeze(-2) @ near).squeeze(-2)  # (N, heads, positions, V)
+        return (content + place).transpose(-1, -2).reshape(n, -1, h, w)
+
+    def positions(self, size: Size) -> torch.Tensor:
+        """(positions, positions, K): the table's entry for each pair's distance."""
+        assert self.pos_emb is not None and self.size is not None
+        check_reach(size, self.size)
+        rows, columns = (
+            torch.arange(n, device=self.pos_emb.device)[None]
+            - torch.arange(n, device=self.pos_emb.device)[:, None]
+            + largest - 1
+            for n, largest in zip(size, self.size, strict=True)
+        )  # fmt: skip
+        pairs = self.pos_emb[rows[:, None, :, None], columns[None, :, None, :]]  # (h, w, h, w, K)
+        return pairs.flatten(2, 3).flatten(0, 1)
