@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import trace
+from . import structure, trace
 from .backbone import Backbone, check_format, check_input, explain_size, to_format
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
@@ -69,7 +69,7 @@ class FeatureNet(nn.Module):
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
         self.output_fmt = check_format(output_fmt)
-        self._adopt(trace.clone(model) if copy else model)
+        self._adopt(structure.clone(model) if copy else model)
         self._levels = levels
         self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
         self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()

@@ -24,12 +24,17 @@ class Feature(Mapping[str, Any]):
         reduction: input pixels per map position, along each side.
         module: dotted name of the module whose output the map is.
         index: position among all levels of the network, finest first.
+        layout: what the module puts out, where that is known and no map: ``"NHWC"``, tokens
+            (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
+        prefix: tokens before those of the picture.
     """
 
     channels: int
     reduction: int
     module: str
     index: int = 0
+    layout: str = "NCHW"
+    prefix: int = 0
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:

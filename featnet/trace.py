@@ -6,10 +6,9 @@ is not touched, a structural copy runs.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,36 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import MissingFeatureError, nearest
-
-Convert = Callable[[torch.Tensor], torch.Tensor]
-
-
-def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
-    """A model of the same structure whose tensors are ``convert(tensor)``; shared by default."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for owned in (module._parameters, module._buffers, module.__dict__):
-            for tensor in owned.values():
-                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
-                    memo[id(tensor)] = convert(tensor)
-    return copy.deepcopy(model, memo)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
-def meta_clone(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, in eval mode, without anybody's hooks."""
-    copied = clone(model, _to_meta)
-    for module in copied.modules():
-        module._forward_hooks = OrderedDict()
-        module._forward_pre_hooks = OrderedDict()
-    return copied.eval()
+from . import structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +57,7 @@ class Run:
 _KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
 
 
-class _Used(TorchFunctionMode):
+class Used(TorchFunctionMode):
     """Collects the ids of the tensors that any torch function is given."""
 
     def __init__(self, wanted: set[int]) -> None:
@@ -102,7 +72,7 @@ class _Used(TorchFunctionMode):
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 if id(item) in self.wanted:
                     self.ids.add(id(item))
-        if func in _KEEP_SHAPE:
+        if func in _KEEP_SHAPE and args[0].device.type == "meta":
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -166,7 +136,6 @@ class _Seen:
         return [t._version for t in self.tensors] != self.versions
 
 
-@torch.inference_mode(False)  # whose tensors have no version counter
 def run(
     model: nn.Module,
     size: tuple[int, int],
@@ -174,8 +143,12 @@ def run(
     last: int | None = None,
     until: frozenset[str] = frozenset(),
     through: bool = False,
+    channels: int | None = None,
+    real: bool = True,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
+
+    A network from elsewhere that cannot run there, since it looks at values, runs on zeros.
 
     Args:
         model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
@@ -184,10 +157,26 @@ def run(
         last: with ``forward_levels``: the level after which to stop.
         until: stop as soon as all of these modules have run.
         through: with ``forward_levels``: go on through the head.
+        channels: of the input; by default as the model declares or its first convolution has.
+        real: whether zeros may be tried.
     """
-    copied: Any = meta_clone(model)
-    dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
-    x = torch.empty(1, channels_of(model), *size, dtype=dtype, device="meta")
+    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    count = channels_of(model) if channels is None else channels
+    shape, dtype = (1, count, *size), tensor.dtype
+    how: dict[str, Any] = {"last": last, "until": until, "through": through}
+    try:
+        return _record(structure.meta_clone(model), torch.empty(shape, dtype=dtype, device="meta"), **how)
+    except Exception:
+        if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
+            raise
+    x = torch.zeros(shape, dtype=dtype, device=tensor.device)
+    return _record(structure.real_clone(model), x, **how)
+
+
+@torch.inference_mode(False)  # whose tensors have no version counter
+def _record(
+    copied: Any, x: torch.Tensor, *, last: int | None, until: frozenset[str], through: bool
+) -> Run:
     names = names_of(copied)
     ended: list[tuple[str, _Seen, _Seen]] = []
     begun: list[_Seen] = []
@@ -210,7 +199,7 @@ def run(
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
     levels: list[torch.Size] = []
-    with torch.no_grad(), _Used(set(names)) as used:
+    with torch.no_grad(), Used(set(names)) as used:
         try:
             if not hasattr(copied, "forward_levels"):
                 copied(x)
@@ -236,51 +225,28 @@ def prune(model: nn.Module, seen: Run) -> None:
     A removed one is None, as torch registers an absent one: its name still answers, and neither
     ``state_dict`` nor ``named_children`` have it.
     """
-    called = {call.name for call in seen.calls}
-    needed = called | {name.rpartition(".")[0] for name in seen.used}
-    for name in list(needed):  # a container is needed for what it holds
-        while name:
-            name = name.rpartition(".")[0]
-            needed.add(name)
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and name not in needed:
-            continue  # goes with its parent
-        prefix = f"{name}." if name else ""
-        for child in list(module._modules):
-            if f"{prefix}{child}" not in needed:
-                module._modules[child] = None
-        for key in module._parameters:
-            if f"{prefix}{key}" not in seen.used:
-                module._parameters[key] = None
-        for key in module._buffers:  # a called module may need a buffer in training only
-            if name not in called and f"{prefix}{key}" not in seen.used:
-                module._buffers[key] = None
+    structure.keep(model, {call.name for call in seen.calls}, seen.used)
+
+
+# Networks of one input size only are mostly of one of these
+SIZES = (256, 224, 384, 299, 512, 192, 128, 96, 64, 48, 32, 28)
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
     """An input size that the model can take: what it was built for, or its checkpoint's when that
-    is fixed, else 256."""
+    is fixed, else 256; of a network from elsewhere the first of :data:`SIZES` that runs."""
     built = getattr(model, "img_size", None)
     if isinstance(built, tuple):
         return built
     cfg = getattr(model, "pretrained_cfg", None)
-    if cfg is not None and cfg["fixed_input_size"]:
+    if isinstance(cfg, Mapping) and cfg.get("fixed_input_size"):
         height, width = cfg["input_size"][-2:]
         return height, width
+    if hasattr(model, "forward_levels"):
+        return 256, 256
+    for real in (False, True):
+        for side in SIZES:
+            with contextlib.suppress(Exception):
+                run(model, (side, side), real=real)
+                return side, side
     return 256, 256
-
-
-def submodule(model: nn.Module, name: str) -> nn.Module:
-    """``model.get_submodule(name)``, whose error has the nearest names.
-
-    Raises:
-        MissingFeatureError: no such module.
-    """
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        names = [n for n, _ in model.named_modules() if n]
-        raise MissingFeatureError(
-            f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
-        ) from None
-

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those of the rows above its own, and those of its own row.
 ORDER = (
     {"errors"},
-    {"features", "weights", "layers"},
+    {"features", "weights", "layers", "layout", "structure"},
     {"registry", "backbone", "trace"},
     {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam"},
     {"factory"},
