@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
+    from .graph import GraphExtractor as GraphExtractor
+    from .graph import create_feature_extractor as create_feature_extractor
+    from .graph import get_graph_node_names as get_graph_node_names
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
     from .registry import Family as Family
@@ -44,12 +47,15 @@ _PUBLIC = {
     "FeatureHooks": "hooks",
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
+    "GraphExtractor": "graph",
     "LoadReport": "checkpoint",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
+    "create_feature_extractor": "graph",
     "create_model": "factory",
     "feature_info": "factory",
+    "get_graph_node_names": "graph",
     "get_weights": "registry",
     "is_model": "registry",
     "list_models": "registry",

@@ -22,6 +22,7 @@ class Effects:
         shapes: node to the shape of its first tensor, ``()`` if it put out none.
         holds: node to the storages of its tensors, as opaque numbers.
         writes: node to the storages that it changed.
+        plain: nodes that put out one tensor, not several.
     """
 
     def __init__(self, size: Size | None = None) -> None:
@@ -29,6 +30,7 @@ class Effects:
         self.shapes: dict[fx.Node, torch.Size] = {}
         self.holds: dict[fx.Node, frozenset[int]] = {}
         self.writes: dict[fx.Node, frozenset[int]] = {}
+        self.plain: set[fx.Node] = set()
 
     def _may_write(self, node: fx.Node) -> bool:
         """Without a run: whether an operation looks as if it changed what it is given."""
@@ -53,7 +55,7 @@ class Effects:
                 changes = self._may_write(node) and any(n in live for n in node.all_input_nodes)
             else:
                 changes = bool(self.writes[node] & storages)
-            if node in live or changes or node.is_impure():
+            if node in live or changes or node.target in fx.node._side_effectful_functions:
                 live.add(node)
                 live.update(node.all_input_nodes)
                 for each in (node, *node.all_input_nodes):
@@ -82,6 +84,8 @@ class _Watch(fx.Interpreter):
         versions = [t._version for t in given]
         value = super().run_node(n)
         found = list(trace.tensors(value))
+        if isinstance(value, torch.Tensor):
+            self.effects.plain.add(n)
         self.effects.shapes[n] = found[0].shape if found else torch.Size()
         self.effects.holds[n] = frozenset(map(_storage, found))
         self.effects.writes[n] = frozenset(

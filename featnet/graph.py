@@ -220,7 +220,10 @@ def _cut(graph: fx.Graph, found: Mapping[str, fx.Node], seen: Effects) -> None:
     for key, node in found.items():
         if seen.overwritten(node, [n for n in before if n in live]):
             with graph.inserting_after(node):
-                given[key] = graph.call_function(copied, (node,))
+                if node in seen.plain:
+                    given[key] = graph.call_method("clone", (node,))
+                else:
+                    given[key] = graph.call_function(copied, (node,))
         else:
             given[key] = node
     graph.output(given)

@@ -37,8 +37,9 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
 PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
-    "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
-    "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
+    "FeatureInfo", "FeatureListNet", "GraphExtractor", "LoadReport", "Tap", "Weights",
+    "build_model_with_cfg", "create_feature_extractor", "create_model", "feature_info",
+    "get_graph_node_names", "get_weights", "is_model", "list_models", "list_modules",
     "list_pretrained", "model_entrypoint", "register", "register_model", "reparameterize",
 ]  # fmt: skip
 
