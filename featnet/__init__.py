@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
+    from .discover import discover as discover
     from .extractors import FeatureDictNet as FeatureDictNet
-    from .extractors import FeatureHookNet as FeatureHookNet
     from .extractors import FeatureListNet as FeatureListNet
     from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
-    from .graph import GraphExtractor as GraphExtractor
     from .graph import create_feature_extractor as create_feature_extractor
     from .graph import get_graph_node_names as get_graph_node_names
+    from .graphnet import GraphExtractor as GraphExtractor
+    from .hooknet import FeatureHookNet as FeatureHookNet
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
     from .registry import Family as Family
@@ -43,17 +44,18 @@ _PUBLIC = {
     "Family": "registry",
     "Feature": "features",
     "FeatureDictNet": "extractors",
-    "FeatureHookNet": "extractors",
+    "FeatureHookNet": "hooknet",
     "FeatureHooks": "hooks",
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
-    "GraphExtractor": "graph",
+    "GraphExtractor": "graphnet",
     "LoadReport": "checkpoint",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "create_feature_extractor": "graph",
     "create_model": "factory",
+    "discover": "discover",
     "feature_info": "factory",
     "get_graph_node_names": "graph",
     "get_weights": "registry",

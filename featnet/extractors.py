@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import structure, trace
+from . import declared, layout, structure, trace
 from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .declared import Declaration
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
 from .hooks import FeatureHooks, Taps, resolve_taps
@@ -38,6 +39,8 @@ class FeatureNet(nn.Module):
         out_strides: which levels, by their reductions.
         out_map: names of the levels that come out, in their order, for dicts.
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        feature_info: the levels of a model that declares none, :func:`featnet.discover`'s for
+            instance.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -55,15 +58,15 @@ class FeatureNet(nn.Module):
         out_strides: Sequence[int] | None = None,
         out_map: Sequence[str] | Mapping[str, str] | None = None,
         output_fmt: str = "NCHW",
+        feature_info: Declaration | None = None,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+        structure.check_module(model)
         if isinstance(model, FeatureNet):
             model = model.body
-        levels = self._declared(model)
+        levels = self._declared(model, feature_info)
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
@@ -78,8 +81,8 @@ class FeatureNet(nn.Module):
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
 
-    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
-        return FeatureInfo.of(model).info
+    def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
+        return declared.levels(model, given)
 
     def _adopt(self, body: nn.Module) -> None:
         for name in REGISTRIES:
@@ -93,12 +96,23 @@ class FeatureNet(nn.Module):
         if isinstance(self.body, Backbone):
             seen = trace.run(self.body, size, last=max(self._indices))
         else:
-            seen = self._tap([self._levels[i].module for i in self._indices], size)
+            seen = self._setup_declared(size)
         if prune:
             trace.prune(self.body, seen)
 
-    def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
-        """Hook modules; find what must run, and what is overwritten afterwards."""
+    def _setup_declared(self, size: tuple[int, int]) -> trace.Run:
+        """Hook the modules that a declaration names, and hold the declaration to what they do."""
+        if declared.returns_levels(self.body):
+            whole = seen = trace.run(self.body, size)
+            shapes = declared.returned(self.body, whole, self._levels)
+        else:
+            whole, seen = self._tap([self._levels[i].module for i in self._indices], size)
+            shapes = {call.name: call.outputs[:1] for call in whole.calls}
+        self._levels = declared.check(self._levels, self._indices, shapes, size=size)
+        return seen
+
+    def _tap(self, taps: Taps, size: tuple[int, int]) -> tuple[trace.Run, trace.Run]:
+        """Hook modules; one run of all, and one of what must run."""
         found = resolve_taps(self.body, taps)
         if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
             whole = trace.run(self.body, size, last=max(self._indices))
@@ -114,8 +128,8 @@ class FeatureNet(nn.Module):
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
         if self._hooks.can_stop:
-            return trace.run(self.body, size, until=self._hooks.modules)
-        return whole
+            return whole, trace.run(self.body, size, until=self._hooks.modules)
+        return whole, whole
 
     # The forward --------------------------------------------------------------------------
 
@@ -123,11 +137,24 @@ class FeatureNet(nn.Module):
         """The levels asked for, in the order asked."""
         body: Any = self.body
         if self._hooks is not None:
-            found = self._collect(x).values()
+            found = list(self._collect(x).values())
             if self._raw:
-                return list(found)
-            as_map = getattr(body, "as_map", lambda y: y)
-            return [to_format(as_map(y), self.output_fmt) for y in found]
+                return found
+        elif isinstance(body, Backbone):
+            return self._driven(x)
+        else:
+            every = declared.values(body(x))
+            found = [every[i] for i in self._indices]
+        if isinstance(body, Backbone):
+            found = [body.as_map(y) for y in found]
+        else:
+            levels = [self._levels[i] for i in self._indices]
+            found = [layout.to_map(y, f, x.shape) for y, f in zip(found, levels, strict=True)]
+        return [to_format(y, self.output_fmt) for y in found]
+
+    def _driven(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The levels of a Backbone, run no further than the last of them."""
+        body: Any = self.body
         check_input(x, body.in_chans)
         maps: dict[int, torch.Tensor] = {}
         last = max(self._indices)
@@ -177,8 +204,9 @@ class FeatureNet(nn.Module):
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
-        sizes = [found.get(i, (0, 0)) for i in range(len(self._levels))]
-        return [(shape[-2], shape[-1]) if len(shape) != 3 else (shape[1], 1) for shape in sizes]
+        sizes = [found.get(i, torch.Size((1, 1, 0, 0))) for i in range(len(self._levels))]
+        pairs = zip(sizes, self._levels, strict=True)
+        return [layout.sides(shape, level, size) for shape, level in pairs]
 
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
@@ -277,73 +305,3 @@ class FeatureDictNet(FeatureNet):
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         return OrderedDict(zip(self._keys, self._maps(x), strict=True))
-
-
-class FeatureHookNet(FeatureNet):
-    """Levels, or what any modules put out, read by forward hooks.
-
-    Args:
-        model: as for the other extractors; with ``taps`` any module whatever.
-        out_indices: which levels.
-        taps: instead of levels: names of modules, patterns and :class:`featnet.Tap` s, or a dict of
-            them to keys.
-        return_dict: an OrderedDict instead of a list; by default where ``taps`` or ``out_map`` name
-            what comes out.
-
-    The other arguments are every extractor's.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        out_indices: int | Sequence[int] | None = None,
-        *,
-        taps: Taps | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> None:
-        self.__dict__["_taps"] = taps
-        if taps is not None:
-            given = {"out_indices": out_indices, **options}
-            clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
-            if clash:
-                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
-        super().__init__(model, out_indices, **options)
-        named = taps is not None or options.get("out_map") is not None
-        self.return_dict = named if return_dict is None else return_dict
-
-    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
-        return () if self.__dict__["_taps"] is not None else super()._declared(model)
-
-    def _setup(self, prune: bool) -> None:
-        size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        names = [self._levels[i].module for i in self._indices]
-        seen = self._tap(names if taps is None else taps, size)
-        if taps is not None:
-            self._raw = True
-            self._describe(size)
-        if prune:
-            trace.prune(self.body, seen)
-
-    def _describe(self, size: tuple[int, int]) -> None:
-        """A level for each tap: of tokens (N, L, C) and vectors (N, C) as of maps."""
-        assert self._hooks is not None
-        rows: list[Feature] = []
-        for name, shape in self._tapped(size).items():
-            channels, height = shape[-1], 1
-            if len(shape) == 4:
-                channels, height = shape[1], shape[2]
-            elif len(shape) == 3:
-                height = max(1, round(shape[1] ** 0.5))
-            rows.append(Feature(channels, max(1, round(size[0] / height)), name, len(rows)))
-        self._levels = tuple(rows)
-        self._asked = self._indices = tuple(range(len(rows)))
-        self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        if self.return_dict:
-            return OrderedDict(zip(self._keys, self._maps(x), strict=True))
-        return self._maps(x)

@@ -17,8 +17,9 @@ from . import checkpoint, hub, registry
 from .backbone import Backbone
 from .dilation import set_output_stride
 from .errors import ArgumentError, CheckpointError, UnknownModelError, nearest
-from .extractors import FeatureDictNet, FeatureHookNet, FeatureListNet, FeatureNet
+from .extractors import FeatureDictNet, FeatureListNet, FeatureNet
 from .features import FeatureInfo
+from .hooknet import FeatureHookNet
 from .weights import Weights
 
 EXTRACTORS: Mapping[str, type[FeatureNet]] = {

@@ -119,22 +119,29 @@ def nominal(size: Size, sides: Sequence[int]) -> int:
     return 2 ** max(0, round(math.log2(size[0] / sides[0])))
 
 
-def to_map(y: torch.Tensor, axes: str, *, prefix: int, size: Size, reduction: int) -> torch.Tensor:
-    """What a module put out -> (N, C, H, W), for an input of ``size``; prefix tokens left out."""
-    if axes == "NHWC":
+def to_map(y: torch.Tensor, level: Feature, shape: Sequence[int]) -> torch.Tensor:
+    """What a level's module put out, for an input of this shape -> (N, C, H, W); prefix tokens left
+    out."""
+    if level.layout == "NHWC":
         return y.permute(0, 3, 1, 2)
-    if axes in ("NLC", "NCL"):
-        y = y.transpose(1, 2) if axes == "NLC" else y
-        return y[:, :, prefix:].reshape(*y.shape[:2], size[0] // reduction, size[1] // reduction)
+    if level.layout in ("NLC", "NCL"):
+        y = y.transpose(1, 2) if level.layout == "NLC" else y
+        return y[:, :, level.prefix :].reshape(*y.shape[:2], *_grid(shape[-2:], level.reduction))
     return y
 
 
-def sides(shape: Sequence[int], axes: str, *, size: Size, reduction: int) -> Size:
-    """(h, w) of what has this shape and layout; of vectors (1, 1)."""
-    if axes == "NHWC":
+def _grid(size: Sequence[int], reduction: int) -> Size:
+    return size[0] // reduction, size[1] // reduction
+
+
+def sides(shape: Sequence[int], level: Feature, size: Size) -> Size:
+    """(h, w) of what a level's module puts out, whose shape this is; of vectors (1, 1)."""
+    if level.layout == "NHWC":
         return shape[1], shape[2]
-    if axes in ("NLC", "NCL"):
-        return size[0] // reduction, size[1] // reduction
+    if level.layout in ("NLC", "NCL"):
+        return _grid(size, level.reduction)
+    if len(shape) == 3:
+        return shape[1], 1
     return (shape[-2], shape[-1]) if len(shape) == 4 else (1, 1)
 
 

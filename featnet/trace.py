@@ -40,7 +40,8 @@ class Call:
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What one run showed: ``calls`` in the order in which they ended, the shapes of the
-    ``levels`` it reached, and the names of the tensors it ``used``."""
+    ``levels`` it reached (without ``forward_levels``: of what the network returned), and the names
+    of the tensors it ``used``."""
 
     calls: tuple[Call, ...]
     levels: tuple[torch.Size, ...]
@@ -202,7 +203,7 @@ def _record(
     with torch.no_grad(), Used(set(names)) as used:
         try:
             if not hasattr(copied, "forward_levels"):
-                copied(x)
+                levels = [tensor.shape for tensor in tensors(copied(x))]
             elif until or through:
                 drive(copied, x, lambda: bool(until) and not waiting)
             else:

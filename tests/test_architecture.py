@@ -24,7 +24,10 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers", "layout", "structure"},
     {"registry", "backbone", "trace"},
-    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam"},
+    {
+        "dilation", "hooks", "declared", "extractors", "hooknet", "nodes", "effects", "graph",
+        "graphnet", "discover", "extract", "stride", "adapters", "reparam", "checkpoint", "keymap", "hub",
+    },
     {"factory"},
     {"cli"},
 )
@@ -38,9 +41,10 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "GraphExtractor", "LoadReport", "Tap", "Weights",
-    "build_model_with_cfg", "create_feature_extractor", "create_model", "feature_info",
-    "get_graph_node_names", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "register", "register_model", "reparameterize",
+    "build_model_with_cfg", "create_feature_extractor", "create_model", "discover",
+    "feature_info", "get_graph_node_names", "get_weights", "is_model", "list_models",
+    "list_modules", "list_pretrained", "model_entrypoint", "register", "register_model",
+    "reparameterize",
 ]  # fmt: skip
 
 
@@ -292,8 +296,12 @@ def test_no_asserts_on_what_users_give() -> None:
                 assert node.msg is None, f"{relative(path)}:{node.lineno}"
 
 
+# Their signatures are torchvision's
+BORROWED = {"create_feature_extractor", "get_graph_node_names"}
+
+
 def test_public_signatures_have_few_positionals() -> None:
-    for name in PUBLIC:
+    for name in sorted({*PUBLIC} - BORROWED):
         value = getattr(featnet, name)
         if inspect.isclass(value):
             continue
