@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
     from .discover import discover as discover
+    from .extract import extract as extract
+    from .extract import list_taps as list_taps
     from .extractors import FeatureDictNet as FeatureDictNet
     from .extractors import FeatureListNet as FeatureListNet
     from .factory import build_model_with_cfg as build_model_with_cfg
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .registry import register as register
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
+    from .stride import set_output_stride as set_output_stride
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -56,6 +59,7 @@ _PUBLIC = {
     "create_feature_extractor": "graph",
     "create_model": "factory",
     "discover": "discover",
+    "extract": "extract",
     "feature_info": "factory",
     "get_graph_node_names": "graph",
     "get_weights": "registry",
@@ -63,10 +67,12 @@ _PUBLIC = {
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
+    "list_taps": "extract",
     "model_entrypoint": "factory",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "set_output_stride": "stride",
 }
 __all__ = sorted(_PUBLIC)
 

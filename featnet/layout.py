@@ -49,7 +49,7 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
             (new - old) / (second[axis] - first[axis])
             for new, old, axis in zip(other, size, grown, strict=True)
         )
-        if rows < 0.75 or abs(math.log(rows / columns)) > 0.3 if columns > 0 else True:
+        if min(rows, columns) < 0.75 or abs(math.log(rows / columns)) > 0.3:
             return None
         last = grown == [1, 2]
         return Layout(first[3 if last else 1], round(rows), "NHWC" if last else "NCHW")
@@ -59,7 +59,7 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
         if area < 0.75:
             return None
         reduction = round(math.sqrt(area))
-        prefix = first[axis] - (size[0] // reduction) * (size[1] // reduction)
+        prefix = first[axis] - _area(size, reduction)
         if 0 <= prefix <= MOST_PREFIX_TOKENS:
             return Layout(first[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
     return None
@@ -69,18 +69,22 @@ def of_one(shape: Sequence[int], size: Size) -> Layout | None:
     """The likeliest layout of one shape; None if it is no picture, a globally pooled one too."""
     if len(shape) == 4:
         for axes, channels, sides in (("NCHW", 1, shape[2:]), ("NHWC", 3, shape[1:3])):
-            rows, columns = size[0] / sides[0], size[1] / sides[1]
-            if 1 not in sides and rows > 0.75 and abs(math.log(rows / columns)) < 0.15:
+            rows = size[0] / sides[0]
+            if 1 not in sides and rows > 0.75 and abs(size[1] / rows - sides[1]) <= 1.5:
                 return Layout(shape[channels], nominal(size, sides), axes)
     if len(shape) == 3:
         for prefix in range(MOST_PREFIX_TOKENS + 1):
             for axis in (1, 2):
                 length = shape[axis] - prefix
                 reduction = math.isqrt(size[0] * size[1] // max(1, length))
-                sides = [side // max(1, reduction) for side in size]
-                if length > 1 and reduction and sides[0] * sides[1] == length:
+                exact = length > 1 and reduction > 0 and not any(s % reduction for s in size)
+                if exact and shape[3 - axis] > 1 and _area(size, reduction) == length:
                     return Layout(shape[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
     return None
+
+
+def _area(size: Size, reduction: int) -> int:
+    return (size[0] // reduction) * (size[1] // reduction)
 
 
 def declared(shape: Sequence[int], size: Size, *, channels: int, reduction: int) -> Layout | None:
@@ -99,9 +103,8 @@ def declared(shape: Sequence[int], size: Size, *, channels: int, reduction: int)
             if shape[at] == channels and near(shape[top], shape[top + 1]):
                 return Layout(channels, reduction, axes)
     if len(shape) == 3:
-        whole = (size[0] // reduction) * (size[1] // reduction)
         for axis in (1, 2):
-            prefix = shape[axis] - whole
+            prefix = shape[axis] - _area(size, reduction)
             if shape[3 - axis] == channels and 0 <= prefix <= MOST_PREFIX_TOKENS:
                 return Layout(channels, reduction, "NLC" if axis == 1 else "NCL", prefix)
     if len(shape) == 2 and shape[1] == channels:

@@ -26,7 +26,7 @@ ORDER = (
     {"registry", "backbone", "trace"},
     {
         "dilation", "hooks", "declared", "extractors", "hooknet", "nodes", "effects", "graph",
-        "graphnet", "discover", "extract", "stride", "adapters", "reparam", "checkpoint", "keymap", "hub",
+        "graphnet", "discover", "extract", "stride", "pools", "adapters", "reparam", "checkpoint", "keymap", "hub",
     },
     {"factory"},
     {"cli"},
@@ -41,10 +41,10 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "GraphExtractor", "LoadReport", "Tap", "Weights",
-    "build_model_with_cfg", "create_feature_extractor", "create_model", "discover",
+    "build_model_with_cfg", "create_feature_extractor", "create_model", "discover", "extract",
     "feature_info", "get_graph_node_names", "get_weights", "is_model", "list_models",
-    "list_modules", "list_pretrained", "model_entrypoint", "register", "register_model",
-    "reparameterize",
+    "list_modules", "list_pretrained", "list_taps", "model_entrypoint", "register",
+    "register_model", "reparameterize", "set_output_stride",
 ]  # fmt: skip
 
 
