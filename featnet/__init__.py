@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .optimize import OptimizeReport as OptimizeReport
+    from .optimize import optimize as optimize
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -45,6 +47,7 @@ _PUBLIC = {
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
     "LoadReport": "checkpoint",
+    "OptimizeReport": "optimize",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
@@ -56,6 +59,7 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
+    "optimize": "optimize",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",

@@ -172,8 +172,7 @@ class FeatureNet(nn.Module):
         body, hooks = self.body, self._hooks
         with explain_size(body, size):
             if hooks is None:
-                seen = trace.run(body, size, last=max(self._indices))
-                found = dict(enumerate(seen.levels))
+                found = dict(enumerate(self.observe(size)[0].levels))
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -183,8 +182,7 @@ class FeatureNet(nn.Module):
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
         assert self._hooks is not None
-        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
-        calls = trace.run(self.body, size, until=until, through=not until).calls
+        calls = self.observe(size)[0].calls
         before = {call.name: call.inputs[:1] for call in calls}
         after = {call.name: call.outputs[:1] for call in calls}
         shapes = {}
@@ -194,6 +192,14 @@ class FeatureNet(nn.Module):
                 raise MissingFeatureError(f"{tap.module!r} gives no tensor.")
             shapes[tap.module] = found[0]
         return shapes
+
+    def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
+        """A run on the meta device as far as a call goes, and the modules whose output comes out."""
+        if self._hooks is None:
+            seen = trace.run(self.body, size, last=max(self._indices))
+            return seen, frozenset(self._levels[i].module for i in self._indices)
+        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
+        return trace.run(self.body, size, until=until, through=not until), self._hooks.modules
 
     @property
     def return_layers(self) -> dict[str, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,12 +69,20 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run showed: ``calls`` in the order in which they ended, the shapes of the
-    ``levels`` it reached, and the names of the tensors it ``used``."""
+    """What one run showed.
+
+    Attributes:
+        calls: in the order in which they ended.
+        levels: shapes of those that were reached.
+        used: names of the tensors that were.
+        feeds: module to module, where nothing but the second one reads what the first one puts
+            out, and each runs once.
+    """
 
     calls: tuple[Call, ...]
     levels: tuple[torch.Size, ...]
     used: frozenset[str]
+    feeds: Mapping[str, str]
 
     @property
     def rewritten(self) -> frozenset[tuple[str, str]]:
@@ -85,23 +93,27 @@ class Run:
 
 # Norms are most of the time of a run on the meta device, where torch decomposes them in Python
 _KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+# What asks a tensor for no values
+_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
 
 class _Used(TorchFunctionMode):
-    """Collects the ids of the tensors that any torch function is given."""
+    """Counts how often each tensor, by its id, is given to a torch function."""
 
-    def __init__(self, wanted: set[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.wanted = wanted
-        self.ids: set[int] = set()
+        self.reads: Counter[int] = Counter()
+        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if id(item) in self.wanted:
-                    self.ids.add(id(item))
+        if func.__name__ not in _QUESTIONS:
+            for value in (*args, *(kwargs or {}).values()):
+                for item in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(item, torch.Tensor):
+                        self.reads[id(item)] += 1
+                        self.alive[id(item)] = item
         if func in _KEEP_SHAPE:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
@@ -144,20 +156,24 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
+def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> Any:
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+
+    Returns the last of what it came to.
+    """
     y: Any = x
     for y in model.forward_levels(x):
         if enough():
-            return
-    model.forward_head(model.finish(y))
+            return y
+    return model.forward_head(model.finish(y))
 
 
 class _Seen:
-    """Tensors at one moment of a run."""
+    """Tensors at one moment of a run, and how often each had been read until then."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, reads: Mapping[int, int]) -> None:
         self.tensors = list(tensors(value))
+        self.reads = self.reads_after = [reads.get(id(t), 0) for t in self.tensors]
         self.versions = [t._version for t in self.tensors]
         self.shapes = tuple(t.shape for t in self.tensors)
 
@@ -192,10 +208,14 @@ def run(
     ended: list[tuple[str, _Seen, _Seen]] = []
     begun: list[_Seen] = []
     waiting = set(until)
+    used = _Used()
+    kept: list[Any] = []
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            ended.append((name, begun.pop(), _Seen(output)))
+            given = begun.pop()
+            given.reads_after = [used.reads[id(t)] for t in given.tensors]
+            ended.append((name, given, _Seen(output, used.reads)))
             waiting.discard(name)
             if until and not waiting:
                 raise Stop
@@ -203,21 +223,22 @@ def run(
         return hook
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(_Seen([args, kwargs]))
+        begun.append(_Seen([args, kwargs], used.reads))
 
     for name, module in copied.named_modules(remove_duplicate=False):
         if name:
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
     levels: list[torch.Size] = []
-    with torch.no_grad(), _Used(set(names)) as used:
+    with torch.no_grad(), used:
         try:
             if not hasattr(copied, "forward_levels"):
-                copied(x)
+                kept.append(copied(x))
             elif until or through:
-                drive(copied, x, lambda: bool(until) and not waiting)
+                kept.append(drive(copied, x, lambda: bool(until) and not waiting))
             else:
                 for index, y in enumerate(copied.forward_levels(x)):
+                    kept.append(y)
                     levels.append(copied.as_map(y).shape)
                     if index == last:
                         break
@@ -227,7 +248,32 @@ def run(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
         for name, given, gave in ended
     )
-    return Run(calls, tuple(levels), frozenset(names[i] for i in used.ids))
+    return Run(
+        calls, tuple(levels), frozenset(names[i] for i in names if used.reads[i]),
+        _feeds(ended, used.reads, {id(t) for t in tensors(kept)}),
+    )  # fmt: skip
+
+
+def _feeds(
+    ended: Sequence[tuple[str, _Seen, _Seen]], reads: Mapping[int, int], kept: set[int]
+) -> dict[str, str]:
+    """See :attr:`Run.feeds`; ``kept`` are ids of tensors that left the network."""
+    count = Counter(name for name, _, _ in ended)
+    makers: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, given, gave in ended:  # what is inside ends before what is around it
+        ids = [id(t) for t in given.tensors]
+        made = [id(t) for t in gave.tensors]
+        maker = makers.get(ids[0]) if len(ids) == 1 else None
+        first = maker and given.reads[0] == 0 < given.reads_after[0]
+        if maker and first and count[maker] == count[name] == 1:
+            # changed in place it is the second one's output, which anybody may read
+            alone = reads[ids[0]] == given.reads_after[0] and ids[0] not in kept
+            if alone or made == ids:
+                found.setdefault(maker, name)
+        if len(made) == 1:
+            makers.setdefault(made[0], name)
+    return found
 
 
 def prune(model: nn.Module, seen: Run) -> None:
