@@ -24,7 +24,8 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
     {"registry", "backbone", "trace"},
-    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam"},
+    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam", "packed",
+     "optimizing", "exporting"},
     {"factory"},
     {"cli"},
 )
@@ -36,10 +37,10 @@ FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest",
 LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
 PUBLIC = [
-    "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
-    "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
-    "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "register", "register_model", "reparameterize",
+    "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
+    "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap", "Weights", "build_model_with_cfg",
+    "create_model", "export", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
+    "list_pretrained", "model_entrypoint", "optimize", "register", "register_model", "reparameterize",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from .fuse import fold_norm, identity_kernel, merge_branches
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import NormAct, with_act
+from .norm_act import IdentityAct, NormAct, with_act
 from .pool import BlurPool2d, GlobalPool
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 
@@ -41,6 +41,7 @@ __all__ = [
     "GlobalResponseNorm",
     "GroupNorm",
     "HaloAttention",
+    "IdentityAct",
     "Kernel",
     "LambdaLayer",
     "Layer",

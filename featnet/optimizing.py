@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from . import trace
-from .errors import ArgumentError, FeatnetError
+from .errors import ArgumentError, FeatnetError, nearest
 from .extractors import FeatureNet
-from .layers import NormAct
+from .layers import IdentityAct, NormAct, with_act
 from .packed import POST_OPS, PackedConv2d
 from .reparam import reparameterizable, reparameterize
 
@@ -61,7 +61,7 @@ class OptimizeReport:
         return "\n".join(lines)
 
 
-def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool = False) -> Model:
+def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool | str = False) -> Model:
     """A copy of a network for inference, of featnet or any other origin.
 
     Re-parameterisable blocks become one layer, batch norms part of the convolution or linear layer
@@ -75,13 +75,15 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool =
         example: a batch of the size and on the device of later ones. The forms are then timed on
             it and the quickest one is taken. Without it a batch of one of a size that the network
             takes only checks the numbers.
-        compile: call ``torch.compile(fullgraph=True)`` at the end, instead of packing.
+        compile: compile the result as one graph, instead of packing: True, or a backend's name.
 
     Raises:
-        ArgumentError: in training mode; an example that is no (N, C, H, W) tensor.
-        FeatnetError: the numbers differ by more than 1e-4 of the largest.
+        ArgumentError: in training mode; an example that is no (N, C, H, W) tensor; an unknown
+            backend.
+        FeatnetError: it does not compile, with the reason; or the numbers differ by more than 1e-4
+            of the largest.
     """
-    _check(net, example)
+    _check(net, example, compile)
     given = example is not None
     x = _batch(net) if example is None else example
     with torch.inference_mode():
@@ -102,10 +104,17 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool =
     milliseconds = _race(forms, x) if given and not compile else {}
     best = min(milliseconds, key=milliseconds.__getitem__) if milliseconds else list(forms)[-1]
     model = forms[best]
-    if compile:
-        model.compile(fullgraph=True)
-    with torch.inference_mode():
-        difference = _difference(_outputs(model, x), wanted)
+    try:
+        if compile:
+            model.compile(fullgraph=True, backend="inductor" if compile is True else compile)
+        with torch.inference_mode():
+            difference = _difference(_outputs(model, x), wanted)
+    except Exception as error:
+        if not compile:
+            raise
+        raise FeatnetError(
+            f"{type(net).__name__} does not compile: {error}. Without compile= it works."
+        ) from error
     if not difference <= max(TOLERANCE, torch.finfo(x.dtype).eps * 64):
         raise FeatnetError(
             f"The optimised {type(net).__name__} differs from the original by {difference:.1e} of "
@@ -113,12 +122,13 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool =
         )
     model.optimize_report = OptimizeReport(
         blocks, folded, left, packed if best == "packed" else (),
-        "contiguous" if best == "contiguous" else "channels_last", compile, milliseconds, difference,
+        "contiguous" if best == "contiguous" else "channels_last", bool(compile), milliseconds,
+        difference,
     )  # fmt: skip
     return model  # type: ignore[no-any-return]
 
 
-def _check(net: Any, example: Any) -> None:
+def _check(net: Any, example: Any, backend: bool | str) -> None:
     if not isinstance(net, nn.Module):
         raise ArgumentError(f"The network is a {type(net).__name__}, not a torch.nn.Module.")
     training = [name or "the network itself" for name, m in net.named_modules() if m.training]
@@ -126,6 +136,12 @@ def _check(net: Any, example: Any) -> None:
         raise ArgumentError(
             f"optimize is for inference, and {training[0]} is in training mode, where batch norms "
             "are no constants: call eval() first."
+        )
+    if isinstance(backend, str) and backend not in torch.compiler.list_backends(None):
+        known = torch.compiler.list_backends(None)
+        raise ArgumentError(
+            f"compile={backend!r}: True, False or one of {', '.join(known)} is expected."
+            + nearest(backend, known)
         )
     if example is not None and (not isinstance(example, torch.Tensor) or example.ndim != 4):
         what = tuple(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__
@@ -187,12 +203,17 @@ def _fold(model: nn.Module, feeds: dict[str, str]) -> tuple[tuple[str, ...], dic
         if norm.running_var is None or "weight" not in layer._parameters:
             left[name] = "statistics of the batch, or a weight that is computed"
             continue
+        if getattr(layer, "transposed", False) and layer.groups > 1:
+            left[name] = "a transposed convolution in groups feeds it"
+            continue
         made = _folded(layer, norm)
         if not _same(layer, norm, made):
             left[name] = f"{type(layer).__name__} is not linear in its weight"
             continue
         _replace(model, before[name], made)
-        _replace(model, name, norm.act if isinstance(norm, NormAct) else nn.Identity())
+        rest = nn.Identity()
+        # A family may ask whether this holds the activation, so it goes on doing so
+        _replace(model, name, with_act(rest, norm.act) if isinstance(norm, NormAct) else rest)
         folded.append(name)
     return tuple(folded), left
 
@@ -254,7 +275,7 @@ def _can_pack(x: torch.Tensor) -> bool:
 def _reader(name: str, modules: dict[str, nn.Module], feeds: dict[str, str]) -> str:
     """Who reads a module's output behind modules that do nothing."""
     reader = feeds.get(name, "")
-    while reader and isinstance(modules.get(reader), nn.Identity):
+    while reader and type(modules.get(reader)) is nn.Identity:
         reader = feeds.get(reader, "")
     return reader
 
@@ -271,6 +292,8 @@ def _pack(
         if conv.padding_mode != "zeros" or conv.weight.dtype != torch.float32:
             continue
         reader = _reader(name, modules, feeds)
+        if isinstance(modules.get(reader), IdentityAct):
+            reader += ".act"
         act = modules.get(reader)
         fused = act if type(act) in POST_OPS else None
         _replace(model, name, PackedConv2d(conv, fused, size=sizes[name]))
