@@ -71,8 +71,8 @@ class FeatureNet(nn.Module):
         self.output_fmt = check_format(output_fmt)
         self._adopt(trace.clone(model) if copy else model)
         self._levels = levels
-        self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
-        self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
+        self._asked = FeatureInfo(levels, out_indices).out_indices
+        self._indices = resolve(self._asked, levels) if levels else ()
         self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
@@ -104,9 +104,8 @@ class FeatureNet(nn.Module):
             whole = trace.run(self.body, size, last=max(self._indices))
         else:
             whole = trace.run(self.body, size, through=True)
-        fired = [call.name for call in whole.calls]
         for tap in found:
-            count = fired.count(tap.module)
+            count = sum(call.name == tap.module for call in whole.calls)
             if count == 0 or (count > 1 and tap.which is None):
                 raise MissingFeatureError(
                     f"{tap.module!r} runs {count} times in one forward"
@@ -159,8 +158,6 @@ class FeatureNet(nn.Module):
         finally:
             hooks.end(outer)
         return hooks.ordered(found)
-
-    # A module like another ----------------------------------------------------------------
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -345,9 +342,6 @@ class FeatureHookNet(FeatureNet):
         self._levels = tuple(rows)
         self._asked = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.return_dict:
