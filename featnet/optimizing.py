@@ -94,7 +94,7 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     feeds, sizes = _chains(model, x)
     folded, left = _fold(model, feeds)
     forms = {"contiguous": model}
-    forms["channels_last"] = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    forms["channels_last"] = _channels_last(copy.deepcopy(model))
     packed: tuple[str, ...] = ()
     if not compile and _can_pack(x):
         forms["packed"] = copy.deepcopy(forms["channels_last"])
@@ -264,6 +264,15 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 # Kernels ----------------------------------------------------------------------------------
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    """In place: kernels (O, I, kh, kw) lie as (O, kh, kw, I); ``Module.to`` refuses where there
+    are kernels of other ranks too."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _can_pack(x: torch.Tensor) -> bool:
