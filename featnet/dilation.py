@@ -65,13 +65,20 @@ class PadEndConv2d(nn.Conv2d):
 
 
 class PadEndMaxPool2d(nn.MaxPool2d):
-    """Max pooling that also pads ``pad_end`` (rows, columns) after the map."""
+    """Max pooling that also pads ``pad_end`` (rows, columns) after the map.
+
+    Its padding may be more than half the kernel, which a dilated kernel needs and torch's own
+    does not do everywhere.
+    """
 
     pad_end: Pair = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, self.pad_end[1], 0, self.pad_end[0]), value=-math.inf)
-        return super().forward(x)
+        (top, left), (bottom, right) = _pair(self.padding), self.pad_end
+        x = F.pad(x, (left, left + right, top, top + bottom), value=-math.inf)
+        return F.max_pool2d(
+            x, self.kernel_size, self.stride, 0, self.dilation, ceil_mode=self.ceil_mode
+        )
 
 
 class DilatedAvgPool2d(nn.Module):
@@ -209,7 +216,8 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
             kernel, step.stride, padding, dilated, pad_end=end,
             count_include_pad=module.count_include_pad, divisor=module.divisor_override,
         ).train(module.training)  # fmt: skip
-    if end != (0, 0):
+    deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
+    if end != (0, 0) or deep:
         kinds: dict[type, Any] = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
