@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,10 +70,10 @@ class Call:
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What one run showed: ``calls`` in the order in which they ended, the shapes of the
-    ``levels`` it reached, and the names of the tensors it ``used``."""
+    ``levels`` that were wanted, and the names of the tensors it ``used``."""
 
     calls: tuple[Call, ...]
-    levels: tuple[torch.Size, ...]
+    levels: Mapping[int, torch.Size]
     used: frozenset[str]
 
     @property
@@ -144,11 +144,21 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
+def drive(
+    model: Any, x: torch.Tensor, missing: Callable[[], Collection[str]] | None = None
+) -> None:
+    """Run a network with ``forward_levels``, through its head if need be.
+
+    Args:
+        missing: names of the modules that have still to run; without any the run ends.
+    """
     y: Any = x
-    for y in model.forward_levels(x):
-        if enough():
+    for index, y in enumerate(model.forward_levels(x)):
+        if missing is None:
+            continue
+        if model._levels[index].module in missing():
+            model.as_map(y)  # what only this level needs may run there
+        if not missing():
             return
     model.forward_head(model.finish(y))
 
@@ -171,7 +181,7 @@ def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
-    last: int | None = None,
+    levels: Sequence[int] | None = None,
     until: frozenset[str] = frozenset(),
     through: bool = False,
 ) -> Run:
@@ -181,9 +191,10 @@ def run(
         model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
             through them.
         size: (H, W) of the input.
-        last: with ``forward_levels``: the level after which to stop.
+        levels: with ``forward_levels``: those that are wanted, by default all; the run stops after
+            the last of them.
         until: stop as soon as all of these modules have run.
-        through: with ``stages``: go on through the head.
+        through: with ``forward_levels``: go on through the head.
     """
     copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
@@ -209,17 +220,18 @@ def run(
         if name:
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
-    levels: list[torch.Size] = []
+    shapes: dict[int, torch.Size] = {}
     with torch.no_grad(), _Used(set(names)) as used:
         try:
             if not hasattr(copied, "forward_levels"):
                 copied(x)
             elif until or through:
-                drive(copied, x, lambda: bool(until) and not waiting)
+                drive(copied, x, (lambda: waiting) if until else None)
             else:
                 for index, y in enumerate(copied.forward_levels(x)):
-                    levels.append(copied.as_map(y).shape)
-                    if index == last:
+                    if levels is None or index in levels:
+                        shapes[index] = copied.as_map(y).shape
+                    if levels is not None and index == max(levels):
                         break
         except Stop:
             pass
@@ -227,7 +239,7 @@ def run(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
         for name, given, gave in ended
     )
-    return Run(calls, tuple(levels), frozenset(names[i] for i in used.ids))
+    return Run(calls, shapes, frozenset(names[i] for i in used.ids))
 
 
 def prune(model: nn.Module, seen: Run) -> None:
