@@ -92,10 +92,14 @@ class Transition(nn.ModuleList):
 
 
 class Fuse(nn.ModuleList):
-    """Maps of all branches -> the one of branch ``index``: their sum at its size and width."""
+    """Maps of all branches -> the one of branch ``index``: their sum at its size and width.
+
+    Of a size that halving rounds up, what upsampling adds at the end is left away.
+    """
 
     def __init__(self, index: int, widths: Sequence[int]) -> None:
         super().__init__()
+        self.index = index
         for j, in_chs in enumerate(widths):
             if j > index:
                 self.append(up(in_chs, widths[index], j - index))
@@ -105,7 +109,10 @@ class Fuse(nn.ModuleList):
                 self.append(nn.Identity())
 
     def forward(self, maps: Maps) -> torch.Tensor:
-        first, *others = (f(x) for f, x in zip(self, maps, strict=True))
+        height, width = maps[self.index].shape[-2:]
+        first, *others = (
+            f(x)[..., :height, :width] for f, x in zip(self, maps, strict=True)
+        )  # fmt: skip
         for other in others:
             first = first + other
         return F.relu(first)
