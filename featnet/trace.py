@@ -191,8 +191,8 @@ def run(
         model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
             through them.
         size: (H, W) of the input.
-        levels: with ``forward_levels``: those that are wanted, by default all; the run stops after
-            the last of them.
+        levels: with ``forward_levels``: those that are wanted, by default all that were not pruned;
+            the run stops after the last of them.
         until: stop as soon as all of these modules have run.
         through: with ``forward_levels``: go on through the head.
     """
@@ -228,10 +228,13 @@ def run(
             elif until or through:
                 drive(copied, x, (lambda: waiting) if until else None)
             else:
+                if levels is None:
+                    kept = dict(copied.named_modules(remove_duplicate=False))
+                    levels = [f.index for f in copied._levels if f.module in kept]
                 for index, y in enumerate(copied.forward_levels(x)):
-                    if levels is None or index in levels:
+                    if index in levels:
                         shapes[index] = copied.as_map(y).shape
-                    if levels is not None and index == max(levels):
+                    if index == max(levels):
                         break
         except Stop:
             pass
