@@ -94,7 +94,10 @@ class Backbone(nn.Module):
                 yield x
 
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map; for families on tokens."""
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map; runs only for levels that are
+        asked for. For families on tokens, and where levels are computed side by side. What a hook
+        found comes here, too.
+        """
         return y
 
     def finish(self, y: Any) -> torch.Tensor:
@@ -177,7 +180,7 @@ class Backbone(nn.Module):
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
             seen = trace.run(self, size)
-        return [(shape[-2], shape[-1]) for shape in seen.levels]
+        return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(
         self,

@@ -266,7 +266,8 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, widened)
     held = trace.run(model, size).levels
-    for index, (level, old, new) in enumerate(zip(levels, before.levels, held, strict=True)):
+    for index, level in enumerate(levels):
+        old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)
         wanted = old[-2] * level.reduction / reduction
         # Unpadded kernels lose a few positions at the border, now as many times more of them

@@ -91,7 +91,7 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, last=max(self._indices))
+            seen = trace.run(self.body, size, levels=self._indices)
         else:
             seen = self._tap([self._levels[i].module for i in self._indices], size)
         if prune:
@@ -101,7 +101,7 @@ class FeatureNet(nn.Module):
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
         if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, last=max(self._indices))
+            whole = trace.run(self.body, size, levels=self._indices)
         else:
             whole = trace.run(self.body, size, through=True)
         for tap in found:
@@ -150,7 +150,7 @@ class FeatureNet(nn.Module):
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
                 with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, lambda: len(found) == len(hooks.taps))
+                    trace.drive(body, x, lambda: hooks.missing(found))
             else:
                 body(x)
         except trace.Stop:
@@ -169,7 +169,7 @@ class FeatureNet(nn.Module):
         body, hooks = self.body, self._hooks
         with explain_size(body, size):
             if hooks is None:
-                found = dict(enumerate(self.observe(size)[0].levels))
+                found = dict(self.observe(size)[0].levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -193,7 +193,7 @@ class FeatureNet(nn.Module):
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
         """A run on the meta device as far as a call goes, and the modules whose output comes out."""
         if self._hooks is None:
-            seen = trace.run(self.body, size, last=max(self._indices))
+            seen = trace.run(self.body, size, levels=self._indices)
             return seen, frozenset(self._levels[i].module for i in self._indices)
         until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
         return trace.run(self.body, size, until=until, through=not until), self._hooks.modules

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,14 +73,14 @@ class Run:
 
     Attributes:
         calls: in the order in which they ended.
-        levels: shapes of those that were reached.
+        levels: shapes of those that were wanted, by index.
         used: names of the tensors that were.
         feeds: module to module, where nothing but the second one reads what the first one puts
             out, and each runs once.
     """
 
     calls: tuple[Call, ...]
-    levels: tuple[torch.Size, ...]
+    levels: Mapping[int, torch.Size]
     used: frozenset[str]
     feeds: Mapping[str, str]
 
@@ -156,14 +156,24 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> Any:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+def drive(
+    model: Any, x: torch.Tensor, missing: Callable[[], Collection[str]] | None = None
+) -> Any:
+    """Run a network with ``forward_levels``, through its head if need be.
 
-    Returns the last of what it came to.
+    Args:
+        missing: names of the modules that have still to run; without any the run ends.
+
+    Returns:
+        The last of what it came to.
     """
     y: Any = x
-    for y in model.forward_levels(x):
-        if enough():
+    for index, y in enumerate(model.forward_levels(x)):
+        if missing is None:
+            continue
+        if model._levels[index].module in missing():
+            model.as_map(y)  # what only this level needs may run there
+        if not missing():
             return y
     return model.forward_head(model.finish(y))
 
@@ -187,7 +197,7 @@ def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
-    last: int | None = None,
+    levels: Sequence[int] | None = None,
     until: frozenset[str] = frozenset(),
     through: bool = False,
 ) -> Run:
@@ -197,7 +207,8 @@ def run(
         model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
             through them.
         size: (H, W) of the input.
-        last: with ``forward_levels``: the level after which to stop.
+        levels: with ``forward_levels``: those that are wanted, by default all that were not pruned;
+            the run stops after the last of them.
         until: stop as soon as all of these modules have run.
         through: with ``forward_levels``: go on through the head.
     """
@@ -229,18 +240,22 @@ def run(
         if name:
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
-    levels: list[torch.Size] = []
+    shapes: dict[int, torch.Size] = {}
     with torch.no_grad(), used:
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
             elif until or through:
-                kept.append(drive(copied, x, lambda: bool(until) and not waiting))
+                kept.append(drive(copied, x, (lambda: waiting) if until else None))
             else:
+                if levels is None:
+                    there = dict(copied.named_modules(remove_duplicate=False))
+                    levels = [f.index for f in copied._levels if f.module in there]
                 for index, y in enumerate(copied.forward_levels(x)):
-                    kept.append(y)
-                    levels.append(copied.as_map(y).shape)
-                    if index == last:
+                    if index in levels:
+                        kept.append((y, copied.as_map(y)))
+                        shapes[index] = kept[-1][1].shape
+                    if index == max(levels):
                         break
         except Stop:
             pass
@@ -249,7 +264,7 @@ def run(
         for name, given, gave in ended
     )
     return Run(
-        calls, tuple(levels), frozenset(names[i] for i in names if used.reads[i]),
+        calls, shapes, frozenset(names[i] for i in names if used.reads[i]),
         _feeds(ended, used.reads, {id(t) for t in tensors(kept)}),
     )  # fmt: skip
 

@@ -18,10 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet.layers import EfficientChannelAttention, SqueezeExcite
-
-# Modules whose output at one position depends on the whole map: the à trous law is not about them.
-GLOBAL = (SqueezeExcite, EfficientChannelAttention, nn.GroupNorm, nn.InstanceNorm2d)
+from featnet.layers import BlurPool2d, GatedContext, GlobalContext
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -166,15 +163,69 @@ def strides(name: str) -> list[int]:
     return sorted({level.reduction for level in meta_model(name)._levels}, reverse=True)
 
 
+# Attention over the whole map: the à trous law is not about it
+GLOBAL = (GatedContext, GlobalContext)
+
+
 def without_global(model: nn.Module) -> nn.Module:
-    """Replace, in place, what sees the whole map by identities; by class."""
+    """Replace, in place, attention over the whole map by identities."""
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
-            if isinstance(child, GLOBAL) or type(child).__name__ in (
-                "SEModule", "EcaModule", "GroupNorm",  # the peer's
-            ):  # fmt: skip
+            if isinstance(child, GLOBAL):
                 setattr(parent, key, nn.Identity())
     return model
+
+
+class Local(TorchFunctionMode):
+    """A context in which no position of a map depends on all others, whatever the modules: what the
+    à trous law is not about is the same everywhere.
+
+    Means and maxima over a map are zero, deviations and norms over it are one, and an upsampled map
+    is zero. Gates and norms still do all else that they do.
+    """
+
+    zero = (
+        torch.Tensor.mean, torch.mean, torch.Tensor.amax, torch.amax,
+        F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+    )  # fmt: skip
+    one = (
+        torch.Tensor.var, torch.var, torch.Tensor.std, torch.std, torch.var_mean,
+        torch.Tensor.norm, torch.norm, torch.linalg.vector_norm,
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.instance_norm:
+            return args[0]
+        if func is F.group_norm:
+            x, _, weight, bias = (*args, kwargs.get("weight"), kwargs.get("bias"))[:4]
+            across = (1, -1) + (1,) * (x.ndim - 2)
+            return x if weight is None else x * weight.view(across) + bias.view(across)
+        found = func(*args, **kwargs)
+        if func in self.zero + self.one and isinstance(found, torch.Tensor):
+            x = args[0]
+            dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            spatial = isinstance(dims, (tuple, list)) and {d % x.ndim for d in dims} >= {2, 3}
+            if spatial or func.__module__ == F.__name__:
+                return torch.full_like(found, float(func in self.one))
+        return found
+
+
+def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
+    """Inputs on whose border a network and its dilated form see the same.
+
+    A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
+    without padding that drops what is incomplete must find nothing incomplete.
+    """
+    blurs = any(isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules())
+    drops = any(
+        getattr(m, "padding", None) in (0, (0, 0))
+        and getattr(m, "kernel_size", 1) not in (1, (1, 1))
+        and not getattr(m, "ceil_mode", False)
+        for m in model.modules()
+    )
+    assert not (blurs and drops)
+    return [size for size, unfit in (((64, 96), blurs), ((97, 65), drops)) if not unfit]
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:

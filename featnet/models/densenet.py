@@ -75,8 +75,8 @@ class DenseNet(Backbone):
         aa_layer: anti-aliasing ``f(channels, stride=2)`` that strides in place of the stem's pool.
         proj_drop_rate: dropout behind each layer.
 
-    The other arguments are every Backbone's. ``norm_layer`` is a batch or group norm, or one that
-    has its own activation.
+    The other arguments are every Backbone's. ``norm_layer`` is one that can hold an activation (see
+    :func:`featnet.layers.with_act`) or has its own.
     """
 
     first_conv, last_fc = "features.conv0", "classifier"
