@@ -13,13 +13,13 @@ from . import trace
 from .backbone import Backbone, check_format, check_input, explain_size, to_format
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps, resolve_taps
+from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay", "output_strides",
     "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
@@ -74,6 +74,7 @@ class FeatureNet(nn.Module):
         self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
         self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
         self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
@@ -93,9 +94,13 @@ class FeatureNet(nn.Module):
         if isinstance(self.body, Backbone):
             seen = trace.run(self.body, size, last=max(self._indices))
         else:
-            seen = self._tap([self._levels[i].module for i in self._indices], size)
+            seen = self._tap(self._level_taps(), size)
         if prune:
             trace.prune(self.body, seen)
+
+    def _level_taps(self) -> list[Tap]:
+        levels = [self._levels[i] for i in self._indices]
+        return [Tap(level.module, kind=level.hook_type) for level in levels]
 
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
@@ -114,7 +119,7 @@ class FeatureNet(nn.Module):
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
         if self._hooks.can_stop:
-            return trace.run(self.body, size, until=self._hooks.modules)
+            return trace.run(self.body, size, until=self._hooks.places)
         return whole
 
     # The forward --------------------------------------------------------------------------
@@ -145,8 +150,8 @@ class FeatureNet(nn.Module):
         assert hooks is not None
         found: dict[Any, Any] = {}
         # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {level.module for level in getattr(body, "_levels", ())}
-        outer = hooks.begin(found, stop=not hooks.modules <= levels)
+        levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
+        outer = hooks.begin(found, stop=not hooks.places <= levels)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -183,7 +188,7 @@ class FeatureNet(nn.Module):
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
         assert self._hooks is not None
-        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
+        until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
         calls = trace.run(self.body, size, until=until, through=not until).calls
         before = {call.name: call.inputs[:1] for call in calls}
         after = {call.name: call.outputs[:1] for call in calls}
@@ -198,9 +203,8 @@ class FeatureNet(nn.Module):
     @property
     def return_layers(self) -> dict[str, str]:
         """Module names to output keys. Setting it selects other levels, as far as they are kept."""
-        return {
-            self._levels[i].module: key for i, key in zip(self._indices, self._keys, strict=True)
-        }
+        names = (self._levels[i].module for i in self._indices)
+        return dict(zip(names, self._keys, strict=True))
 
     @return_layers.setter
     def return_layers(self, layers: Mapping[str, str]) -> None:
@@ -210,10 +214,9 @@ class FeatureNet(nn.Module):
         for name in layers:
             if name not in index:
                 raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
-        present = dict(self.body.named_modules())
-        kept = [name for name in layers if name in present]
+        kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
-            there = [name for name in index if name in present]
+            there = [level.module for level in self._levels[: self._deepest + 1]]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
@@ -317,8 +320,7 @@ class FeatureHookNet(FeatureNet):
 
     def _setup(self, prune: bool) -> None:
         size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        names = [self._levels[i].module for i in self._indices]
-        seen = self._tap(names if taps is None else taps, size)
+        seen = self._tap(self._level_taps() if taps is None else taps, size)
         if taps is not None:
             self._raw = True
             self._describe(size)

@@ -64,7 +64,7 @@ def reparameterize(model: Model) -> Model:
 
 def _deploy(module: nn.Module, name: str) -> nn.Module:
     try:
-        deployed: nn.Module = module.reparameterized()  # type: ignore[operator, assignment]
+        deployed: nn.Module = module.reparameterized()  # type: ignore[operator]
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
     return deployed.train(module.training)

@@ -172,7 +172,7 @@ def run(
     size: tuple[int, int],
     *,
     last: int | None = None,
-    until: frozenset[str] = frozenset(),
+    until: frozenset[tuple[str, str]] = frozenset(),
     through: bool = False,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
@@ -182,7 +182,8 @@ def run(
             through them.
         size: (H, W) of the input.
         last: with ``forward_levels``: the level after which to stop.
-        until: stop as soon as all of these modules have run.
+        until: stop as soon as all of these modules have run (``(name, "forward")``) or were reached
+            (``(name, "forward_pre")``).
         through: with ``stages``: go on through the head.
     """
     copied: Any = meta_clone(model)
@@ -196,18 +197,25 @@ def run(
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             ended.append((name, begun.pop(), _Seen(output)))
-            waiting.discard(name)
+            waiting.discard((name, "forward"))
             if until and not waiting:
                 raise Stop
 
         return hook
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(_Seen([args, kwargs]))
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            begun.append(_Seen([args, kwargs]))
+            waiting.discard((name, "forward_pre"))
+            if until and not waiting:
+                ended.append((name, begun[-1], _Seen(())))  # reached, and then not run
+                raise Stop
+
+        return hook
 
     for name, module in copied.named_modules(remove_duplicate=False):
         if name:
-            module.register_forward_pre_hook(enter, with_kwargs=True)
+            module.register_forward_pre_hook(enter(name), with_kwargs=True)
             module.register_forward_hook(record(name), with_kwargs=True)
     levels: list[torch.Size] = []
     with torch.no_grad(), _Used(set(names)) as used:
