@@ -177,9 +177,9 @@ class Backbone(nn.Module):
         return FeatureInfo(self._levels, measure=self.measure)
 
     @property
-    def output_strides(self) -> tuple[int, ...]:
+    def output_strides(self) -> list[int]:
         """The output strides that this network can have, finest first."""
-        return tuple(sorted({level.reduction for level in self._levels}))
+        return sorted({level.reduction for level in self._levels})
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""

@@ -231,7 +231,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
-    allowed = list(model.output_strides)
+    allowed: list[int] = model.output_strides
     if isinstance(output_stride, bool) or not isinstance(output_stride, int):
         raise OutputStrideError(
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "

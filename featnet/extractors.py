@@ -105,8 +105,11 @@ class FeatureNet(nn.Module):
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
+        places = frozenset((tap.module, tap.kind) for tap in found)
         if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, last=max(self._indices))
+            inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
+            last = None if inside else max(self._indices)
+            whole = trace.run(self.body, size, last=last, until=places if inside else frozenset())
         else:
             whole = trace.run(self.body, size, through=True)
         fired = [call.name for call in whole.calls]
@@ -146,9 +149,8 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks, body, found = self._hooks, self.body, dict[Any, Any]()
         assert hooks is not None
-        found: dict[Any, Any] = {}
         # Between levels there is a place to stop without an exception, which tracers like better
         levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
         outer = hooks.begin(found, stop=not hooks.places <= levels)
@@ -222,7 +224,7 @@ class FeatureNet(nn.Module):
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._keys)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
@@ -341,9 +343,6 @@ class FeatureHookNet(FeatureNet):
         self._levels = tuple(rows)
         self._asked = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.return_dict:

@@ -889,8 +889,8 @@ class EfficientNet(Backbone):
             if ends:
                 yield x
 
-    def as_map(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return y.hidden if isinstance(y, Open) else y
+    def as_map(self, y: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
+        return y[0] if isinstance(y, tuple) else y  # the hidden map, also of what a layer is given
 
     def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
         x = y.close() if isinstance(y, Open) else y
@@ -1445,7 +1445,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     "efficientnetv2_rw_t": dict(arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu"),
     "efficientnetv2_s": dict(arch=Arch(V2_S, stem=24), act_layer="silu"),
     "efficientnetv2_xl": dict(arch=Arch(V2_XL), act_layer="silu"),
-    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),
+    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),  # its checkpoint's
     "gc_efficientnetv2_rw_t": dict(
         arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu", se_layer="gc"
     ),
