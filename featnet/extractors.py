@@ -99,8 +99,7 @@ class FeatureNet(nn.Module):
             trace.prune(self.body, seen)
 
     def _level_taps(self) -> list[Tap]:
-        levels = [self._levels[i] for i in self._indices]
-        return [Tap(level.module, kind=level.hook_type) for level in levels]
+        return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
@@ -149,8 +148,9 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body, found = self._hooks, self.body, dict[Any, Any]()
+        hooks, body = self._hooks, self.body
         assert hooks is not None
+        found: dict[Any, Any] = {}
         # Between levels there is a place to stop without an exception, which tracers like better
         levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
         outer = hooks.begin(found, stop=not hooks.places <= levels)
