@@ -105,7 +105,8 @@ class FeatureNet(nn.Module):
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
         places = frozenset((tap.module, tap.kind) for tap in found)
-        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
+        driven = bool(self._indices) and isinstance(self.body, Backbone)
+        if driven:  # levels: the head need not be there
             inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
             last = None if inside else max(self._indices)
             whole = trace.run(self.body, size, last=last, until=places if inside else frozenset())
@@ -120,8 +121,8 @@ class FeatureNet(nn.Module):
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop:
-            return trace.run(self.body, size, until=self._hooks.places)
+        if self._hooks.can_stop and not driven:
+            return trace.run(self.body, size, until=places)
         return whole
 
     # The forward --------------------------------------------------------------------------
@@ -213,12 +214,11 @@ class FeatureNet(nn.Module):
         if self._hooks is not None:
             raise ArgumentError("return_layers cannot be changed where hooks collect.")
         index = {level.module: level.index for level in self._levels}
-        for name in layers:
-            if name not in index:
-                raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
+        for name in (name for name in layers if name not in index):
+            raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
         kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
-            there = [level.module for level in self._levels[: self._deepest + 1]]
+            there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
