@@ -7,17 +7,30 @@ import importlib
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import featnet
-from featnet.layers import EfficientChannelAttention, SqueezeExcite
+from featnet.layers import (
+    EfficientChannelAttention,
+    EvoNorm,
+    GatedContext,
+    GlobalContext,
+    SqueezeExcite,
+)
+from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
+from featnet.models.efficientnet import SqueezeExcite as MobileSqueezeExcite
 
 # Modules whose output at one position depends on the whole map: the à trous law is not about them.
-GLOBAL = (SqueezeExcite, EfficientChannelAttention, nn.GroupNorm, nn.InstanceNorm2d)
+GLOBAL = (
+    SqueezeExcite, EfficientChannelAttention, nn.GroupNorm, nn.InstanceNorm2d, EvoNorm,
+    GatedContext, GlobalContext, MobileSqueezeExcite, MultiQueryAttention2d,
+)  # fmt: skip
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -35,11 +48,39 @@ def peer(name: str) -> Any:
 
 
 def peer_model(name: str, **options: Any) -> nn.Module:
-    """timm's model of this name, its warnings unheard."""
-    with warnings.catch_warnings():
+    """timm's model of this name as it is for its checkpoint (which decides some of its constants),
+    without that, and its warnings unheard."""
+    timm = peer("timm")
+    with warnings.catch_warnings(), mock.patch("timm.models._builder.load_pretrained"):
         warnings.simplefilter("ignore")
-        model: nn.Module = peer("timm").create_model(name, **options)
+        model: nn.Module = timm.create_model(name, pretrained=True, **options)
     return model
+
+
+def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
+    """timm's extractor with the classifier's weights; None where it refuses the stride, or has
+    tables of positions of another size for it."""
+    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    try:
+        net = peer_model(name, features_only=True, output_stride=stride)
+        net.load_state_dict({k: flat[k.replace(".", "_")] for k in net.state_dict()}, strict=True)
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError):
+        return None
+    return net.eval()
+
+
+@torch.inference_mode()
+def peer_sizes(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those input sizes that the peer takes, or if it takes none the one that it was made for."""
+    found = []
+    for size in sizes:
+        try:
+            model(picture(*size))
+        except (RuntimeError, AssertionError):
+            continue
+        found.append(size)
+    cfg: Any = model.pretrained_cfg
+    return found or [cfg["input_size"][-2:]]
 
 
 @torch.no_grad()
@@ -123,7 +164,7 @@ def representatives(module: str = "") -> tuple[str, ...]:
 
 def strides(name: str) -> list[int]:
     """The output strides that a model can have, coarsest first."""
-    return sorted({level.reduction for level in meta_model(name)._levels}, reverse=True)
+    return sorted(meta_model(name).output_strides, reverse=True)
 
 
 def without_global(model: nn.Module) -> nn.Module:
@@ -134,6 +175,8 @@ def without_global(model: nn.Module) -> nn.Module:
                 "SEModule", "EcaModule", "GroupNorm",  # the peer's
             ):  # fmt: skip
                 setattr(parent, key, nn.Identity())
+        if isinstance(parent, CondConvResidual):  # the same mixture whatever the map holds
+            nn.init.zeros_(parent.routing_fn.weight)
     return model
 
 

@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
     {"registry", "backbone", "trace"},
-    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub"},
+    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam"},
     {"factory"},
     {"cli"},
 )
@@ -38,7 +38,7 @@ PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
     "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "register", "register_model",
+    "list_pretrained", "model_entrypoint", "register", "register_model", "reparameterize",
 ]  # fmt: skip
 
 

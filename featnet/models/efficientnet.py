@@ -33,7 +33,7 @@ from ..layers import (
     BlurPool2d,
     CondConv2d,
     DropPath,
-    EvoNorm,
+    EvoNormS0,
     GlobalPool,
     GroupNorm,
     Kernel,
@@ -1484,7 +1484,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     ),
     "test_efficientnet_evos": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
-        norm_layer=partial(EvoNorm, group_size=8, eps=1e-5),
+        norm_layer=partial(EvoNormS0, group_size=8, eps=1e-5),
     ),
     "test_efficientnet_gn": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
