@@ -58,10 +58,13 @@ class Backbone(nn.Module):
         self.get_submodule(parent).add_module(child, module)
         self.add_level(name, channels=channels, reduction=reduction)
 
-    def add_level(self, name: str, *, channels: int, reduction: int) -> None:
-        """Declare the output of a module that is there, however deep inside, as the next level."""
+    def add_level(
+        self, name: str, *, channels: int, reduction: int, hook_type: str = "forward"
+    ) -> None:
+        """Declare the output of a module that is there, however deep inside, as the next level;
+        with ``hook_type="forward_pre"`` its input."""
         assert isinstance(self.get_submodule(name), nn.Module)
-        self._levels.append(Feature(channels, reduction, name, len(self._levels)))
+        self._levels.append(Feature(channels, reduction, name, len(self._levels), hook_type))
 
     def add_head(
         self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
@@ -175,6 +178,11 @@ class Backbone(nn.Module):
     def feature_info(self) -> FeatureInfo:
         """Every level of this network."""
         return FeatureInfo(self._levels, measure=self.measure)
+
+    @property
+    def output_strides(self) -> list[int]:
+        """The output strides that this network can have, finest first."""
+        return sorted({level.reduction for level in self._levels})
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""

@@ -235,11 +235,11 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     """Give a Backbone an output stride, in place; parameters and their names stay.
 
     Raises:
-        OutputStrideError: not one of the reductions of the network's levels, or one that an
-            operation outside of its modules does not let it hold.
+        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
+            outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
-    allowed = sorted({level.reduction for level in levels})
+    allowed: list[int] = model.output_strides
     if isinstance(output_stride, bool) or not isinstance(output_stride, int):
         raise OutputStrideError(
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "

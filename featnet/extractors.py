@@ -13,13 +13,13 @@ from . import trace
 from .backbone import Backbone, check_format, check_input, explain_size, to_format
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps, resolve_taps
+from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay", "output_strides",
     "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
@@ -74,6 +74,7 @@ class FeatureNet(nn.Module):
         self._asked = FeatureInfo(levels, out_indices).out_indices
         self._indices = resolve(self._asked, levels) if levels else ()
         self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
@@ -93,15 +94,22 @@ class FeatureNet(nn.Module):
         if isinstance(self.body, Backbone):
             seen = trace.run(self.body, size, levels=self._indices)
         else:
-            seen = self._tap([self._levels[i].module for i in self._indices], size)
+            seen = self._tap(self._level_taps(), size)
         if prune:
             trace.prune(self.body, seen)
+
+    def _level_taps(self) -> list[Tap]:
+        return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
-        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, levels=self._indices)
+        places = frozenset((tap.module, tap.kind) for tap in found)
+        driven = bool(self._indices) and isinstance(self.body, Backbone)
+        if driven:  # levels: the head need not be there
+            inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
+            until = places if inside else frozenset()
+            whole = trace.run(self.body, size, levels=self._indices, until=until)
         else:
             whole = trace.run(self.body, size, through=True)
         for tap in found:
@@ -112,8 +120,8 @@ class FeatureNet(nn.Module):
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop:
-            return trace.run(self.body, size, until=self._hooks.modules)
+        if self._hooks.can_stop and not driven:
+            return trace.run(self.body, size, until=places)
         return whole
 
     # The forward --------------------------------------------------------------------------
@@ -144,13 +152,19 @@ class FeatureNet(nn.Module):
         assert hooks is not None
         found: dict[Any, Any] = {}
         # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {level.module for level in getattr(body, "_levels", ())}
-        outer = hooks.begin(found, stop=not hooks.modules <= levels)
+        levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
+
+        def enough(index: int, y: Any) -> bool:
+            if body._levels[index].module in hooks.missing(found):
+                body.as_map(y)  # what only this level needs may run there
+            return not hooks.missing(found)
+
+        outer = hooks.begin(found, stop=not hooks.places <= levels)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
                 with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, lambda: hooks.missing(found))
+                    trace.drive(body, x, enough)
             else:
                 body(x)
         except trace.Stop:
@@ -195,34 +209,31 @@ class FeatureNet(nn.Module):
         if self._hooks is None:
             seen = trace.run(self.body, size, levels=self._indices)
             return seen, frozenset(self._levels[i].module for i in self._indices)
-        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
+        until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
         return trace.run(self.body, size, until=until, through=not until), self._hooks.modules
 
     @property
     def return_layers(self) -> dict[str, str]:
         """Module names to output keys. Setting it selects other levels, as far as they are kept."""
-        return {
-            self._levels[i].module: key for i, key in zip(self._indices, self._keys, strict=True)
-        }
+        names = (self._levels[i].module for i in self._indices)
+        return dict(zip(names, self._keys, strict=True))
 
     @return_layers.setter
     def return_layers(self, layers: Mapping[str, str]) -> None:
         if self._hooks is not None:
             raise ArgumentError("return_layers cannot be changed where hooks collect.")
         index = {level.module: level.index for level in self._levels}
-        for name in layers:
-            if name not in index:
-                raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
-        present = dict(self.body.named_modules())
-        kept = [name for name in layers if name in present]
+        for name in (name for name in layers if name not in index):
+            raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
+        kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
-            there = [name for name in index if name in present]
+            there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._keys)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
@@ -320,8 +331,7 @@ class FeatureHookNet(FeatureNet):
 
     def _setup(self, prune: bool) -> None:
         size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        names = [self._levels[i].module for i in self._indices]
-        seen = self._tap(names if taps is None else taps, size)
+        seen = self._tap(self._level_taps() if taps is None else taps, size)
         if taps is not None:
             self._raw = True
             self._describe(size)

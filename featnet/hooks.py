@@ -194,9 +194,9 @@ class FeatureHooks:
         return Collection(self)
 
     @property
-    def modules(self) -> frozenset[str]:
-        """Names of the tapped modules."""
-        return frozenset(tap.module for tap in self.taps)
+    def places(self) -> frozenset[tuple[str, str]]:
+        """(module, kind) of the taps."""
+        return frozenset((tap.module, tap.kind) for tap in self.taps)
 
     @property
     def can_stop(self) -> bool:

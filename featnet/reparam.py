@@ -69,7 +69,7 @@ def reparameterizable(model: nn.Module) -> tuple[str, ...]:
 
 def _deploy(module: nn.Module, name: str) -> nn.Module:
     try:
-        deployed: nn.Module = module.reparameterized()  # type: ignore[operator, assignment]
+        deployed: nn.Module = module.reparameterized()  # type: ignore[operator]
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
     return deployed.train(module.training)

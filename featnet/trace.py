@@ -10,6 +10,7 @@ import copy
 import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class Run:
 
 
 # Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm)
 # What asks a tensor for no values
 _QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
@@ -156,24 +157,15 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(
-    model: Any, x: torch.Tensor, missing: Callable[[], Collection[str]] | None = None
-) -> Any:
-    """Run a network with ``forward_levels``, through its head if need be.
+def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
 
-    Args:
-        missing: names of the modules that have still to run; without any the run ends.
-
-    Returns:
-        The last of what it came to.
+    ``enough`` is given each level's index and what was yielded for it. Returns the last of what
+    the network came to.
     """
     y: Any = x
     for index, y in enumerate(model.forward_levels(x)):
-        if missing is None:
-            continue
-        if model._levels[index].module in missing():
-            model.as_map(y)  # what only this level needs may run there
-        if not missing():
+        if enough(index, y):
             return y
     return model.forward_head(model.finish(y))
 
@@ -192,67 +184,91 @@ class _Seen:
         return [t._version for t in self.tensors] != self.versions
 
 
+Places = frozenset[tuple[str, str]]  # modules, and "forward" or "forward_pre"
+
+
+class _Watch:
+    """Hooks on every module of a copy, and what they saw."""
+
+    def __init__(self, model: nn.Module, until: Places) -> None:
+        self.used = _Used()
+        self.ended: list[tuple[str, _Seen, _Seen]] = []
+        self.until, self.waiting = until, set(until)
+        self._begun: list[_Seen] = []
+        for name, module in model.named_modules(remove_duplicate=False):
+            if name:
+                module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+                module.register_forward_hook(partial(self._leave, name), with_kwargs=True)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.until) and not self.waiting
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._begun.append(_Seen([args, kwargs], self.used.reads))
+        self.waiting.discard((name, "forward_pre"))
+        if self.done:  # reached, and then not run
+            self.ended.append((name, self._begun[-1], _Seen((), self.used.reads)))
+            raise Stop
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = self._begun.pop()
+        given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
+        self.ended.append((name, given, _Seen(output, self.used.reads)))
+        self.waiting.discard((name, "forward"))
+        if self.done:
+            raise Stop
+
+
 @torch.inference_mode(False)  # whose tensors have no version counter
 def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
-    levels: Sequence[int] | None = None,
-    until: frozenset[str] = frozenset(),
+    levels: Collection[int] | None = None,
+    norm: Collection[int] = (),
+    until: Places = frozenset(),
     through: bool = False,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
 
     Args:
-        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
-            through them.
+        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is
+            driven through them.
         size: (H, W) of the input.
         levels: with ``forward_levels``: those that are wanted, by default all that were not pruned;
             the run stops after the last of them.
-        until: stop as soon as all of these modules have run.
+        norm: which levels are read under the network's final norm.
+        until: stop as soon as all of these modules have run (``(name, "forward")``) or were reached
+            (``(name, "forward_pre")``).
         through: with ``forward_levels``: go on through the head.
     """
     copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
     x = torch.empty(1, channels_of(model), *size, dtype=dtype, device="meta")
     names = names_of(copied)
-    ended: list[tuple[str, _Seen, _Seen]] = []
-    begun: list[_Seen] = []
-    waiting = set(until)
-    used = _Used()
+    watch = _Watch(copied, until)
+    shapes: dict[int, torch.Size] = {}
     kept: list[Any] = []
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = begun.pop()
-            given.reads_after = [used.reads[id(t)] for t in given.tensors]
-            ended.append((name, given, _Seen(output, used.reads)))
-            waiting.discard(name)
-            if until and not waiting:
-                raise Stop
+    def enough(index: int, y: Any) -> bool:
+        if (copied._levels[index].module, "forward") in watch.waiting:
+            copied.as_map(y)  # what only this level needs may run there
+        return watch.done
 
-        return hook
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(_Seen([args, kwargs], used.reads))
-
-    for name, module in copied.named_modules(remove_duplicate=False):
-        if name:
-            module.register_forward_pre_hook(enter, with_kwargs=True)
-            module.register_forward_hook(record(name), with_kwargs=True)
-    shapes: dict[int, torch.Size] = {}
-    with torch.no_grad(), used:
+    with torch.no_grad(), watch.used:
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
             elif until or through:
-                kept.append(drive(copied, x, (lambda: waiting) if until else None))
+                kept.append(drive(copied, x, enough))
             else:
                 if levels is None:
                     there = dict(copied.named_modules(remove_duplicate=False))
                     levels = [f.index for f in copied._levels if f.module in there]
                 for index, y in enumerate(copied.forward_levels(x)):
                     if index in levels:
+                        y = copied.normalize(y, index) if index in norm else y
                         kept.append((y, copied.as_map(y)))
                         shapes[index] = kept[-1][1].shape
                     if index == max(levels):
@@ -261,11 +277,12 @@ def run(
             pass
     calls = tuple(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
-        for name, given, gave in ended
+        for name, given, gave in watch.ended
     )
+    reads = watch.used.reads
     return Run(
-        calls, shapes, frozenset(names[i] for i in names if used.reads[i]),
-        _feeds(ended, used.reads, {id(t) for t in tensors(kept)}),
+        calls, shapes, frozenset(names[i] for i in names if reads[i]),
+        _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
     )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ import inspect
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
+from featnet import trace
 from featnet.layers import BlurPool2d, GatedContext, GlobalContext
+from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -36,11 +40,26 @@ def peer(name: str) -> Any:
 
 
 def peer_model(name: str, **options: Any) -> nn.Module:
-    """timm's model of this name, its warnings unheard."""
-    with warnings.catch_warnings():
+    """timm's model of this name as it is for its checkpoint (which decides some of its constants),
+    without that, and its warnings unheard."""
+    timm = peer("timm")
+    with warnings.catch_warnings(), mock.patch("timm.models._builder.load_pretrained"):
         warnings.simplefilter("ignore")
-        model: nn.Module = peer("timm").create_model(name, **options)
+        model: nn.Module = timm.create_model(name, pretrained=True, **options)
     return model
+
+
+def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
+    """timm's extractor with the classifier's weights; None where it refuses the stride, or has
+    tables of positions of another size for it."""
+    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    try:
+        dilated = {} if stride == 32 else {"output_stride": stride}
+        net = peer_model(name, features_only=True, **dilated)
+        net.load_state_dict({k: flat[k.replace(".", "_")] for k in net.state_dict()}, strict=True)
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError):
+        return None
+    return net.eval()
 
 
 @torch.no_grad()
@@ -158,13 +177,28 @@ def representatives() -> tuple[str, ...]:
     return tuple(best.values())
 
 
+@functools.cache
+def sizes(name: str) -> tuple[tuple[int, int], ...]:
+    """Input sizes (H, W) for a model, small and different, one of them odd where it takes any."""
+    found = []
+    for size in ((64, 96), (65, 97), (128, 64), (112, 84), (84, 112), (224, 224)):
+        try:
+            meta_model(name).feature_info.sizes(size)
+        except featnet.errors.InputSizeError:
+            continue
+        found.append(size)
+        if len(found) == 3:
+            break
+    return tuple(found) or (trace.probe_size(meta_model(name)),)
+
+
 def strides(name: str) -> list[int]:
     """The output strides that a model can have, coarsest first."""
-    return sorted({level.reduction for level in meta_model(name)._levels}, reverse=True)
+    return sorted(meta_model(name).output_strides, reverse=True)
 
 
 # Attention over the whole map: the à trous law is not about it
-GLOBAL = (GatedContext, GlobalContext)
+GLOBAL = (GatedContext, GlobalContext, MultiQueryAttention2d)
 
 
 def without_global(model: nn.Module) -> nn.Module:
@@ -173,6 +207,8 @@ def without_global(model: nn.Module) -> nn.Module:
         for key, child in list(parent.named_children()):
             if isinstance(child, GLOBAL):
                 setattr(parent, key, nn.Identity())
+        if isinstance(parent, CondConvResidual):  # the same mixture whatever the map holds
+            nn.init.zeros_(parent.routing_fn.weight)
     return model
 
 

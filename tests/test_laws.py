@@ -31,7 +31,6 @@ from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
 from featnet.dilation import DilatedAvgPool2d, set_output_stride
 from featnet.errors import InputSizeError
 
-SIZES = ((64, 96), (65, 97), (128, 64))  # one odd
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 ALL = tuple(featnet.list_models())
 EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
@@ -96,7 +95,7 @@ def selections(total: int) -> list[Any]:
 
 @pytest.mark.parametrize("name", representatives())
 def test_one_truth(name: str) -> None:
-    model, x = fill_noise(featnet.create_model(name)).eval(), picture(64, 97)
+    model, x = fill_noise(featnet.create_model(name)).eval(), picture(*helpers.sizes(name)[-1])
     with torch.inference_mode():
         features, every = model.forward_intermediates(x)
         assert torch.equal(model.forward_features(x), features)
@@ -132,7 +131,7 @@ def test_info_is_true(name: str) -> None:
     for stride in strides(name):
         with torch.device("meta"):
             net = featnet.create_model(name, features_only=True, output_stride=stride)
-        for size in SIZES:
+        for size in helpers.sizes(name):
             check_info(net.eval(), size)
         for level in net.feature_info:
             assert level.channels == full[level.module].channels
@@ -142,17 +141,17 @@ def test_info_is_true(name: str) -> None:
     total = len(full)
     for kind in KINDS:
         net = kind(meta_model(name), (total - 1, 0))
-        check_info(net, SIZES[1])
+        check_info(net, helpers.sizes(name)[-1])
         check_subset(net, meta_model(name))
         missing = set(meta_model(name).state_dict()) - set(net.state_dict())
         head = meta_model(name).last_fc
         assert all(key.startswith(head) for key in missing if key.startswith(head))
 
 
-def price(net: nn.Module) -> tuple[tuple[int, int], list[torch.Tensor]]:
+def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[torch.Tensor]]:
     """(parameters, FLOPs) of a network, and what it puts out."""
     with FlopCounterMode(display=False) as counter:
-        found = net(meta(64, 64))
+        found = net(meta(*size))
     parameters = sum(p.numel() for p in net.parameters())
     return (parameters, counter.get_total_flops()), as_list(found)
 
@@ -160,11 +159,11 @@ def price(net: nn.Module) -> tuple[tuple[int, int], list[torch.Tensor]]:
 @pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
-    model = meta_model(name)
-    whole, before = price(model)[0], (0, 0)
+    model, size = meta_model(name), helpers.sizes(name)[0]
+    whole, before = price(model, size)[0], (0, 0)
     for index, level in enumerate(model._levels):
         net = FeatureListNet(model, (index,))
-        cost, maps = price(net)
+        cost, maps = price(net, size)
         check_gradients(net, maps)
         check_subset(net, model)
         assert all(c < w for c, w in zip(cost, whole, strict=True)), (level, cost, whole)
@@ -174,7 +173,7 @@ def test_pay_for_what_you_take(name: str) -> None:
             more = [c > b or (c == b and not weighs) for c, b in zip(cost, before, strict=True)]
             assert all(more), (level, cost, before)
         for kind in KINDS if index == 1 else ():  # the same layers, whatever reads them
-            assert price(kind(model, (index,)))[0] == cost, kind
+            assert price(kind(model, (index,)), size)[0] == cost, kind
         before = cost
 
 
@@ -189,7 +188,7 @@ def test_deeper_and_wider_variants(name: str) -> None:
             name, features_only=True, out_indices=(total - 2, 0), output_stride=stride
         ).eval()
     with FlopCounterMode(display=False):
-        maps = check_info(net, SIZES[1])
+        maps = check_info(net, helpers.sizes(name)[-1])
     wanted = [min(model._levels[i].reduction, stride) for i in (total - 2, 0)]
     assert net.feature_info.reduction() == wanted
     check_subset(net, model)

@@ -12,7 +12,7 @@ from .blocks import Blocks, DropBlock2d, DropPath, chain
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
-from .evonorm import EvoNorm
+from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
@@ -35,6 +35,7 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EvoNorm",
+    "EvoNormS0",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
