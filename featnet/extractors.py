@@ -210,7 +210,9 @@ class FeatureNet(nn.Module):
             seen = trace.run(self.body, size, levels=self._indices)
             return seen, frozenset(self._levels[i].module for i in self._indices)
         until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
-        return trace.run(self.body, size, until=until, through=not until), self._hooks.modules
+        return trace.run(self.body, size, until=until, through=not until), frozenset(
+            name for name, kind in self._hooks.places if kind == "forward"
+        )
 
     @property
     def return_layers(self) -> dict[str, str]:

@@ -267,7 +267,7 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference relative to the largest value."""
     assert a.shape == b.shape, (a.shape, b.shape)
-    return float((a - b).abs().max() / b.abs().max())
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
 def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[int]) -> float:
