@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
     from .discover import discover as discover
+    from .exporting import ExportReport as ExportReport
+    from .exporting import export as export
     from .extract import extract as extract
     from .extract import list_taps as list_taps
     from .extractors import FeatureDictNet as FeatureDictNet
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .hooknet import FeatureHookNet as FeatureHookNet
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .optimizing import OptimizeReport as OptimizeReport
+    from .optimizing import optimize as optimize
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -44,6 +48,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backbone": "backbone",
+    "ExportReport": "exporting",
     "Family": "registry",
     "Feature": "features",
     "FeatureDictNet": "extractors",
@@ -53,12 +58,14 @@ _PUBLIC = {
     "FeatureListNet": "extractors",
     "GraphExtractor": "graphnet",
     "LoadReport": "checkpoint",
+    "OptimizeReport": "optimizing",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "create_feature_extractor": "graph",
     "create_model": "factory",
     "discover": "discover",
+    "export": "exporting",
     "extract": "extract",
     "feature_info": "factory",
     "get_graph_node_names": "graph",
@@ -69,6 +76,7 @@ _PUBLIC = {
     "list_pretrained": "registry",
     "list_taps": "extract",
     "model_entrypoint": "factory",
+    "optimize": "optimizing",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",

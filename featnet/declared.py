@@ -54,7 +54,7 @@ def values(output: Any) -> list[torch.Tensor]:
 
 def returned(
     model: nn.Module, seen: trace.Run, declared: Sequence[Feature]
-) -> dict[str, Sequence[torch.Size]]:
+) -> dict[str, torch.Size]:
     """What a rewritten model returns, as if its modules had put it out.
 
     Raises:
@@ -63,15 +63,15 @@ def returned(
     if len(seen.levels) != len(declared):
         raise ArgumentError(
             f"{type(model).__name__} is_rewritten and declares {len(declared)} levels, but its "
-            f"forward returns {len(seen.levels)} tensors: {[tuple(s) for s in seen.levels]}."
+            f"forward returns {len(seen.levels)} tensors: {[tuple(s) for s in seen.levels.values()]}."
         )
-    return {f.module: [shape] for f, shape in zip(declared, seen.levels, strict=True)}
+    return {f.module: seen.levels[i] for i, f in enumerate(declared)}
 
 
 def check(
     declared: tuple[Feature, ...],
     indices: Sequence[int],
-    shapes: Mapping[str, Sequence[Sequence[int]]],
+    shapes: Mapping[str, Sequence[int]],
     *,
     size: tuple[int, int],
 ) -> tuple[Feature, ...]:
@@ -83,16 +83,13 @@ def check(
     rows = list(declared)
     for index in indices:
         level = rows[index]
-        found = shapes.get(level.module) or [()]
-        seen = layout.declared(
-            found[0], size, channels=level.channels, reduction=level.reduction
-        )
+        found = shapes[level.module]
+        seen = layout.declared(found, size, channels=level.channels, reduction=level.reduction)
         if seen is None:
-            what = f"the shape {tuple(found[0])}" if found[0] else "no tensor"
             raise ArgumentError(
                 f"Level {index} of feature_info, {level.module!r}, is declared with "
                 f"{level.channels} channels at reduction {level.reduction}; for an input of "
-                f"{size[0]} x {size[1]} it has {what}."
+                f"{size[0]} x {size[1]} it has the shape {tuple(found)}."
             )
         rows[index] = dataclasses.replace(level, layout=seen.axes, prefix=seen.prefix)
     return tuple(rows)

@@ -68,15 +68,20 @@ class PadEndConv2d(nn.Conv2d):
 
 
 class PadEndMaxPool2d(nn.MaxPool2d):
-    """Max pooling that also pads ``pad_end`` (rows, columns) after the map, and ``pad_start``
-    before it: torch's own padding may not exceed half the kernel, however dilated."""
+    """Max pooling that also pads ``pad_end`` (rows, columns) after the map.
 
-    pad_start: Pair = (0, 0)
+    Its padding may be more than half the kernel, which a dilated kernel needs and torch's own
+    does not do everywhere.
+    """
+
     pad_end: Pair = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (top, left), (bottom, right) = self.pad_start, self.pad_end
-        return super().forward(F.pad(x, (left, right, top, bottom), value=-math.inf))
+        (top, left), (bottom, right) = _pair(self.padding), self.pad_end
+        x = F.pad(x, (left, left + right, top, top + bottom), value=-math.inf)
+        return F.max_pool2d(
+            x, self.kernel_size, self.stride, 0, self.dilation, ceil_mode=self.ceil_mode
+        )
 
 
 class DilatedAvgPool2d(nn.Module):
@@ -217,10 +222,8 @@ def widen(module: nn.Module, step: Step) -> nn.Module:
             kernel, step.stride, padding, dilated, pad_end=end,
             count_include_pad=module.count_include_pad, divisor=module.divisor_override,
         ).train(module.training)  # fmt: skip
-    start = (0, 0)
-    if isinstance(module, nn.MaxPool2d) and any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        start, end, padding = padding, (padding[0] + end[0], padding[1] + end[1]), (0, 0)
-    if end != (0, 0):
+    deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
+    if end != (0, 0) or deep:
         kinds: dict[type, Any] = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
@@ -229,7 +232,7 @@ def widen(module: nn.Module, step: Step) -> nn.Module:
             )
         padded: Any = kinds[type(module)].__new__(kinds[type(module)])
         padded.__dict__.update(module.__dict__)
-        padded.pad_start, padded.pad_end, window = start, end, padded
+        padded.pad_end, window = end, padded
     window.stride, window.padding, window.dilation = step.stride, padding, dilated
     return window
 
@@ -274,11 +277,11 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     """Give a Backbone an output stride, in place; parameters and their names stay.
 
     Raises:
-        OutputStrideError: not one of the reductions of the network's levels, or one that an
-            operation outside of its modules does not let it hold.
+        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
+            outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
-    allowed = sorted({level.reduction for level in levels})
+    allowed: list[int] = model.output_strides
     check_stride(output_stride, allowed, model)
     if output_stride >= allowed[-1]:
         return
@@ -287,7 +290,8 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     apply(model, plan(modules, before.calls, output_stride, size))
     held = trace.run(model, size).levels
-    for index, (level, old, new) in enumerate(zip(levels, before.levels, held, strict=True)):
+    for index, level in enumerate(levels):
+        old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)
         wanted = old[-2] * level.reduction / reduction
         # Unpadded kernels lose a few positions at the border, now as many times more of them

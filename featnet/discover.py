@@ -46,7 +46,7 @@ def discover(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Fea
             f"{type(model).__name__} does not run on an input of {(channels, *size)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    levels = _levels(model, _calls(model, seen, size, channels), channels, seen.levels)
+    levels = _levels(model, _calls(model, seen, size, channels), channels, [*seen.levels.values()])
     if not any(level.reduction > 1 for level in levels):
         shapes = {tuple(c.outputs[0]) for c in seen.calls if c.outputs}
         raise ArgumentError(

@@ -119,7 +119,7 @@ def observe(
             x = torch.zeros(2, trace.channels_of(model), *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.inference_mode(False), torch.no_grad():
-                with trace.Used(set()):
+                with trace.Used():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return Effects()

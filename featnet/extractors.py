@@ -14,13 +14,13 @@ from .backbone import Backbone, check_format, check_input, explain_size, to_form
 from .declared import Declaration
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps, resolve_taps
+from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay", "output_strides",
     "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
@@ -74,9 +74,10 @@ class FeatureNet(nn.Module):
         self.output_fmt = check_format(output_fmt)
         self._adopt(structure.clone(model) if copy else model)
         self._levels = levels
-        self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
-        self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
+        self._asked = FeatureInfo(levels, out_indices).out_indices
+        self._indices = resolve(self._asked, levels) if levels else ()
         self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
@@ -94,7 +95,7 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, last=max(self._indices))
+            seen = trace.run(self.body, size, levels=self._indices)
         else:
             seen = self._setup_declared(size)
         if prune:
@@ -103,33 +104,39 @@ class FeatureNet(nn.Module):
     def _setup_declared(self, size: tuple[int, int]) -> trace.Run:
         """Hook the modules that a declaration names, and hold the declaration to what they do."""
         if declared.returns_levels(self.body):
-            whole = seen = trace.run(self.body, size)
-            shapes = declared.returned(self.body, whole, self._levels)
+            seen = trace.run(self.body, size)
+            shapes = declared.returned(self.body, seen, self._levels)
         else:
-            whole, seen = self._tap([self._levels[i].module for i in self._indices], size)
-            shapes = {call.name: call.outputs[:1] for call in whole.calls}
+            seen = self._tap(self._level_taps(), size)
+            shapes = self._shapes(seen)
         self._levels = declared.check(self._levels, self._indices, shapes, size=size)
         return seen
 
-    def _tap(self, taps: Taps, size: tuple[int, int]) -> tuple[trace.Run, trace.Run]:
-        """Hook modules; one run of all, and one of what must run."""
+    def _level_taps(self) -> list[Tap]:
+        return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
+
+    def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
+        """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
-        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, last=max(self._indices))
+        places = frozenset((tap.module, tap.kind) for tap in found)
+        driven = bool(self._indices) and isinstance(self.body, Backbone)
+        if driven:  # levels: the head need not be there
+            inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
+            until = places if inside else frozenset()
+            whole = trace.run(self.body, size, levels=self._indices, until=until)
         else:
             whole = trace.run(self.body, size, through=True)
-        fired = [call.name for call in whole.calls]
         for tap in found:
-            count = fired.count(tap.module)
+            count = sum(call.name == tap.module for call in whole.calls)
             if count == 0 or (count > 1 and tap.which is None):
                 raise MissingFeatureError(
                     f"{tap.module!r} runs {count} times in one forward"
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop:
-            return whole, trace.run(self.body, size, until=self._hooks.modules)
-        return whole, whole
+        if self._hooks.can_stop and not driven:
+            return trace.run(self.body, size, until=places)
+        return whole
 
     # The forward --------------------------------------------------------------------------
 
@@ -168,17 +175,24 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks = self._hooks
+        body: Any = self.body
         assert hooks is not None
         found: dict[Any, Any] = {}
         # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {level.module for level in getattr(body, "_levels", ())}
-        outer = hooks.begin(found, stop=not hooks.modules <= levels)
+        levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
+
+        def enough(index: int, y: Any) -> bool:
+            if body._levels[index].module in hooks.missing(found):
+                body.as_map(y)  # what only this level needs may run there
+            return not hooks.missing(found)
+
+        outer = hooks.begin(found, stop=not hooks.places <= levels)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
                 with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, lambda: len(found) == len(hooks.taps))
+                    trace.drive(body, x, enough)
             else:
                 body(x)
         except trace.Stop:
@@ -186,8 +200,6 @@ class FeatureNet(nn.Module):
         finally:
             hooks.end(outer)
         return hooks.ordered(found)
-
-    # A module like another ----------------------------------------------------------------
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -199,8 +211,7 @@ class FeatureNet(nn.Module):
         body, hooks = self.body, self._hooks
         with explain_size(body, size):
             if hooks is None:
-                seen = trace.run(body, size, last=max(self._indices))
-                found = dict(enumerate(seen.levels))
+                found = dict(self.observe(size)[0].levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -210,9 +221,11 @@ class FeatureNet(nn.Module):
 
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
+        return self._shapes(self.observe(size)[0])
+
+    def _shapes(self, seen: trace.Run) -> dict[str, torch.Size]:
         assert self._hooks is not None
-        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
-        calls = trace.run(self.body, size, until=until, through=not until).calls
+        calls = seen.calls
         before = {call.name: call.inputs[:1] for call in calls}
         after = {call.name: call.outputs[:1] for call in calls}
         shapes = {}
@@ -223,31 +236,38 @@ class FeatureNet(nn.Module):
             shapes[tap.module] = found[0]
         return shapes
 
+    def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
+        """A run on the meta device as far as a call goes, and the modules whose output comes out."""
+        if self._hooks is None:
+            seen = trace.run(self.body, size, levels=self._indices)
+            return seen, frozenset(self._levels[i].module for i in self._indices)
+        until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
+        return trace.run(self.body, size, until=until, through=not until), frozenset(
+            name for name, kind in self._hooks.places if kind == "forward"
+        )
+
     @property
     def return_layers(self) -> dict[str, str]:
         """Module names to output keys. Setting it selects other levels, as far as they are kept."""
-        return {
-            self._levels[i].module: key for i, key in zip(self._indices, self._keys, strict=True)
-        }
+        names = (self._levels[i].module for i in self._indices)
+        return dict(zip(names, self._keys, strict=True))
 
     @return_layers.setter
     def return_layers(self, layers: Mapping[str, str]) -> None:
         if self._hooks is not None:
             raise ArgumentError("return_layers cannot be changed where hooks collect.")
         index = {level.module: level.index for level in self._levels}
-        for name in layers:
-            if name not in index:
-                raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
-        present = dict(self.body.named_modules())
-        kept = [name for name in layers if name in present]
+        for name in (name for name in layers if name not in index):
+            raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
+        kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
-            there = [name for name in index if name in present]
+            there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._keys)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)

@@ -58,11 +58,11 @@ class FeatureHookNet(FeatureNet):
     def _setup(self, prune: bool) -> None:
         size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
         if taps is not None:
-            _, seen = self._tap(taps, size)
+            seen = self._tap(taps, size)
             self._raw = True
             self._describe(size)
         elif isinstance(self.body, Backbone):
-            _, seen = self._tap([self._levels[i].module for i in self._indices], size)
+            seen = self._tap(self._level_taps(), size)
         else:
             seen = self._setup_declared(size)
         if prune:
@@ -78,9 +78,6 @@ class FeatureHookNet(FeatureNet):
         self._levels = tuple(rows)
         self._asked = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.return_dict:

@@ -124,7 +124,7 @@ class Watched:
             if name:
                 module.register_forward_pre_hook(enter(name), with_kwargs=True)
                 module.register_forward_hook(leave(name), with_kwargs=True)
-        with torch.no_grad(), _Record(tell), trace.Used(set()):
+        with torch.no_grad(), _Record(tell), trace.Used():
             copied(x)
 
 

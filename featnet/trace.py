@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import structure
-
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -39,13 +40,21 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run showed: ``calls`` in the order in which they ended, the shapes of the
-    ``levels`` it reached (without ``forward_levels``: of what the network returned), and the names
-    of the tensors it ``used``."""
+    """What one run showed.
+
+    Attributes:
+        calls: in the order in which they ended.
+        levels: shapes of those that were wanted, by index; without ``forward_levels`` those of the
+            tensors that the network returned.
+        used: names of the tensors that were.
+        feeds: module to module, where nothing but the second one reads what the first one puts
+            out, and each runs once.
+    """
 
     calls: tuple[Call, ...]
-    levels: tuple[torch.Size, ...]
+    levels: Mapping[int, torch.Size]
     used: frozenset[str]
+    feeds: Mapping[str, str]
 
     @property
     def rewritten(self) -> frozenset[tuple[str, str]]:
@@ -55,24 +64,28 @@ class Run:
 
 
 # Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm)
+# What asks a tensor for no values
+_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
 
 class Used(TorchFunctionMode):
-    """Collects the ids of the tensors that any torch function is given."""
+    """Counts how often each tensor, by its id, is given to a torch function."""
 
-    def __init__(self, wanted: set[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.wanted = wanted
-        self.ids: set[int] = set()
+        self.reads: Counter[int] = Counter()
+        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if id(item) in self.wanted:
-                    self.ids.add(id(item))
+        if func.__name__ not in _QUESTIONS:
+            for value in (*args, *(kwargs or {}).values()):
+                for item in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(item, torch.Tensor):
+                        self.reads[id(item)] += 1
+                        self.alive[id(item)] = item
         if func in _KEEP_SHAPE and args[0].device.type == "meta":
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
@@ -115,20 +128,25 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
+def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+
+    ``enough`` is given each level's index and what was yielded for it. Returns the last of what
+    the network came to.
+    """
     y: Any = x
-    for y in model.forward_levels(x):
-        if enough():
-            return
-    model.forward_head(model.finish(y))
+    for index, y in enumerate(model.forward_levels(x)):
+        if enough(index, y):
+            return y
+    return model.forward_head(model.finish(y))
 
 
 class _Seen:
-    """Tensors at one moment of a run."""
+    """Tensors at one moment of a run, and how often each had been read until then."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, reads: Mapping[int, int]) -> None:
         self.tensors = list(tensors(value))
+        self.reads = self.reads_after = [reads.get(id(t), 0) for t in self.tensors]
         self.versions = [t._version for t in self.tensors]
         self.shapes = tuple(t.shape for t in self.tensors)
 
@@ -137,12 +155,49 @@ class _Seen:
         return [t._version for t in self.tensors] != self.versions
 
 
+Places = frozenset[tuple[str, str]]  # modules, and "forward" or "forward_pre"
+
+
+class _Watch:
+    """Hooks on every module of a copy, and what they saw."""
+
+    def __init__(self, model: nn.Module, until: Places) -> None:
+        self.used = Used()
+        self.ended: list[tuple[str, _Seen, _Seen]] = []
+        self.until, self.waiting = until, set(until)
+        self._begun: list[_Seen] = []
+        for name, module in model.named_modules(remove_duplicate=False):
+            if name:
+                module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+                module.register_forward_hook(partial(self._leave, name), with_kwargs=True)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.until) and not self.waiting
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._begun.append(_Seen([args, kwargs], self.used.reads))
+        self.waiting.discard((name, "forward_pre"))
+        if self.done:  # reached, and then not run
+            self.ended.append((name, self._begun[-1], _Seen((), self.used.reads)))
+            raise Stop
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = self._begun.pop()
+        given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
+        self.ended.append((name, given, _Seen(output, self.used.reads)))
+        self.waiting.discard((name, "forward"))
+        if self.done:
+            raise Stop
+
+
 def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
-    last: int | None = None,
-    until: frozenset[str] = frozenset(),
+    levels: Collection[int] | None = None,
+    norm: Collection[int] = (),
+    until: Places = frozenset(),
     through: bool = False,
     channels: int | None = None,
     real: bool = True,
@@ -152,72 +207,97 @@ def run(
     A network from elsewhere that cannot run there, since it looks at values, runs on zeros.
 
     Args:
-        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
-            through them.
+        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is
+            driven through them.
         size: (H, W) of the input.
-        last: with ``forward_levels``: the level after which to stop.
-        until: stop as soon as all of these modules have run.
+        levels: with ``forward_levels``: those that are wanted, by default all that were not pruned;
+            the run stops after the last of them.
+        norm: which levels are read under the network's final norm.
+        until: stop as soon as all of these modules have run (``(name, "forward")``) or were reached
+            (``(name, "forward_pre")``).
         through: with ``forward_levels``: go on through the head.
         channels: of the input; by default as the model declares or its first convolution has.
         real: whether zeros may be tried.
     """
+    how: dict[str, Any] = {"levels": levels, "norm": norm, "until": until, "through": through}
     tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    count = channels_of(model) if channels is None else channels
-    shape, dtype = (1, count, *size), tensor.dtype
-    how: dict[str, Any] = {"last": last, "until": until, "through": through}
+    shape = (1, channels_of(model) if channels is None else channels, *size)
     try:
-        return _record(structure.meta_clone(model), torch.empty(shape, dtype=dtype, device="meta"), **how)
+        x = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        return _run(structure.meta_clone(model), x, **how)
     except Exception:
         if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
             raise
-    x = torch.zeros(shape, dtype=dtype, device=tensor.device)
-    return _record(structure.real_clone(model), x, **how)
+    x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    return _run(structure.real_clone(model), x, **how)
 
 
 @torch.inference_mode(False)  # whose tensors have no version counter
-def _record(
-    copied: Any, x: torch.Tensor, *, last: int | None, until: frozenset[str], through: bool
-) -> Run:
+def _run(
+    copied: Any, x: torch.Tensor, *, levels: Collection[int] | None, norm: Collection[int],
+    until: Places, through: bool,
+) -> Run:  # fmt: skip
     names = names_of(copied)
-    ended: list[tuple[str, _Seen, _Seen]] = []
-    begun: list[_Seen] = []
-    waiting = set(until)
+    watch = _Watch(copied, until)
+    shapes: dict[int, torch.Size] = {}
+    kept: list[Any] = []
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            ended.append((name, begun.pop(), _Seen(output)))
-            waiting.discard(name)
-            if until and not waiting:
-                raise Stop
+    def enough(index: int, y: Any) -> bool:
+        if (copied._levels[index].module, "forward") in watch.waiting:
+            copied.as_map(y)  # what only this level needs may run there
+        return watch.done
 
-        return hook
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(_Seen([args, kwargs]))
-
-    for name, module in copied.named_modules(remove_duplicate=False):
-        if name:
-            module.register_forward_pre_hook(enter, with_kwargs=True)
-            module.register_forward_hook(record(name), with_kwargs=True)
-    levels: list[torch.Size] = []
-    with torch.no_grad(), Used(set(names)) as used:
+    with torch.no_grad(), watch.used:
         try:
             if not hasattr(copied, "forward_levels"):
-                levels = [tensor.shape for tensor in tensors(copied(x))]
+                kept.append(copied(x))
+                shapes = {i: t.shape for i, t in enumerate(tensors(kept))}
             elif until or through:
-                drive(copied, x, lambda: bool(until) and not waiting)
+                kept.append(drive(copied, x, enough))
             else:
+                if levels is None:
+                    there = dict(copied.named_modules(remove_duplicate=False))
+                    levels = [f.index for f in copied._levels if f.module in there]
                 for index, y in enumerate(copied.forward_levels(x)):
-                    levels.append(copied.as_map(y).shape)
-                    if index == last:
+                    if index in levels:
+                        y = copied.normalize(y, index) if index in norm else y
+                        kept.append((y, copied.as_map(y)))
+                        shapes[index] = kept[-1][1].shape
+                    if index == max(levels):
                         break
         except Stop:
             pass
     calls = tuple(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
-        for name, given, gave in ended
+        for name, given, gave in watch.ended
     )
-    return Run(calls, tuple(levels), frozenset(names[i] for i in used.ids))
+    reads = watch.used.reads
+    return Run(
+        calls, shapes, frozenset(names[i] for i in names if reads[i]),
+        _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
+    )  # fmt: skip
+
+
+def _feeds(
+    ended: Sequence[tuple[str, _Seen, _Seen]], reads: Mapping[int, int], kept: set[int]
+) -> dict[str, str]:
+    """See :attr:`Run.feeds`; ``kept`` are ids of tensors that left the network."""
+    count = Counter(name for name, _, _ in ended)
+    makers: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, given, gave in ended:  # what is inside ends before what is around it
+        ids = [id(t) for t in given.tensors]
+        made = [id(t) for t in gave.tensors]
+        maker = makers.get(ids[0]) if len(ids) == 1 else None
+        first = maker and given.reads[0] == 0 < given.reads_after[0]
+        if maker and first and count[maker] == count[name] == 1:
+            # changed in place it is the second one's output, which anybody may read
+            alone = reads[ids[0]] == given.reads_after[0] and ids[0] not in kept
+            if alone or made == ids:
+                found.setdefault(maker, name)
+        if len(made) == 1:
+            makers.setdefault(made[0], name)
+    return found
 
 
 def prune(model: nn.Module, seen: Run) -> None:

@@ -26,7 +26,8 @@ ORDER = (
     {"registry", "backbone", "trace"},
     {
         "dilation", "hooks", "declared", "extractors", "hooknet", "nodes", "effects", "graph",
-        "graphnet", "discover", "extract", "stride", "pools", "adapters", "reparam", "checkpoint", "keymap", "hub",
+        "graphnet", "discover", "extract", "stride", "pools", "adapters", "reparam", "checkpoint",
+        "keymap", "hub", "packed", "optimizing", "exporting",
     },
     {"factory"},
     {"cli"},
@@ -39,12 +40,13 @@ FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest",
 LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
 PUBLIC = [
-    "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
-    "FeatureInfo", "FeatureListNet", "GraphExtractor", "LoadReport", "Tap", "Weights",
-    "build_model_with_cfg", "create_feature_extractor", "create_model", "discover", "extract",
-    "feature_info", "get_graph_node_names", "get_weights", "is_model", "list_models",
-    "list_modules", "list_pretrained", "list_taps", "model_entrypoint", "register",
-    "register_model", "reparameterize", "set_output_stride",
+    "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet",
+    "FeatureHooks", "FeatureInfo", "FeatureListNet", "GraphExtractor", "LoadReport",
+    "OptimizeReport", "Tap", "Weights", "build_model_with_cfg", "create_feature_extractor",
+    "create_model", "discover", "export", "extract", "feature_info", "get_graph_node_names",
+    "get_weights", "is_model", "list_models", "list_modules", "list_pretrained", "list_taps",
+    "model_entrypoint", "optimize", "register", "register_model", "reparameterize",
+    "set_output_stride",
 ]  # fmt: skip
 
 

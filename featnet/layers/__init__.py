@@ -12,13 +12,13 @@ from .blocks import Blocks, DropBlock2d, DropPath, chain
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
-from .evonorm import EvoNorm
+from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import NormAct, with_act
+from .norm_act import IdentityAct, NormAct, with_act
 from .pool import BlurPool2d, GlobalPool
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 
@@ -35,12 +35,14 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EvoNorm",
+    "EvoNormS0",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
     "GlobalResponseNorm",
     "GroupNorm",
     "HaloAttention",
+    "IdentityAct",
     "Kernel",
     "LambdaLayer",
     "Layer",

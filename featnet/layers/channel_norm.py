@@ -59,7 +59,7 @@ class GlobalResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        energy = x.norm(p=2, dim=self.space, keepdim=True)  # type: ignore[no-untyped-call]
+        energy = x.norm(p=2, dim=self.space, keepdim=True)
         share = energy / (energy.mean(self.channel, keepdim=True) + self.eps)
         weight, bias = self.weight.view(self.shape), self.bias.view(self.shape)
         return x + torch.addcmul(bias, weight, x * share)
