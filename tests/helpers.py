@@ -98,20 +98,22 @@ def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float3
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
 
 
-class CheapNorms(TorchFunctionMode):
-    """Norms become their scale and shift: same shapes, same parameters used. For the meta device,
-    where torch decomposes norms in Python, most of the time of a run."""
+class Cheap(TorchFunctionMode):
+    """Norms become their scale and shift, activations a copy: same shapes, same parameters used.
+    For the meta device, where torch decomposes both in Python, most of the time of a run."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.batch_norm, F.group_norm, F.layer_norm):
+        if func not in trace._KEEP_SHAPE:
             return func(*args, **kwargs)
+        if func not in (F.batch_norm, F.group_norm, F.layer_norm, F.rms_norm):
+            return (args[0] if args else kwargs["input"]).clone()
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         x = bound["input"]
-        shape = (-1,) if func is F.layer_norm else (-1, *[1] * (x.ndim - 2))
+        shape = (1, -1, *[1] * (x.ndim - 2)) if func in (F.batch_norm, F.group_norm) else (-1,)
         weight, bias = bound.get("weight"), bound.get("bias")
-        x = x if weight is None else x * weight.reshape(shape)
-        return x.clone() if bias is None else x + bias.reshape(shape)
+        x = x.clone() if weight is None else x * weight.reshape(shape)
+        return x if bias is None else x + bias.reshape(shape)
 
 
 @functools.cache

@@ -16,7 +16,6 @@ import pickle
 import random
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import helpers
@@ -38,12 +37,6 @@ FULL = ALL if EXHAUSTIVE else representatives()
 OTHERS = tuple(name for name in ALL if name not in FULL)
 
 
-@pytest.fixture
-def cheap_norms() -> Iterator[None]:
-    with helpers.CheapNorms():
-        yield
-
-
 def as_list(found: Any) -> list[torch.Tensor]:
     return list(found.values()) if isinstance(found, dict) else list(found)
 
@@ -56,7 +49,9 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     """Law 2 on one extractor and one input size; returns the maps."""
     x = meta(*size)
     assert x.shape[-2:] == size
-    info, maps = net.feature_info, as_list(net(x))
+    info = net.feature_info
+    with helpers.Cheap():
+        maps = as_list(net(x))
     predicted = list(zip(info.channels(), info.sizes(size), strict=True))
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
     for y, reduction in zip(maps, info.reduction(), strict=True):
@@ -125,7 +120,6 @@ def test_one_truth(name: str) -> None:
 # Laws 2, 3, 4 -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
@@ -151,13 +145,12 @@ def test_info_is_true(name: str) -> None:
 
 def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[torch.Tensor]]:
     """(parameters, FLOPs) of a network, and what it puts out."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, helpers.Cheap():
         found = net(meta(*size))
     parameters = sum(p.numel() for p in net.parameters())
     return (parameters, counter.get_total_flops()), as_list(found)
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
     model, size = meta_model(name), helpers.sizes(name)[0]
@@ -178,7 +171,6 @@ def test_pay_for_what_you_take(name: str) -> None:
         before = cost
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", OTHERS)
 def test_deeper_and_wider_variants(name: str) -> None:
     """Laws 2 to 4 once, with a stride and a selection that leave something away."""
@@ -188,8 +180,7 @@ def test_deeper_and_wider_variants(name: str) -> None:
         net = featnet.create_model(
             name, features_only=True, out_indices=(total - 2, 0), output_stride=stride
         ).eval()
-    with FlopCounterMode(display=False):
-        maps = check_info(net, helpers.sizes(name)[-1])
+    maps = check_info(net, helpers.sizes(name)[-1])
     wanted = [min(model._levels[i].reduction, stride) for i in (total - 2, 0)]
     assert net.feature_info.reduction() == wanted
     check_subset(net, model)
