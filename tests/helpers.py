@@ -129,9 +129,13 @@ def parameter_count(name: str) -> int:
 
 
 def _signature_of(module: nn.Module) -> tuple[Any, ...]:
+    """A kind of module: its class, tensors and children, and of a window what decides how it is
+    padded and dilated."""
     facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    for key in ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"):
-        facts.append((key, str(getattr(module, key, None))))
+    kernel = getattr(module, "kernel_size", 1)
+    kernel = kernel if isinstance(kernel, int) else max(kernel)
+    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
+    facts.append((getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False)))
     groups = getattr(module, "groups", 1)
     facts.append(groups > 1 if isinstance(groups, int) else groups)
     facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
@@ -247,6 +251,15 @@ class Local(TorchFunctionMode):
             if spatial or func.__module__ == F.__name__:
                 return torch.full_like(found, float(func in self.one))
         return found
+
+
+def unpadded(model: nn.Module) -> bool:
+    """Whether a window takes from the map's border."""
+    return any(
+        getattr(m, "padding", None) in (0, (0, 0))
+        and getattr(m, "kernel_size", 1) not in (1, (1, 1), getattr(m, "stride", 1))
+        for m in model.modules()
+    )
 
 
 def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:

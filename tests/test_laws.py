@@ -56,7 +56,8 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
-            assert out in (side // reduction, -(-side // reduction)), (side, out, reduction)
+            lost = -(-side // reduction) - out  # at the border, by kernels without padding too
+            assert 0 <= lost <= (3 if helpers.unpadded(net) else side % reduction > 0), (side, out)
     assert len(net) == len(info) == len(maps)
     return maps
 
@@ -123,10 +124,11 @@ def test_one_truth(name: str) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
-    for stride in strides(name):
+    every = strides(name)
+    for stride in every if EXHAUSTIVE else (every[0], *[s for s in (16, 8) if s in every[1:]]):
         with torch.device("meta"):
             net = featnet.create_model(name, features_only=True, output_stride=stride)
-        for size in helpers.sizes(name) if stride == strides(name)[0] else helpers.sizes(name)[:1]:
+        for size in helpers.sizes(name) if stride == every[0] else helpers.sizes(name)[:1]:
             check_info(net.eval(), size)
         for level in net.feature_info:
             assert level.channels == full[level.module].channels
@@ -155,12 +157,15 @@ def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[
 def test_pay_for_what_you_take(name: str) -> None:
     model, size = meta_model(name), helpers.sizes(name)[0]
     whole, before = price(model, size)[0], (0, 0)
-    for index, level in enumerate(model._levels):
+    total = len(model._levels)
+    for index in range(total) if EXHAUSTIVE else sorted({0, 1, total - 2, total - 1}):
+        level = model._levels[index]
         net = FeatureListNet(model, (index,))
         cost, maps = price(net, size)
         check_gradients(net, maps)
         check_subset(net, model)
-        assert all(c < w for c, w in zip(cost, whole, strict=True)), (level, cost, whole)
+        headless = index == total - 1 and not model.num_classes  # nothing need come after it
+        assert all(c < w + headless for c, w in zip(cost, whole, strict=True)), (level, cost, whole)
         # What is computed from the level before costs more; what beside it, something else
         if not index or model._levels[index - 1].module in dict(net.named_modules()):
             weighs = any(True for _ in model.get_submodule(level.module).parameters())
@@ -197,14 +202,14 @@ def test_a_trous(name: str) -> None:
     reductions = original.feature_info.reduction()
     full: dict[tuple[int, int], list[torch.Tensor]] = {}
     for stride in strides(name)[1:]:
-        if not EXHAUSTIVE and stride < 8 and helpers.parameter_count(name) > 27_000_000:
-            continue  # minutes; the blocks are those of smaller variants
+        if not EXHAUSTIVE and stride != 8 and helpers.parameter_count(name) > 12_000_000:
+            continue  # one rule for all strides, and the blocks are those of smaller variants
         dense = copy.deepcopy(original)
         set_output_stride(dense, stride)
         assert dense.feature_info.reduction() == [min(r, stride) for r in reductions]
         steps = [r // min(r, stride) for r in reductions]
         sizes = helpers.law_sizes(original, dense)
-        for height, width in sizes if EXHAUSTIVE or stride == 8 else sizes[:1]:
+        for height, width in sizes if EXHAUSTIVE else sizes[:1]:
             if stride < 8:
                 height, width = (side // 64 * 32 + side % 2 for side in (height, width))
             x = picture(height, width, dtype=torch.float64)

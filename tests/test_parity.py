@@ -150,7 +150,7 @@ def test_numbers(timm: Any, name: str) -> None:
         names = [n.feature_info.module_name() for n in (net, theirs)]
         assert all(a == b for a, b in zip(*names, strict=True) if b in maps)
         worst = 0.0
-        for size in sizes:
+        for size in sizes if stride == 32 else sizes[-1:]:
             x = picture(*size)
             with torch.inference_mode():
                 found, wanted = net(x), answer(theirs, x)
