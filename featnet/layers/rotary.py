@@ -141,11 +141,13 @@ class RotaryEmbedding(nn.Module):
 
     def coordinates(self, size: Size, device: torch.device, density: int) -> torch.Tensor:
         """(H * W, 2), the coordinates of every position."""
-        axes = [
-            self.axis(torch.arange(n, device=device).float() / density, n / density, number)
-            for number, n in enumerate(size)
-        ]
-        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        rows, columns = torch.meshgrid(
+            *(
+                self.axis(places(n, density, device=device), n / density, number)
+                for number, n in enumerate(size)
+            ),
+            indexing="ij",
+        )
         pair = (rows, columns) if self.indexing == "ij" else (columns, rows)
         return torch.stack(pair, -1).flatten(0, 1)
 
@@ -169,6 +171,12 @@ class RotaryEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}, temperature={self.temperature:g}"
+
+
+def places(count: int, density: int, *, device: torch.device) -> torch.Tensor:
+    """0, 1, 2, ... of patches side by side; of denser ones, where their centres lie between."""
+    t = torch.arange(count, device=device).float()
+    return t if density == 1 else (t + 0.5) / density - 0.5
 
 
 def waves(angles: torch.Tensor, prefix: int, *, half: bool) -> torch.Tensor:
