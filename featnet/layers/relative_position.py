@@ -30,24 +30,30 @@ def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.T
     return index
 
 
-def spread(old: int, new: int, *, device: torch.device) -> torch.Tensor:
+def spread(
+    old: int, new: int, *, density: int = 1, same: bool = False, device: torch.device
+) -> torch.Tensor:
     """(2 * new - 1, 2 * old - 1): linear interpolation of a table's rows for another window.
 
     Near offsets keep their biases, and what is far apart is drawn out: the known offsets are put
     at 0, 1, 1 + q, 1 + q + q^2, ... so that they reach as far as the new window does (as in BEiT,
-    https://arxiv.org/abs/2106.08254). Beyond them the last one goes on.
+    https://arxiv.org/abs/2106.08254; q is 1.01 or more). Beyond them the last one goes on.
+
+    Args:
+        density: positions of the new window for each of the old one's, in the same space.
+        same: both windows are as large, and the known offsets stay where they are.
     """
     if old == 1:
         return torch.ones(2 * new - 1, 1, device=device)
-    steps = torch.arange(1, old, dtype=torch.float64)
     low, high = torch.tensor(1.01, dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
     for _ in range(19):  # to 1e-6
         q = (low + high) / 2
-        far = (1 - q ** (old - 1)) / (1 - q) > new - 1
+        far = (1 - q ** (old - 1)) / (1 - q) > new / density - 1
         low, high = torch.where(far, low, q), torch.where(far, q, high)
-    reach = (1 - q**steps) / (1 - q)
-    known = torch.cat((-reach.flip(0), torch.zeros(1, dtype=torch.float64), reach)).float()
-    wanted = torch.arange(1 - new, new).float()
+    count = torch.arange(1, old, dtype=torch.float64)
+    reach = torch.where(torch.full((), same), count, (1 - q**count) / (1 - q)).float()
+    known = torch.cat((-reach.flip(0), torch.zeros(1), reach))
+    wanted = torch.arange(1 - new, new).float() / density
     right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
     left = right - 1
     share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)[:, None]
@@ -74,24 +80,32 @@ class RelativePositions:
         """Rows of a table."""
         return (2 * self.size[0] - 1) * (2 * self.size[1] - 1) + 3 * self.prefix
 
-    def resample(self, table: torch.Tensor, size: Size) -> torch.Tensor:
-        """(length, heads) -> a table for maps of another size."""
-        if size == self.size:
+    def resample(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
+        """(length, heads) -> a table for maps of another size, or of closer positions."""
+        same = size == (self.size[0] * density, self.size[1] * density)
+        if same and density == 1 and not torch.compiler.is_exporting():
             return table
         (height, width), device = self.size, table.device
         rows, columns = (
-            self._spread.get((a, b, device), lambda a=a, b=b: spread(a, b, device=device))
-            for a, b in zip(self.size, size, strict=True)
+            self._spread.get(
+                (*pair, density, same, device),
+                lambda pair=pair: spread(*pair, density=density, same=same, device=device),
+            )
+            for pair in zip(self.size, size, strict=True)
         )
         count = (2 * height - 1) * (2 * width - 1)
         grid = table[:count].float().unflatten(0, (2 * height - 1, 2 * width - 1))
         grid = torch.einsum("yh,hwc,xw->yxc", rows, grid, columns).flatten(0, 1)
         return torch.cat((grid.to(table.dtype), table[count:]))
 
-    def bias(self, table: torch.Tensor, size: Size) -> torch.Tensor:
-        """(length, heads) -> (heads, L, L) for maps of any size."""
+    def bias(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
+        """(length, heads) -> (heads, L, L) for maps of any size.
+
+        Args:
+            density: positions of the map for each of the table's, along each axis.
+        """
         index = self._index.get(
             (size, table.device),
             lambda: relative_index(size, prefix=self.prefix, device=table.device),
         )
-        return self.resample(table, size)[index].permute(2, 0, 1)
+        return self.resample(table, size, density)[index].permute(2, 0, 1)

@@ -128,7 +128,7 @@ class RotaryEmbedding(nn.Module):
 
         Args:
             prefix: number of tokens before the map's, which are not turned.
-            density: how many times denser the map is than patches side by side would give.
+            density: positions of the map for each patch side by side, along each axis.
         """
         if self.training and self.augment:
             table = self.table(self.augment(self.coordinates(size, device, density)), prefix)
@@ -219,7 +219,8 @@ class MixedRotaryEmbedding(RotaryEmbedding):
             self.freqs[axis].copy_(torch.cat(both, -1))
 
     def forward(
-        self, size: Size, *, prefix: int, depth: int, device: torch.device, density: int = 1
+        self, size: Size, *, prefix: int, depth: int, device: torch.device,
+        density: tuple[float, float] = (1, 1),
     ) -> list[Rotation]:
         coords = self._tables.get(
             (size, device, density), lambda: self.coordinates(size, device, density)
