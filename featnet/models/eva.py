@@ -251,12 +251,13 @@ class Eva(VisionTransformer):
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
         self.has_class_token, self.num_reg_tokens = class_token, num_reg_tokens
         self.no_embed_class, self.abs_pos_embed = no_embed_class, abs_pos_embed
+        self.pool_include_prefix = False
         self.patch_embed = PatchEmbed(
             patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
             bias=not pre_norm, pad=dynamic_img_pad,
         )  # fmt: skip
         self.add_tokens(embed_dim)
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), nn.Identity()
         width = head_width(embed_dim, num_heads)
         self.rope = rope.build(width, heads=num_heads, depth=depth) if rope else None
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
@@ -419,7 +420,8 @@ SAPIENS2: dict[str, Any] = {
     "norm_layer": RMS_NORM_6, "dense_norm": True,
 }
 PE_GIGANTIC: dict[str, Any] = {
-    "patch_size": 14, "embed_dim": 1536, "depth": 50, "num_heads": 16, "mlp_ratio": 8960 / 1536,
+    **PE, "patch_size": 14, "embed_dim": 1536, "depth": 50, "num_heads": 16,
+    "mlp_ratio": 8960 / 1536,
     "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
 }
 PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
