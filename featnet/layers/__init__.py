@@ -25,17 +25,27 @@ from .norm_act import NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
+from .relative_position import RelativePositions
+from .rotary import (
+    Augment,
+    CentredRotaryEmbedding,
+    MixedRotaryEmbedding,
+    RotaryEmbedding,
+    Rotation,
+)
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 
 __all__ = [
     "Attention",
     "AttentionPool2d",
+    "Augment",
     "BilinearAttention",
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
     "CondConv2d",
+    "CentredRotaryEmbedding",
     "ConvNormAct",
     "DropBlock2d",
     "DropPath",
@@ -56,12 +66,16 @@ __all__ = [
     "LayerNorm2d",
     "LayerScale",
     "Mlp",
+    "MixedRotaryEmbedding",
     "NormAct",
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
     "QuickGelu",
+    "RelativePositions",
     "RmsNorm2d",
+    "RotaryEmbedding",
+    "Rotation",
     "SEQUENCE_POOLS",
     "SamePadding",
     "SelfAttention",

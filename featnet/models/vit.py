@@ -347,6 +347,7 @@ class VisionTransformer(Backbone):
     patch_embed: PatchEmbed
     cls_token: torch.Tensor | None
     reg_token: torch.Tensor | None
+    pos_embed: torch.Tensor | None
 
     def __init__(
         self, *, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16,
@@ -457,8 +458,9 @@ class VisionTransformer(Backbone):
         """What divides the patches; they overlap then."""
         return self.patch_embed.output_strides
 
-    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """(1, L, C) for a grid of patches, and the tokens before them where they have positions."""
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
+        """(1, L, C) for a grid of patches, and the tokens before them where they have positions;
+        None for a network without."""
         before = 0 if self.no_embed_class else self.num_prefix_tokens
         old = self.patch_embed.grid_size
         if self.strict and tuple(grid) != old and self.patch_embed.dense == 1:
@@ -466,6 +468,8 @@ class VisionTransformer(Backbone):
                 f"With dynamic_img_size=False the input is {self.img_size}; this one has a grid of "
                 f"{tuple(grid)} patches, not {old}."
             )
+        if self.pos_embed is None:
+            return None
         return resample_positions(self.pos_embed, grid, old=old, prefix=before)
 
     def prefix(self) -> list[torch.Tensor]:
@@ -477,12 +481,14 @@ class VisionTransformer(Backbone):
         x = self.patch_embed(x)  # (N, h, w, D)
         grid = (x.shape[1], x.shape[2])
         x, positions = x.flatten(1, 2), self.positions(grid)
-        if self.no_embed_class:
+        if positions is not None and self.no_embed_class:
             x = x + positions
         before = [token.expand(x.shape[0], -1, -1) for token in self.prefix()]
         x = torch.cat((*before, x), 1) if before else x
-        x = self.pos_drop(x if self.no_embed_class else x + positions)
-        return Tokens(self.norm_pre(self.patch_drop(x)), grid, self.num_prefix_tokens)
+        if positions is not None and not self.no_embed_class:
+            x = x + positions
+        x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
+        return Tokens(x, grid, self.num_prefix_tokens)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)
