@@ -374,6 +374,7 @@ class VisionTransformer(Backbone):
             bias=not pre_norm, pad=dynamic_img_pad,
             norm=get_norm(embed_norm_layer) if embed_norm_layer else None,
         )  # fmt: skip
+        self.first_conv = f"patch_embed.{self.patch_embed.first_conv}"
         self.add_tokens(embed_dim)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, prefix=self.num_prefix_tokens)
@@ -463,11 +464,6 @@ class VisionTransformer(Backbone):
         None for a network without."""
         before = 0 if self.no_embed_class else self.num_prefix_tokens
         old = self.patch_embed.grid_size
-        if self.strict and tuple(grid) != old and self.patch_embed.dense == 1:
-            raise InputSizeError(
-                f"With dynamic_img_size=False the input is {self.img_size}; this one has a grid of "
-                f"{tuple(grid)} patches, not {old}."
-            )
         if self.pos_embed is None:
             return None
         return resample_positions(self.pos_embed, grid, old=old, prefix=before)
@@ -476,8 +472,17 @@ class VisionTransformer(Backbone):
         """Tokens (1, n, C) that stand before the patches'."""
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
+    def check_strict(self, x: torch.Tensor) -> None:
+        """Refuse another size than ``img_size`` where that is the only one."""
+        if self.strict and tuple(x.shape[2:]) != self.img_size:
+            raise InputSizeError(
+                f"With dynamic_img_size=False the input has size {self.img_size}, not "
+                f"{tuple(x.shape[2:])}."
+            )
+
     def embed(self, x: torch.Tensor) -> Tokens:
         """(N, C, H, W) -> what the blocks are given."""
+        self.check_strict(x)
         x = self.patch_embed(x)  # (N, h, w, D)
         grid = (x.shape[1], x.shape[2])
         x, positions = x.flatten(1, 2), self.positions(grid)
