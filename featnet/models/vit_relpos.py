@@ -19,7 +19,8 @@ from ..layers import Attention, Layer, Mlp, PatchDropout, PatchEmbed, Tokens, ge
 from ..layers.memo import Memo
 from ..layers.relative_position import relative_index
 from ..registry import Family, weights_table
-from .vit import Block, Recipe, ResPostBlock, VisionTransformer
+from ._vit_blocks import Block, Recipe, ResPostBlock
+from .vit import VisionTransformer
 
 Size = tuple[int, int]
 

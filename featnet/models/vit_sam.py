@@ -32,7 +32,8 @@ from ..layers import (
     split_heads,
 )
 from ..registry import Family, weights_table
-from .vit import Block, Recipe, VisionTransformer
+from ._vit_blocks import Block, Recipe
+from .vit import VisionTransformer
 
 Size = tuple[int, int]
 
