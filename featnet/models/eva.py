@@ -403,28 +403,11 @@ SAPIENS2: dict[str, Any] = {
     "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6), "mlp_layer": packed_swiglu,
     "norm_layer": RMS_NORM_6, "dense_norm": True,
 }
-PE: dict[str, Any] = {**ROPE_VIT, "abs_pos_embed": True, "no_embed_class": True}
-MIXED: dict[str, Any] = {**ROPE_VIT, "rope": Rope("mixed", temperature=10, indexing="xy")}
-MIXED_APE: dict[str, Any] = {**MIXED, "abs_pos_embed": True, "no_embed_class": True}
-DINOV3: dict[str, Any] = {
-    "init_values": 1e-05, "abs_pos_embed": False, "num_reg_tokens": 4, "fc_norm": False,
-    "rope": Rope("centred", temperature=100, rotate_half=True), "norm_layer": LAYER_NORM_5,
-    "dense_norm": True,
-}
-LINGBOT: dict[str, Any] = {**DINOV3, "global_pool": "token"}
-SAPIENS2: dict[str, Any] = {
-    "img_size": (1024, 768), "init_values": 1.0, "attn_only_layer_scale": True,
-    "abs_pos_embed": False, "num_reg_tokens": 8, "global_pool": "token",
-    "rope": Rope("centred", temperature=100, rotate_half=True, augment=Augment(rescale=2.0)),
-    "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6), "mlp_layer": packed_swiglu,
-    "norm_layer": RMS_NORM_6, "dense_norm": True,
-}
+PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
 PE_GIGANTIC: dict[str, Any] = {
     **PE, "patch_size": 14, "embed_dim": 1536, "depth": 50, "num_heads": 16,
-    "mlp_ratio": 8960 / 1536,
-    "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
+    "mlp_ratio": 8960 / 1536, "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
 }
-PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
 PE_CORE: dict[str, Any] = {
     **PE, "global_pool": "map", "attn_pool_num_heads": 8, "attn_pool_mlp_ratio": 4.0,
     "rope": Rope(indexing="xy", offset=1.0, reference=(24, 24)),
