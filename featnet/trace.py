@@ -253,8 +253,10 @@ def prune(model: nn.Module, seen: Run) -> None:
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
-        for child in list(module._modules):
-            if f"{prefix}{child}" not in needed:
+        for child, inner in list(module._modules.items()):
+            # one without tensors may be what a module that runs reads its settings from
+            light = name in called and inner is not None and not _holds_tensors(inner)
+            if f"{prefix}{child}" not in needed and not light:
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:
@@ -262,6 +264,10 @@ def prune(model: nn.Module, seen: Run) -> None:
         for key in module._buffers:  # a called module may need a buffer in training only
             if name not in called and f"{prefix}{key}" not in seen.used:
                 module._buffers[key] = None
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
