@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ from ..layers import (
     split_heads,
 )
 from ..registry import Family, weights_table
+from ._eva_keys import convert_eva
 from .vit import VisionTransformer
 
 Size = tuple[int, int]
@@ -335,6 +336,9 @@ class Eva(VisionTransformer):
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token", "reg_token", "rope.freqs"}
+
+    def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return convert_eva(state, self)
 
 
 def growing(rate: float, depth: int) -> list[float]:
