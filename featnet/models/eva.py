@@ -32,6 +32,7 @@ from ..layers import (
     Layer,
     MixedRotaryEmbedding,
     Mlp,
+    PatchDropout,
     PatchEmbed,
     RotaryEmbedding,
     SwiGlu,
@@ -258,7 +259,7 @@ class Eva(VisionTransformer):
             bias=not pre_norm, pad=dynamic_img_pad,
         )  # fmt: skip
         self.add_tokens(embed_dim)
-        self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), nn.Identity()
+        self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), PatchDropout()
         width = head_width(embed_dim, num_heads)
         self.rope = rope.build(width, heads=num_heads, depth=depth) if rope else None
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
@@ -308,9 +309,9 @@ class Eva(VisionTransformer):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for i, block in enumerate(self.blocks, 1):
-            for layer in (block.attn.proj, block.mlp.fc2):
-                layer.weight.div_(math.sqrt(2.0 * i))
+        for i in range(len(self.blocks)):
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                self.get_parameter(f"blocks.{i}.{name}").div_(math.sqrt(2.0 * (i + 1)))
         if isinstance(self.head, nn.Linear):
             self.head.weight.mul_(head_init_scale)
 
