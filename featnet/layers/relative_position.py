@@ -47,16 +47,17 @@ def spread(
     """
     if old == 1:
         return torch.ones(2 * new - 1, 1, device=device)
+    wanted = torch.arange(1 - new, new, device="cpu").float() / density
+    last = wanted[-1].double() + 1 / density - 1  # in positions of the old window
     double: Any = {"dtype": torch.float64, "device": "cpu"}
     low, high = torch.tensor(1.01, **double), torch.tensor(1.5, **double)
     for _ in range(19):  # to 1e-6
         q = (low + high) / 2
-        far = (1 - q ** (old - 1)) / (1 - q) > new / density - 1
+        far = (1 - q ** (old - 1)) / (1 - q) > last
         low, high = torch.where(far, low, q), torch.where(far, q, high)
     count = torch.arange(1, old, **double)
     reach = torch.where(torch.as_tensor(same), count, (1 - q**count) / (1 - q)).float()
     known = torch.cat((-reach.flip(0), reach.new_zeros(1), reach))
-    wanted = torch.arange(1 - new, new, device="cpu").float() / density
     right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
     left = right - 1
     share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)[:, None]
