@@ -197,10 +197,10 @@ def _shape_head(found: State, target: Mapping[str, torch.Tensor], *, foreign: bo
 def _shape_positions(found: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
     """Positions of another grid, with or without those of the tokens before them."""
     for key in [k for k in found if k.endswith((".rel_pos_h", ".rel_pos_w"))]:
-        table, wanted = found[key], target.get(key)
-        if wanted is not None and wanted.shape[0] != table.shape[0]:
-            resized = F.interpolate(table.float().T[None], size=wanted.shape[0], mode="linear")
-            found[key] = resized[0].T.to(table.dtype)
+        if key in target and target[key].shape[0] != found[key].shape[0]:
+            rows, length = found[key].float().T[None], target[key].shape[0]
+            resized = F.interpolate(rows, size=length, mode="linear")[0].T
+            found[key] = resized.to(found[key].dtype)
     table, wanted = found.get("pos_embed"), target.get("pos_embed")
     if table is None or wanted is None or table.shape == wanted.shape:
         return
