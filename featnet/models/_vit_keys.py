@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..layers import resample_grid, resample_patches, resample_positions
 
 State = dict[str, torch.Tensor]
 Rules = tuple[tuple[str, str], ...]
+Adapt = Callable[[State, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,25 @@ ANY: Rules = ((r"\.gamma_(\d)$", r".ls\1.gamma"),)  # DeiT III
 UNUSED = r"^pre_logits\.|^head_dist\.|^dist_token$|^attn_pool\."
 
 
-def convert(state: Mapping[str, torch.Tensor], model: Any) -> State:
-    """A checkpoint in any of the layouts, for a model of any grid and patch."""
+def convert(
+    state: Mapping[str, torch.Tensor], model: Any, *, layouts: Sequence[Layout] = LAYOUTS,
+    rules: Rules = ANY, adapt: Adapt | None = None,
+) -> State:  # fmt: skip
+    """A checkpoint in any of the layouts, for a model of any grid and patch.
+
+    Args:
+        layouts: the first one whose marker is found says how keys are renamed.
+        rules: for checkpoints of any layout, or none.
+        adapt: ``f(found, model)``, what else a family has to change, in place.
+    """
     target: Mapping[str, torch.Tensor] = model.state_dict()
-    layout = next((t for t in LAYOUTS if any(re.search(t.marker, key) for key in state)), None)
+    layout = next((t for t in layouts if any(re.search(t.marker, key) for key in state)), None)
     found = _rename(state, layout) if layout else dict(state)
     if not layout and not found.keys() & {"pos_embed", "patch_embed.proj.weight", "cls_token"}:
         return found  # of something else
-    found = {_replace(key, ANY): value for key, value in found.items()}
+    found = {_replace(key, rules): value for key, value in found.items()}
+    if adapt is not None:
+        adapt(found, model)
     found = {k: v for k, v in found.items() if k in target or not re.search(UNUSED, k)}
     _join_projections(found, target)
     _shape_tokens(found, target)
