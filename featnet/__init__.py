@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .inputs import pad_to_divisor as pad_to_divisor
+    from .inputs import unpad as unpad
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
     from .registry import Family as Family
@@ -63,10 +65,12 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
+    "pad_to_divisor": "inputs",
     "optimize": "optimizing",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from . import trace
-from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .backbone import Backbone, Reading
 from .errors import ArgumentError, MissingFeatureError, nearest
-from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Tap, Taps, resolve_taps
+from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
+from .hooks import FeatureHooks, Tap, Taps, refuse_beside_taps, resolve_taps
+from .inputs import check_input, explain_size
+from .layers import Tokens
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay", "output_strides",
-    "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "num_prefix_tokens", "output_strides", "pretrained_cfg", "set_fused_attn",
+    "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
 
@@ -38,6 +41,8 @@ class FeatureNet(nn.Module):
         out_strides: which levels, by their reductions.
         out_map: names of the levels that come out, in their order, for dicts.
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        norm: under the network's final norm; None: as ``model.dense_norm`` says.
+        return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -55,25 +60,27 @@ class FeatureNet(nn.Module):
         out_strides: Sequence[int] | None = None,
         out_map: Sequence[str] | Mapping[str, str] | None = None,
         output_fmt: str = "NCHW",
+        norm: bool | None = None,
+        return_prefix_tokens: bool = False,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
-        if isinstance(model, FeatureNet):
-            model = model.body
-        levels = self._declared(model)
+        model = model.body if isinstance(model, FeatureNet) else model
+        read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        self._read, self.output_fmt = read, output_fmt
+        levels = tuple(read.level(model, level) for level in self._declared(model))
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self.output_fmt = check_format(output_fmt)
         self._adopt(trace.clone(model) if copy else model)
         self._levels = levels
         self._asked = FeatureInfo(levels, out_indices).out_indices
         self._indices = resolve(self._asked, levels) if levels else ()
-        self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
         self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
@@ -92,11 +99,16 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, levels=self._indices)
+            seen = self._run_levels(size)
         else:
             seen = self._tap(self._level_taps(), size)
         if prune:
             trace.prune(self.body, seen)
+
+    def _run_levels(self, size: tuple[int, int], until: trace.Places = frozenset()) -> trace.Run:
+        """A Backbone's run up to the last level, as it will be read."""
+        norm = self._indices if self._read.norm else ()
+        return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
 
     def _level_taps(self) -> list[Tap]:
         return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
@@ -108,8 +120,7 @@ class FeatureNet(nn.Module):
         driven = bool(self._indices) and isinstance(self.body, Backbone)
         if driven:  # levels: the head need not be there
             inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
-            until = places if inside else frozenset()
-            whole = trace.run(self.body, size, levels=self._indices, until=until)
+            whole = self._run_levels(size, places if inside else frozenset())
         else:
             whole = trace.run(self.body, size, through=True)
         for tap in found:
@@ -126,22 +137,21 @@ class FeatureNet(nn.Module):
 
     # The forward --------------------------------------------------------------------------
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: torch.Tensor) -> list[Any]:
         """The levels asked for, in the order asked."""
         body: Any = self.body
         if self._hooks is not None:
-            found = self._collect(x).values()
+            found = list(self._collect(x).values())
             if self._raw:
-                return list(found)
-            as_map = getattr(body, "as_map", lambda y: y)
-            return [to_format(as_map(y), self.output_fmt) for y in found]
+                return found
+            return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
         check_input(x, body.in_chans)
-        maps: dict[int, torch.Tensor] = {}
+        maps: dict[int, Any] = {}
         last = max(self._indices)
         with explain_size(body, x.shape[-2:]):
             for index, y in enumerate(body.forward_levels(x)):
                 if index in self._indices:
-                    maps[index] = to_format(body.as_map(y), self.output_fmt)
+                    maps[index] = self._read(body, y, index)
                 if index == last:
                     break
         return [maps[index] for index in self._indices]
@@ -150,16 +160,20 @@ class FeatureNet(nn.Module):
         """What the hooks find; the forward ends with the last of them."""
         hooks, body = self._hooks, self.body
         assert hooks is not None
-        found: dict[Any, Any] = {}
-        # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
+        declared: list[Feature] = getattr(body, "_levels", [])
+        found, places = dict[Any, Any](), dict[str, Any]()  # places: (grid, prefix) of bare tokens
 
         def enough(index: int, y: Any) -> bool:
-            if body._levels[index].module in hooks.missing(found):
+            name = declared[index].module
+            if isinstance(y, Tokens) and not self._raw:
+                places[name] = y.grid, y.prefix
+            elif name in hooks.missing(found):
                 body.as_map(y)  # what only this level needs may run there
             return not hooks.missing(found)
 
-        outer = hooks.begin(found, stop=not hooks.places <= levels)
+        # Between levels is a place to stop without an exception, which tracers like better
+        between = hooks.places <= {(level.module, "forward") for level in declared}
+        outer = hooks.begin(found, stop=not between)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -171,7 +185,8 @@ class FeatureNet(nn.Module):
             pass
         finally:
             hooks.end(outer)
-        return hooks.ordered(found)
+        found = hooks.ordered(found)
+        return found | {k: Tokens(found[k], *p) for k, p in places.items() if k in found}
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -180,10 +195,9 @@ class FeatureNet(nn.Module):
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
-        body, hooks = self.body, self._hooks
-        with explain_size(body, size):
-            if hooks is None:
-                found = dict(self.observe(size)[0].levels)
+        with explain_size(self.body, size):
+            if isinstance(self.body, Backbone) and not self._raw:
+                found = dict(self._run_levels(size).levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -197,17 +211,16 @@ class FeatureNet(nn.Module):
         before = {call.name: call.inputs[:1] for call in calls}
         after = {call.name: call.outputs[:1] for call in calls}
         shapes = {}
-        for tap in self._hooks.taps:
-            found = (before if tap.kind == "forward_pre" else after)[tap.module]
-            if not found:
-                raise MissingFeatureError(f"{tap.module!r} gives no tensor.")
-            shapes[tap.module] = found[0]
+        for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
+            if not (found := (before if kind == "forward_pre" else after)[name]):
+                raise MissingFeatureError(f"{name!r} gives no tensor.")
+            shapes[name] = found[0]
         return shapes
 
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
         """A run on the meta device as far as a call goes, and the modules whose output comes out."""
         if self._hooks is None:
-            seen = trace.run(self.body, size, levels=self._indices)
+            seen = self._run_levels(size)
             return seen, frozenset(self._levels[i].module for i in self._indices)
         until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
         return trace.run(self.body, size, until=until, through=not until), frozenset(
@@ -256,28 +269,6 @@ class FeatureNet(nn.Module):
         return replica
 
 
-def _output_keys(
-    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
-) -> tuple[str, ...]:
-    if out_map is None:
-        return tuple(modules)
-    if isinstance(out_map, Mapping):
-        strange = [name for name in out_map if name not in modules]
-        if strange:
-            raise ArgumentError(
-                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
-                + nearest(strange[0], modules)
-            )
-        keys = tuple(out_map.get(name, name) for name in modules)
-    else:
-        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
-    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
-        raise ArgumentError(
-            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
-        )
-    return keys
-
-
 class FeatureListNet(FeatureNet):
     """(N, C, H, W) -> a list of maps, in the order of ``feature_info``."""
 
@@ -320,10 +311,7 @@ class FeatureHookNet(FeatureNet):
     ) -> None:
         self.__dict__["_taps"] = taps
         if taps is not None:
-            given = {"out_indices": out_indices, **options}
-            clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
-            if clash:
-                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+            refuse_beside_taps({"out_indices": out_indices, **options})
         super().__init__(model, out_indices, **options)
         named = taps is not None or options.get("out_map") is not None
         self.return_dict = named if return_dict is None else return_dict

@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
-    {"registry", "backbone", "trace"},
+    {"registry", "backbone", "inputs", "trace"},
     {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam", "packed",
      "optimizing", "exporting"},
     {"factory"},
@@ -33,6 +33,10 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
 # (family, family that it builds on)
 FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest", "senet", "sknet")}
+FAMILY_EDGES |= {("vit", "_vit_blocks"), ("vit", "_vit_keys"), ("vit_hybrid", "resnet")}
+FAMILY_EDGES |= {(f"vit_{kind}", "vit") for kind in ("hybrid", "relpos", "sam")}
+FAMILY_EDGES |= {(f"vit_{kind}", "_vit_blocks") for kind in ("relpos", "sam")}
+FAMILY_EDGES |= {("eva", "vit"), ("beit", "eva")}
 # Grown once, with a reason each; shrink only.
 LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
@@ -40,7 +44,8 @@ PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap", "Weights", "build_model_with_cfg",
     "create_model", "export", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "optimize", "register", "register_model", "reparameterize",
+    "list_pretrained", "model_entrypoint", "optimize", "pad_to_divisor", "register", "register_model",
+    "reparameterize", "unpad",
 ]  # fmt: skip
 
 

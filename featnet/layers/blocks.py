@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def chain(modules: Iterable[nn.Module], x: Any) -> Any:
-    """Modules one after the other."""
+def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+    """Modules (or functions) one after the other."""
     for module in modules:
         x = module(x)
     return x
@@ -24,8 +24,9 @@ class Blocks(nn.Sequential):
 
     grad_checkpointing = False
 
-    def run(self, blocks: Iterable[nn.Module], x: Any) -> Any:
-        """Some of the blocks, one after the other; recomputed at once."""
+    def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+        """Some of the blocks, one after the other; recomputed at once. A block that is given more
+        than ``x`` comes as a ``functools.partial``."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(chain, blocks, x, use_reentrant=False)
         return chain(blocks, x)
