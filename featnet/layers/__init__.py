@@ -19,6 +19,7 @@ from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .norm_act import NormAct, with_act
+from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 
@@ -46,6 +47,7 @@ __all__ = [
     "Layer",
     "LayerNorm2d",
     "NormAct",
+    "Phased",
     "RmsNorm2d",
     "SamePadding",
     "SelfAttention",
@@ -61,6 +63,7 @@ __all__ = [
     "get_layer",
     "get_norm",
     "identity_kernel",
+    "in_phases",
     "make_divisible",
     "merge_branches",
     "narrow",
