@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .inputs import pad_to_divisor as pad_to_divisor
+    from .inputs import unpad as unpad
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -56,9 +58,11 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
+    "pad_to_divisor": "inputs",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
 

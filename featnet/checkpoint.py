@@ -159,7 +159,7 @@ def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
 def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = None) -> tuple[
     State, dict[str, str], dict[str, str]
 ]:
-    """Adapt a state dict to a model's ``in_chans`` and ``num_classes``.
+    """Adapt a state dict to a model's layout, size, ``in_chans`` and ``num_classes``.
 
     Returns:
         the adapted dict, what was converted, what was dropped and why. Nothing is written into
@@ -168,6 +168,10 @@ def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = Non
     target = model.state_dict()
     found, prefix = strip_prefix(state, target)
     converted = {"*": f"prefix {prefix!r} removed"} if prefix else {}
+    if hasattr(model, "convert_state_dict"):
+        before, found = found, model.convert_state_dict(found)
+        changed = [k for k, v in found.items() if before.get(k) is not v]
+        converted |= dict.fromkeys(changed, "from another layout or size")
     dropped: dict[str, str] = {}
     names = getattr(model, "first_conv", ())
     for name in (names,) if isinstance(names, str) else names:

@@ -239,11 +239,11 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     """Give a Backbone an output stride, in place; parameters and their names stay.
 
     Raises:
-        OutputStrideError: not one of the reductions of the network's levels, or one that an
+        OutputStrideError: not one of the network's ``output_strides``, or one that an
             operation outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
-    allowed = sorted({level.reduction for level in levels})
+    allowed: list[int] = model.output_strides
     if isinstance(output_stride, bool) or not isinstance(output_stride, int):
         raise OutputStrideError(
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "
@@ -255,7 +255,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             f"output_stride={output_stride}: {type(model).__name__} can have {allowed}; the "
             f"nearest is {near}."
         )
-    if output_stride >= allowed[-1]:
+    if output_stride >= max(level.reduction for level in levels):
         return
     size = trace.probe_size(model)
     before = trace.run(model, size)

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from . import trace
-from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .backbone import Backbone, Reading
 from .errors import ArgumentError, MissingFeatureError, nearest
-from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps, resolve_taps
+from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
+from .hooks import FeatureHooks, Taps, refuse_beside_taps, resolve_taps
+from .inputs import check_input, explain_size
+from .layers import Tokens
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
     "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
-    "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
+    "num_prefix_tokens", "pretrained_cfg", "set_fused_attn", "set_grad_checkpointing",
+    "size_divisibility",
 })  # fmt: skip
 
 
@@ -38,6 +41,9 @@ class FeatureNet(nn.Module):
         out_strides: which levels, by their reductions.
         out_map: names of the levels that come out, in their order, for dicts.
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        norm: read the levels under the network's final norm; None as its authors' dense features
+            have it (``dense_norm``).
+        return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -55,6 +61,8 @@ class FeatureNet(nn.Module):
         out_strides: Sequence[int] | None = None,
         out_map: Sequence[str] | Mapping[str, str] | None = None,
         output_fmt: str = "NCHW",
+        norm: bool | None = None,
+        return_prefix_tokens: bool = False,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
@@ -63,17 +71,18 @@ class FeatureNet(nn.Module):
             raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
         if isinstance(model, FeatureNet):
             model = model.body
-        levels = self._declared(model)
+        read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        self._read, self.output_fmt = read, output_fmt
+        levels = tuple(read.level(model, level) for level in self._declared(model))
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self.output_fmt = check_format(output_fmt)
         self._adopt(trace.clone(model) if copy else model)
         self._levels = levels
         self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
         self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
-        self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
@@ -91,17 +100,23 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, last=max(self._indices))
+            seen = self._levels_run(size)
         else:
             seen = self._tap([self._levels[i].module for i in self._indices], size)
         if prune:
             trace.prune(self.body, seen)
 
+    def _levels_run(self, size: tuple[int, int]) -> trace.Run:
+        """A Backbone's run up to the last level, as it will be read."""
+        norm = self._indices if self._read.norm else ()
+        return trace.run(self.body, size, last=max(self._indices), norm=norm)
+
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
-        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, last=max(self._indices))
+        driven = bool(self._indices) and isinstance(self.body, Backbone)
+        if driven:  # levels: the head need not be there
+            whole = self._levels_run(size)
         else:
             whole = trace.run(self.body, size, through=True)
         fired = [call.name for call in whole.calls]
@@ -113,28 +128,28 @@ class FeatureNet(nn.Module):
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop:
+        if self._hooks.can_stop and not driven:
             return trace.run(self.body, size, until=self._hooks.modules)
         return whole
 
     # The forward --------------------------------------------------------------------------
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: torch.Tensor) -> list[Any]:
         """The levels asked for, in the order asked."""
         body: Any = self.body
         if self._hooks is not None:
-            found = self._collect(x).values()
+            found = list(self._collect(x).values())
             if self._raw:
-                return list(found)
-            as_map = getattr(body, "as_map", lambda y: y)
-            return [to_format(as_map(y), self.output_fmt) for y in found]
+                return found
+            pairs = zip(found, self._indices, strict=True)
+            return [self._read(body, y, index) for y, index in pairs]
         check_input(x, body.in_chans)
-        maps: dict[int, torch.Tensor] = {}
+        maps: dict[int, Any] = {}
         last = max(self._indices)
         with explain_size(body, x.shape[-2:]):
             for index, y in enumerate(body.forward_levels(x)):
                 if index in self._indices:
-                    maps[index] = to_format(body.as_map(y), self.output_fmt)
+                    maps[index] = self._read(body, y, index)
                 if index == last:
                     break
         return [maps[index] for index in self._indices]
@@ -144,21 +159,32 @@ class FeatureNet(nn.Module):
         hooks, body = self._hooks, self.body
         assert hooks is not None
         found: dict[Any, Any] = {}
-        # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {level.module for level in getattr(body, "_levels", ())}
+        # Between levels is a place to stop without an exception, which tracers like better
+        declared: list[Feature] = getattr(body, "_levels", [])
+        levels = {level.module for level in declared}
+        places: dict[str, Tokens] = {}  # of modules that put out bare tokens
+
+        def enough(index: int, y: Any) -> bool:
+            if isinstance(y, Tokens) and not self._raw:
+                places[declared[index].module] = y._replace(x=y.x[:0])
+            return len(found) == len(hooks.taps)
+
         outer = hooks.begin(found, stop=not hooks.modules <= levels)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
                 with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, lambda: len(found) == len(hooks.taps))
+                    trace.drive(body, x, enough)
             else:
                 body(x)
         except trace.Stop:
             pass
         finally:
             hooks.end(outer)
-        return hooks.ordered(found)
+        features = hooks.ordered(found)
+        for name in places.keys() & features.keys():
+            features[name] = places[name]._replace(x=features[name])
+        return features
 
     # A module like another ----------------------------------------------------------------
 
@@ -169,11 +195,10 @@ class FeatureNet(nn.Module):
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
-        body, hooks = self.body, self._hooks
+        body = self.body
         with explain_size(body, size):
-            if hooks is None:
-                seen = trace.run(body, size, last=max(self._indices))
-                found = dict(enumerate(seen.levels))
+            if isinstance(body, Backbone) and not self._raw:
+                found = dict(enumerate(self._levels_run(size).levels))
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -240,28 +265,6 @@ class FeatureNet(nn.Module):
         return replica
 
 
-def _output_keys(
-    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
-) -> tuple[str, ...]:
-    if out_map is None:
-        return tuple(modules)
-    if isinstance(out_map, Mapping):
-        strange = [name for name in out_map if name not in modules]
-        if strange:
-            raise ArgumentError(
-                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
-                + nearest(strange[0], modules)
-            )
-        keys = tuple(out_map.get(name, name) for name in modules)
-    else:
-        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
-    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
-        raise ArgumentError(
-            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
-        )
-    return keys
-
-
 class FeatureListNet(FeatureNet):
     """(N, C, H, W) -> a list of maps, in the order of ``feature_info``."""
 
@@ -304,10 +307,7 @@ class FeatureHookNet(FeatureNet):
     ) -> None:
         self.__dict__["_taps"] = taps
         if taps is not None:
-            given = {"out_indices": out_indices, **options}
-            clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
-            if clash:
-                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+            refuse_beside_taps({"out_indices": out_indices, **options})
         super().__init__(model, out_indices, **options)
         named = taps is not None or options.get("out_map") is not None
         self.return_dict = named if return_dict is None else return_dict

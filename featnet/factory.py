@@ -30,7 +30,7 @@ EXTRACTORS: Mapping[str, type[FeatureNet]] = {
 # Arguments that only mean something with features_only
 FEATURE_ARGUMENTS = (
     "out_indices", "out_strides", "feature_cls", "out_map", "output_fmt", "taps",
-    "return_dict", "prune",
+    "return_dict", "prune", "norm", "return_prefix_tokens",
 )  # fmt: skip
 
 

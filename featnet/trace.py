@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Run:
 
 
 # Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm)
 
 
 class _Used(TorchFunctionMode):
@@ -144,11 +144,14 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
+def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> None:
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+
+    ``enough`` is given each level's index and what was yielded for it.
+    """
     y: Any = x
-    for y in model.forward_levels(x):
-        if enough():
+    for index, y in enumerate(model.forward_levels(x)):
+        if enough(index, y):
             return
     model.forward_head(model.finish(y))
 
@@ -174,6 +177,7 @@ def run(
     last: int | None = None,
     until: frozenset[str] = frozenset(),
     through: bool = False,
+    norm: Collection[int] = (),
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
 
@@ -183,7 +187,8 @@ def run(
         size: (H, W) of the input.
         last: with ``forward_levels``: the level after which to stop.
         until: stop as soon as all of these modules have run.
-        through: with ``stages``: go on through the head.
+        through: with ``forward_levels``: go on through the head.
+        norm: which levels are read under the network's final norm.
     """
     copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
@@ -215,9 +220,11 @@ def run(
             if not hasattr(copied, "forward_levels"):
                 copied(x)
             elif until or through:
-                drive(copied, x, lambda: bool(until) and not waiting)
+                drive(copied, x, lambda index, y: bool(until) and not waiting)
             else:
                 for index, y in enumerate(copied.forward_levels(x)):
+                    if index in norm:
+                        y = copied.normalize(y, index)
                     levels.append(copied.as_map(y).shape)
                     if index == last:
                         break

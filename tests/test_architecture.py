@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
-    {"registry", "backbone", "trace"},
+    {"registry", "backbone", "inputs", "trace"},
     {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub"},
     {"factory"},
     {"cli"},
@@ -38,7 +38,8 @@ PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
     "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "register", "register_model",
+    "list_pretrained", "model_entrypoint", "pad_to_divisor", "register", "register_model",
+    "reparameterize", "unpad",
 ]  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def test_info_is_true(name: str) -> None:
         check_info(net, SIZES[1])
         check_subset(net, meta_model(name))
         missing = set(meta_model(name).state_dict()) - set(net.state_dict())
-        head = meta_model(name).classifier
+        head = meta_model(name).last_fc
         assert all(key.startswith(head) for key in missing if key.startswith(head))
 
 

@@ -8,22 +8,28 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
+from .dot_attention import Attention, attend, head_width, join_heads, split_heads
 from .evonorm import EvoNorm
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
+from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .norm_act import NormAct, with_act
 from .phases import Phased, in_phases
+from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
 from .pool import BlurPool2d, GlobalPool
+from .positions import resample_grid, resample_patches, resample_positions
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
+from .tokens import SequencePool, Tokens
 
 __all__ = [
+    "Attention",
     "AttentionPool2d",
     "BilinearAttention",
     "Blocks",
@@ -40,34 +46,53 @@ __all__ = [
     "GlobalContext",
     "GlobalPool",
     "GlobalResponseNorm",
+    "GluMlp",
     "GroupNorm",
     "HaloAttention",
     "Kernel",
     "LambdaLayer",
     "Layer",
     "LayerNorm2d",
+    "LayerScale",
+    "Mlp",
     "NormAct",
     "Phased",
+    "PatchConv",
+    "PatchEmbed",
     "RmsNorm2d",
     "SamePadding",
     "SelfAttention",
+    "SequencePool",
     "SimpleNorm2d",
     "SqueezeExcite",
+    "SwiGlu",
     "TokenPool",
+    "Tokens",
+    "attend",
     "build_act",
     "chain",
+    "check_multiple",
     "conv2d",
+    "drop_path_rates",
+    "fit_to_patches",
     "fold_norm",
     "get_act",
     "get_attention",
     "get_layer",
     "get_norm",
+    "head_width",
     "identity_kernel",
     "in_phases",
+    "join_heads",
     "make_divisible",
     "merge_branches",
     "narrow",
     "norm_and_act",
     "pruned_widths",
+    "resample_grid",
+    "resample_patches",
+    "resample_positions",
+    "split_heads",
+    "to_pair",
     "with_act",
 ]

@@ -36,6 +36,8 @@ NORMS: Mapping[str, Layer] = {
     "batchnorm": nn.BatchNorm2d,
     "batchnorm2d": nn.BatchNorm2d,
     "groupnorm": GroupNorm,
+    "layernorm": partial(nn.LayerNorm, eps=1e-6),
+    "rmsnorm": partial(nn.RMSNorm, eps=1e-6),
     "layernorm2d": LayerNorm2d,
     "rmsnorm2d": RmsNorm2d,
     "simplenorm2d": SimpleNorm2d,

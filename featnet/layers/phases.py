@@ -33,8 +33,8 @@ def in_phases(
     ]
     tall, wide = phases[0].shape[-2:]  # the first is the largest
     phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
-    y = torch.stack(phases, -1).unflatten(-1, (down, right))  # (N, C, tall, wide, down, right)
-    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    y = torch.stack(phases, -1).reshape(*phases[0].shape, down, right)
+    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)  # (N, C, tall * down, ...)
     return y[..., :height, :width]
 
 
