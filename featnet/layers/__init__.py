@@ -21,12 +21,20 @@ from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .norm_act import NormAct, with_act
-from .phases import Phased, in_phases
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
+from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .tokens import SequencePool, Tokens
+from .windows import (
+    join_windows,
+    pad_to_windows,
+    relative_bias,
+    resample_distances,
+    shift_mask,
+    split_windows,
+)
 
 __all__ = [
     "Attention",
@@ -56,9 +64,9 @@ __all__ = [
     "LayerScale",
     "Mlp",
     "NormAct",
-    "Phased",
     "PatchConv",
     "PatchEmbed",
+    "Phased",
     "RmsNorm2d",
     "SamePadding",
     "SelfAttention",
@@ -84,15 +92,21 @@ __all__ = [
     "identity_kernel",
     "in_phases",
     "join_heads",
+    "join_windows",
     "make_divisible",
     "merge_branches",
     "narrow",
     "norm_and_act",
+    "pad_to_windows",
     "pruned_widths",
+    "relative_bias",
+    "resample_distances",
     "resample_grid",
     "resample_patches",
     "resample_positions",
+    "shift_mask",
     "split_heads",
+    "split_windows",
     "to_pair",
     "with_act",
 ]
