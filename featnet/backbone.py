@@ -25,12 +25,13 @@ class Backbone(nn.Module):
 
     Class attributes:
         first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        last_fc: name of the linear layer on which ``num_classes`` acts.
+        last_fc: name of the linear layer on which ``num_classes`` acts; of several, which the
+            network builds itself, the first one is the classifier.
     """
 
     # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
     first_conv: str | tuple[str, ...]
-    last_fc: str
+    last_fc: str | tuple[str, ...]
 
     num_features: int
     pretrained_cfg: Weights | None = None
@@ -75,7 +76,7 @@ class Backbone(nn.Module):
         check_rate("drop_rate", drop_rate)
         self.num_features = num_features
         self.drop_rate = drop_rate
-        parent = self.last_fc.rpartition(".")[0]
+        parent = self._classifier_name().rpartition(".")[0]
         if parent and parent not in dict(self.named_modules()):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
@@ -135,7 +136,10 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
-        return self.get_submodule(self.last_fc)
+        return self.get_submodule(self._classifier_name())
+
+    def _classifier_name(self) -> str:
+        return self.last_fc if isinstance(self.last_fc, str) else self.last_fc[0]
 
     def make_pool(self, global_pool: str) -> GlobalPool:
         """The pooling of a name; a head of another kind has its own."""
@@ -166,7 +170,7 @@ class Backbone(nn.Module):
         near = next(self.parameters(), None)
         place: dict[str, Any] = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-        parent, _, child = self.last_fc.rpartition(".")
+        parent, _, child = self._classifier_name().rpartition(".")
         self.global_pool = pool.train(self.training)
         setattr(self.get_submodule(parent), child, linear.train(self.training))
         self.num_classes = num_classes

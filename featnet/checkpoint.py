@@ -213,8 +213,10 @@ def load(
     found, converted, dropped = fit(model, state, cfg)
     optional = {k for k in dropped if k in target}
     if cfg is not None and not cfg.num_classes:
-        classifier = getattr(model, "last_fc", "")
-        optional |= {f"{classifier}.{end}" for end in ("weight", "bias")} & set(target)
+        names = getattr(model, "last_fc", ())
+        heads = (names,) if isinstance(names, str) else names
+        ends = ("weight", "bias")
+        optional |= {f"{name}.{end}" for name in heads for end in ends} & set(target)
     optional |= {k for k in target if k.endswith("num_batches_tracked")}
     missing = [k for k in target if k not in found and k not in optional]
     unexpected = [k for k in found if k not in target]

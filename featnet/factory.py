@@ -129,6 +129,9 @@ def create_model(
     else:
         if cfg is not None:
             row.setdefault("num_classes", cfg.num_classes)
+            built_for = inspect.signature(entry.build).parameters.keys() - entry.row.keys()
+            if cfg.fixed_input_size and "img_size" in built_for:
+                row.setdefault("img_size", cfg.input_size[1:])
         what = f"create_model({model_name!r})"
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
         with _SkipInit() if source else contextlib.nullcontext():

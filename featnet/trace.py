@@ -241,7 +241,8 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it.
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
+    which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     called = {call.name for call in seen.calls}
     needed = called | {name.rpartition(".")[0] for name in seen.used}
@@ -253,8 +254,9 @@ def prune(model: nn.Module, seen: Run) -> None:
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
-        for child in list(module._modules):
-            if f"{prefix}{child}" not in needed:
+        for child, inner in list(module._modules.items()):
+            bare = inner is not None and not names_of(inner)
+            if f"{prefix}{child}" not in needed and not (bare and name in called):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:

@@ -1,12 +1,13 @@
 """Blocks that at least two families share."""
 
+from .activations import QuickGelu
 from .attention import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
     SqueezeExcite,
     make_divisible,
 )
-from .attention_pool import AttentionPool2d, TokenPool
+from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
 from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
@@ -26,7 +27,7 @@ from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .tokens import SequencePool, Tokens
+from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import (
     join_windows,
     pad_to_windows,
@@ -59,15 +60,19 @@ __all__ = [
     "HaloAttention",
     "Kernel",
     "LambdaLayer",
+    "LatentPool",
     "Layer",
     "LayerNorm2d",
     "LayerScale",
     "Mlp",
     "NormAct",
     "PatchConv",
+    "PatchDropout",
     "PatchEmbed",
     "Phased",
+    "QuickGelu",
     "RmsNorm2d",
+    "SEQUENCE_POOLS",
     "SamePadding",
     "SelfAttention",
     "SequencePool",

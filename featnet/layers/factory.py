@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from ..errors import ArgumentError, nearest
+from .activations import QuickGelu
 from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
 from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext
@@ -26,6 +27,7 @@ ACTS: Mapping[str, Layer] = {
     "mish": nn.Mish,
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGelu,
     "hard_swish": nn.Hardswish,
     "hard_sigmoid": nn.Hardsigmoid,
     "sigmoid": nn.Sigmoid,

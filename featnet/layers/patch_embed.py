@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -88,9 +89,26 @@ class PatchEmbed(nn.Module):
         return self.grid_size[0] * self.grid_size[1]
 
     @property
+    def reduction(self) -> int:
+        """Pixels of an image for a position, along its side, without an output stride."""
+        return max(self.patch_size)
+
+    @property
     def multiple(self) -> int:
         """What the sides of an image must be a multiple of."""
         return max(to_pair(self.proj.stride))
+
+    @property
+    def dense(self) -> int:
+        """How many times more positions an output stride gives, along each side."""
+        return self.reduction // self.multiple
+
+    @property
+    def output_strides(self) -> list[int]:
+        """The output strides that there can be: what divides the patches."""
+        side = math.gcd(*self.patch_size)
+        strides = [s for s in range(1, side + 1) if side % s == 0]
+        return strides if strides[-1] == self.reduction else [*strides, self.reduction]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = fit_to_patches(x, to_pair(self.proj.stride), pad=self.pad)

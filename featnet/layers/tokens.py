@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_rate, nearest
 from .pool import GlobalPool
 
 Size = tuple[int, int]
@@ -44,23 +45,20 @@ class SequencePool(GlobalPool):
 
     Args:
         pool_type: ``""``, ``token`` (the first), or over the others ``avg``, ``max``, ``avgmax``
-            (their mean).
+            (their mean). A network that pools by attention does so itself; here is no change.
         prefix: tokens before those of the patches.
         over_prefix: reduce over them too.
-        more: names of poolings that a network has beside these, by attention; they leave the
-            sequence to the network.
+        allowed: what the network has: no ``token`` without a class, ``map`` with attention.
     """
 
     def __init__(
         self, pool_type: str = "token", *, prefix: int = 0, over_prefix: bool = False,
-        more: tuple[str, ...] = (),
+        allowed: Sequence[str] = SEQUENCE_POOLS,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
-        allowed = [p for p in SEQUENCE_POOLS if prefix or p != "token"] + list(more)
         if pool_type not in allowed:
-            why = ", which needs a class token" if pool_type == "token" else ""
             raise ArgumentError(
-                f"global_pool={pool_type!r}{why}: one of {allowed} is expected."
+                f"global_pool={pool_type!r}: this network has {', '.join(map(repr, allowed))}."
                 + nearest(pool_type, allowed)
             )
         self.pool_type, self.multiplier = pool_type, 1
@@ -75,3 +73,22 @@ class SequencePool(GlobalPool):
         if self.pool_type == "max":
             return rest.amax(1)
         return 0.5 * (rest.amax(1) + rest.mean(1)) if self.pool_type == "avgmax" else x
+
+
+class PatchDropout(nn.Module):
+    """Keep a random share of the patches' tokens in training (https://arxiv.org/abs/2212.00794)."""
+
+    def __init__(self, rate: float = 0.0, *, prefix: int = 0) -> None:
+        super().__init__()
+        check_rate("patch_drop_rate", rate)
+        self.rate, self.prefix = rate, prefix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.rate:
+            return x
+        first, rest = x[:, : self.prefix], x[:, self.prefix :]
+        n, length = rest.shape[:2]
+        order = torch.rand(n, length, device=x.device).argsort(1)
+        kept = order[:, : max(1, int(length * (1 - self.rate)))]
+        rest = rest.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+        return torch.cat((first, rest), 1)
