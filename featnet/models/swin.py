@@ -284,8 +284,7 @@ class WindowTransformer(Backbone):
                     r"layers\.(\d+)\.downsample",
                     lambda m: f"layers.{int(m[1]) + 1}.downsample", key,
                 )  # fmt: skip
-                key = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)
-            found[key] = value
+            found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)] = value
         return found
 
 
