@@ -172,6 +172,8 @@ def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = Non
         before, found = found, model.convert_state_dict(found)
         changed = [k for k, v in found.items() if before.get(k) is not v]
         converted |= dict.fromkeys(changed, "from another layout or size")
+        gone = [k for k in before if k not in found]
+        converted |= dict.fromkeys(gone, "renamed, merged, or nothing that the model has")
     dropped: dict[str, str] = {}
     names = getattr(model, "first_conv", ())
     for name in (names,) if isinstance(names, str) else names:

@@ -241,8 +241,7 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
-    which may call it in another mode (a dropout, in training or in the explicit form of attention).
+    ``state_dict`` nor ``named_children`` have it.
     """
     called = {call.name for call in seen.calls}
     needed = called | {name.rpartition(".")[0] for name in seen.used}
@@ -255,8 +254,9 @@ def prune(model: nn.Module, seen: Run) -> None:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
-            bare = inner is not None and not names_of(inner)
-            if f"{prefix}{child}" not in needed and not (bare and name in called):
+            # one without tensors may be what a module that runs reads its settings from
+            light = name in called and inner is not None and not _holds_tensors(inner)
+            if f"{prefix}{child}" not in needed and not light:
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:
@@ -264,6 +264,10 @@ def prune(model: nn.Module, seen: Run) -> None:
         for key in module._buffers:  # a called module may need a buffer in training only
             if name not in called and f"{prefix}{key}" not in seen.used:
                 module._buffers[key] = None
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:

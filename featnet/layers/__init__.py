@@ -26,6 +26,14 @@ from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, 
 from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
+from .relative_position import RelativePositions
+from .rotary import (
+    Augment,
+    CentredRotaryEmbedding,
+    MixedRotaryEmbedding,
+    RotaryEmbedding,
+    Rotation,
+)
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import (
@@ -40,11 +48,13 @@ from .windows import (
 __all__ = [
     "Attention",
     "AttentionPool2d",
+    "Augment",
     "BilinearAttention",
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
     "CondConv2d",
+    "CentredRotaryEmbedding",
     "ConvNormAct",
     "DropBlock2d",
     "DropPath",
@@ -65,13 +75,17 @@ __all__ = [
     "LayerNorm2d",
     "LayerScale",
     "Mlp",
+    "MixedRotaryEmbedding",
     "NormAct",
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
     "Phased",
     "QuickGelu",
+    "RelativePositions",
     "RmsNorm2d",
+    "RotaryEmbedding",
+    "Rotation",
     "SEQUENCE_POOLS",
     "SamePadding",
     "SelfAttention",

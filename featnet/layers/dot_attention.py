@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from .factory import Layer
+from .rotary import Rotation
 
 
 def attend(
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         head_dim = head_dim or head_width(dim, num_heads)
         width = num_heads * head_dim
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * width, bias=qkv_bias)
+        self.add_projections(dim, width, bias=qkv_bias)
         self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
@@ -97,8 +98,26 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
+    def add_projections(self, dim: int, width: int, *, bias: bool) -> None:
+        """Add what :meth:`project` uses, before the other modules."""
+        self.qkv = nn.Linear(dim, 3 * width, bias=bias)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, L, C) -> queries, keys and values (N, heads, L, C / heads)."""
+        return split_heads(self.qkv(x), 3, self.num_heads)
+
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, *, turn: Rotation | None = None
+    ) -> torch.Tensor:
+        """(N, L, C) -> (N, L, C).
+
+        Args:
+            bias: as for :func:`attend`.
+            turn: rotary embedding of queries and keys.
+        """
+        q, k, v = self.project(x)
         q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = turn.turn(q), turn.turn(k)
         x = join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias))
         return self.proj_drop(self.proj(self.norm(x)))

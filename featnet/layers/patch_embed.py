@@ -57,8 +57,10 @@ class PatchEmbed(nn.Module):
             it is refused.
 
     Attributes:
-        grid_size: (height, width) of the map for ``img_size``.
+        first_conv: name of the convolution that reads the image.
     """
+
+    first_conv = "proj"
 
     def __init__(
         self,

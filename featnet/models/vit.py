@@ -15,9 +15,6 @@ https://arxiv.org/abs/2106.10270); DeiT with its distillation token
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,281 +24,37 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, InputSizeError
+from ..errors import InputSizeError
 from ..layers import (
     SEQUENCE_POOLS,
     Attention,
     Blocks,
-    DropPath,
     GlobalPool,
     GluMlp,
     LatentPool,
     Layer,
-    LayerScale,
     Mlp,
     PatchDropout,
     PatchEmbed,
     SequencePool,
     SwiGlu,
     Tokens,
-    attend,
     get_act,
     get_norm,
-    head_width,
-    join_heads,
     resample_positions,
-    split_heads,
-    to_pair,
 )
 from ..registry import Family, weights_table
-
-
-class Differential(nn.Module):
-    """The difference of two attention maps, of which the second has a learnt weight."""
-
-    attn_drop: nn.Dropout
-    fused_attn = True
-    lambda_init = 0.2
-
-    def add_lambdas(self, dim: int) -> None:
-        """The parameters of the weight, for heads of ``dim`` channels."""
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            self.register_parameter(name, nn.Parameter(0.1 * torch.randn(dim)))
-
-    def set_depth(self, index: int) -> None:
-        """The weight starts lower in earlier blocks."""
-        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * index)
-
-    def weight_of_second(self) -> torch.Tensor:
-        first = (self.lambda_q1 * self.lambda_k1).sum().float().exp()
-        second = (self.lambda_q2 * self.lambda_k2).sum().float().exp()
-        return first - second + self.lambda_init
-
-    def differ(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sub_norm: nn.Module
-    ) -> torch.Tensor:
-        """(N, 2 * heads, L, C), the same, and (N, heads, L, 2 * C) -> (N, L, heads * 2 * C)."""
-        n, heads, length, _ = v.shape
-        q, k = (t.reshape(n, heads, 2, length, -1) for t in (q, k))
-        weight = self.weight_of_second().type_as(q)
-        if self.fused_attn:
-            one = partial(attend, drop=self.attn_drop, fused=True)
-            x = one(q[:, :, 0], k[:, :, 0], v) - weight * one(q[:, :, 1], k[:, :, 1], v)
-        else:
-            products = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            maps = self.attn_drop(products.softmax(-1))  # (N, heads, 2, L, L)
-            x = (maps[:, :, 0] - weight * maps[:, :, 1]) @ v
-        return join_heads(sub_norm(x) * (1 - self.lambda_init))
-
-
-class DiffAttention(Differential):
-    """Differential attention, with the arguments of :class:`featnet.layers.Attention`."""
-
-    def __init__(
-        self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True,
-        qk_norm: Layer | None = None, scale_norm: Layer | None = None, attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        width = head_width(dim, 2 * num_heads)
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = qk_norm(width) if qk_norm else nn.Identity()
-        self.k_norm = qk_norm(width) if qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.norm = scale_norm(dim) if scale_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.add_lambdas(width)
-        self.sub_norm = nn.RMSNorm(2 * width, eps=1e-5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        (q,), (k,) = split_heads(q, 1, 2 * self.num_heads), split_heads(k, 1, 2 * self.num_heads)
-        (v,) = split_heads(v, 1, self.num_heads)
-        x = self.differ(self.q_norm(q), self.k_norm(k), v, self.sub_norm)
-        return self.proj_drop(self.proj(self.norm(x)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What all blocks of a network have in common.
-
-    Attributes:
-        norm, act: of the blocks.
-        attn: ``f(dim, heads, ...)``, :class:`featnet.layers.Attention` or of its arguments.
-        mlp: ``f(dim, hidden, ...)``, :class:`featnet.layers.Mlp` or of its arguments.
-        init_values: what each branch is scaled by at first, learnt from there; None for no scale.
-
-    The others are :class:`VisionTransformer`'s arguments.
-    """
-
-    num_heads: int
-    norm: Layer
-    act: Layer
-    attn: Layer = Attention
-    mlp: Layer = Mlp
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    scale_norm: bool = False
-    proj_bias: bool = True
-    init_values: float | None = None
-    proj_drop: float = 0.0
-    attn_drop: float = 0.0
-
-    def attention(self, dim: int) -> nn.Module:
-        return self.attn(
-            dim, self.num_heads, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias,
-            qk_norm=self.norm if self.qk_norm else None,
-            scale_norm=self.norm if self.scale_norm else None,
-            attn_drop=self.attn_drop, proj_drop=self.proj_drop,
-        )  # fmt: skip
-
-    def feed_forward(self, dim: int) -> nn.Module:
-        return self.mlp(
-            dim, int(dim * self.mlp_ratio), act=self.act, bias=self.proj_bias,
-            norm=self.norm if self.scale_norm else None, drop=self.proj_drop,
-        )  # fmt: skip
-
-    def scale(self, dim: int) -> nn.Module:
-        return LayerScale(dim, self.init_values) if self.init_values else nn.Identity()
-
-
-class Block(nn.Module):
-    """Attention, then an MLP, each behind a norm and beside a shortcut."""
-
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = recipe.norm(dim)
-        self.attn = recipe.attention(dim)
-        self.ls1 = recipe.scale(dim)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = recipe.norm(dim)
-        self.mlp = recipe.feed_forward(dim)
-        self.ls2 = recipe.scale(dim)
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
-        """(N, L, C) -> (N, L, C); ``context`` is for the attention, of families that build on it."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **context)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-
-class ResPostBlock(nn.Module):
-    """The norms at the end of the branches; their weights start at the layer scale."""
-
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        self.init_values = recipe.init_values
-        self.attn = recipe.attention(dim)
-        self.norm1 = recipe.norm(dim)
-        self.drop_path1 = DropPath(drop_path)
-        self.mlp = recipe.feed_forward(dim)
-        self.norm2 = recipe.norm(dim)
-        self.drop_path2 = DropPath(drop_path)
-        if self.init_values is not None:
-            for norm in (self.norm1, self.norm2):
-                nn.init.constant_(norm.weight, self.init_values)
-
-    def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
-        x = x + self.drop_path1(self.norm1(self.attn(x, **context)))
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
-
-
-class ParallelThingsBlock(nn.Module):
-    """Two attentions side by side, then two MLPs."""
-
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-
-        def branch(name: str, module: nn.Module) -> nn.Module:
-            layers = [("norm", recipe.norm(dim)), (name, module), ("ls", recipe.scale(dim))]
-            return nn.Sequential(OrderedDict([*layers, ("drop_path", DropPath(drop_path))]))
-
-        self.attns, self.ffns = nn.ModuleList(), nn.ModuleList()
-        for _ in range(2):
-            self.attns.append(branch("attn", recipe.attention(dim)))
-            self.ffns.append(branch("mlp", recipe.feed_forward(dim)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + torch.stack([branch(x) for branch in self.attns]).sum(0)
-        return x + torch.stack([branch(x) for branch in self.ffns]).sum(0)
-
-
-class ParallelScalingBlock(nn.Module):
-    """Attention and MLP side by side, with one projection into both."""
-
-    fused_attn = True
-
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        hidden = int(recipe.mlp_ratio * dim)
-        self.num_heads, self.parts = recipe.num_heads, (hidden, dim, dim, dim)
-        width = self.head_channels(dim)
-        self.in_norm = recipe.norm(dim)
-        self.in_proj = nn.Linear(dim, sum(self.parts), bias=recipe.qkv_bias)
-        # attention without a bias in, the MLP always has one
-        self.mlp_bias = None if recipe.qkv_bias else nn.Parameter(torch.zeros(hidden))
-        self.q_norm = recipe.norm(width) if recipe.qk_norm else nn.Identity()
-        self.k_norm = recipe.norm(width) if recipe.qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(recipe.attn_drop)
-        self.add_attention(width)
-        self.mlp_drop = nn.Dropout(recipe.proj_drop)
-        self.mlp_act = recipe.act()
-        self.add_output(dim, hidden, bias=recipe.proj_bias)
-        scaled = recipe.init_values is not None
-        self.ls = LayerScale(dim, recipe.init_values or 0.0) if scaled else nn.Identity()
-        self.drop_path = DropPath(drop_path)
-
-    def head_channels(self, dim: int) -> int:
-        return head_width(dim, self.num_heads)
-
-    def add_attention(self, width: int) -> None:
-        """What the attention has beside the projection."""
-
-    def add_output(self, dim: int, hidden: int, *, bias: bool) -> None:
-        self.attn_out_proj = nn.Linear(dim, dim, bias=bias)
-        self.mlp_out_proj = nn.Linear(hidden, dim, bias=bias)
-
-    def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Three times (N, L, C) -> (N, L, C)."""
-        q, k, v = (split_heads(t, 1, self.num_heads)[0] for t in (q, k, v))
-        q, k = self.q_norm(q), self.k_norm(k)
-        return join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn))
-
-    def project(self, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        return self.attn_out_proj(attended) + self.mlp_out_proj(hidden)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden, q, k, v = torch.split(self.in_proj(self.in_norm(x)), self.parts, -1)
-        if self.mlp_bias is not None:
-            hidden = hidden + self.mlp_bias
-        attended = self.mix(q, k, v)
-        y = self.project(attended, self.mlp_drop(self.mlp_act(hidden)))
-        return x + self.drop_path(self.ls(y))
-
-
-class DiffParallelScalingBlock(ParallelScalingBlock, Differential):
-    """The same with differential attention, and one projection out of both."""
-
-    def head_channels(self, dim: int) -> int:
-        return head_width(dim, 2 * self.num_heads)
-
-    def add_attention(self, width: int) -> None:
-        self.sub_norm = nn.RMSNorm(2 * width, eps=1e-5)
-        self.add_lambdas(width)
-
-    def add_output(self, dim: int, hidden: int, *, bias: bool) -> None:
-        self.out_proj = nn.Linear(dim + hidden, dim, bias=bias)
-
-    def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        (q,), (k,) = split_heads(q, 1, 2 * self.num_heads), split_heads(k, 1, 2 * self.num_heads)
-        (v,) = split_heads(v, 1, self.num_heads)
-        return self.differ(self.q_norm(q), self.k_norm(k), v, self.sub_norm)
-
-    def project(self, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        return self.out_proj(torch.cat((attended, hidden), -1))
+from ._vit_blocks import (
+    Block,
+    DiffAttention,
+    Differential,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    Recipe,
+    ResPostBlock,
+)
+from ._vit_keys import convert
 
 
 class VisionTransformer(Backbone):
@@ -337,7 +90,8 @@ class VisionTransformer(Backbone):
         embed_layer: ``f(patch_size, img_size=..., ...)``, as :class:`featnet.layers.PatchEmbed`.
         embed_norm_layer: norm of the embedded patches.
         block_fn: ``f(dim, recipe=..., drop_path=...)``.
-        attn_layer, mlp_layer: the blocks' parts, see :class:`Recipe`.
+        attn_layer, mlp_layer: the blocks' parts, with the arguments of
+            :class:`featnet.layers.Attention` and :class:`featnet.layers.Mlp`.
 
     The other arguments are every Backbone's.
     """
@@ -347,6 +101,7 @@ class VisionTransformer(Backbone):
     patch_embed: PatchEmbed
     cls_token: torch.Tensor | None
     reg_token: torch.Tensor | None
+    pos_embed: torch.Tensor | None
 
     def __init__(
         self, *, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16,
@@ -373,6 +128,7 @@ class VisionTransformer(Backbone):
             bias=not pre_norm, pad=dynamic_img_pad,
             norm=get_norm(embed_norm_layer) if embed_norm_layer else None,
         )  # fmt: skip
+        self.first_conv = f"patch_embed.{self.patch_embed.first_conv}"
         self.add_tokens(embed_dim)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, prefix=self.num_prefix_tokens)
@@ -457,32 +213,41 @@ class VisionTransformer(Backbone):
         """What divides the patches; they overlap then."""
         return self.patch_embed.output_strides
 
-    def positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """(1, L, C) for a grid of patches, and the tokens before them where they have positions."""
+    def positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
+        """(1, L, C) for a grid of patches, and the tokens before them where they have positions;
+        None for a network without."""
         before = 0 if self.no_embed_class else self.num_prefix_tokens
         old = self.patch_embed.grid_size
-        if self.strict and tuple(grid) != old and self.patch_embed.dense == 1:
-            raise InputSizeError(
-                f"With dynamic_img_size=False the input is {self.img_size}; this one has a grid of "
-                f"{tuple(grid)} patches, not {old}."
-            )
+        if self.pos_embed is None:
+            return None
         return resample_positions(self.pos_embed, grid, old=old, prefix=before)
 
     def prefix(self) -> list[torch.Tensor]:
         """Tokens (1, n, C) that stand before the patches'."""
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
+    def check_strict(self, x: torch.Tensor) -> None:
+        """Refuse another size than ``img_size`` where that is the only one."""
+        if self.strict and tuple(x.shape[2:]) != self.img_size:
+            raise InputSizeError(
+                f"With dynamic_img_size=False the input has size {self.img_size}, not "
+                f"{tuple(x.shape[2:])}."
+            )
+
     def embed(self, x: torch.Tensor) -> Tokens:
         """(N, C, H, W) -> what the blocks are given."""
+        self.check_strict(x)
         x = self.patch_embed(x)  # (N, h, w, D)
         grid = (x.shape[1], x.shape[2])
         x, positions = x.flatten(1, 2), self.positions(grid)
-        if self.no_embed_class:
+        if positions is not None and self.no_embed_class:
             x = x + positions
         before = [token.expand(x.shape[0], -1, -1) for token in self.prefix()]
         x = torch.cat((*before, x), 1) if before else x
-        x = self.pos_drop(x if self.no_embed_class else x + positions)
-        return Tokens(self.norm_pre(self.patch_drop(x)), grid, self.num_prefix_tokens)
+        if positions is not None and not self.no_embed_class:
+            x = x + positions
+        x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
+        return Tokens(x, grid, self.num_prefix_tokens)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)
@@ -525,6 +290,9 @@ class VisionTransformer(Backbone):
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token", "reg_token", "dist_token"}
+
+    def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return convert(state, self)
 
     def get_intermediate_layers(
         self, x: torch.Tensor, n: int | Sequence[int] = 1, *, reshape: bool = False,
