@@ -9,7 +9,7 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -23,6 +23,7 @@ from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .norm_act import IdentityAct, NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
+from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
@@ -35,6 +36,14 @@ from .rotary import (
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
+from .windows import (
+    join_windows,
+    pad_to_windows,
+    relative_bias,
+    resample_distances,
+    shift_mask,
+    split_windows,
+)
 
 __all__ = [
     "Attention",
@@ -73,6 +82,7 @@ __all__ = [
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
+    "Phased",
     "QuickGelu",
     "RelativePositions",
     "RmsNorm2d",
@@ -92,6 +102,7 @@ __all__ = [
     "chain",
     "check_multiple",
     "conv2d",
+    "drop_path_rates",
     "fit_to_patches",
     "fold_norm",
     "get_act",
@@ -100,16 +111,23 @@ __all__ = [
     "get_norm",
     "head_width",
     "identity_kernel",
+    "in_phases",
     "join_heads",
+    "join_windows",
     "make_divisible",
     "merge_branches",
     "narrow",
     "norm_and_act",
+    "pad_to_windows",
     "pruned_widths",
+    "relative_bias",
+    "resample_distances",
     "resample_grid",
     "resample_patches",
     "resample_positions",
+    "shift_mask",
     "split_heads",
+    "split_windows",
     "to_pair",
     "with_act",
 ]
