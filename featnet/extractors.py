@@ -61,8 +61,7 @@ class FeatureNet(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
-        if isinstance(model, FeatureNet):
-            model = model.body
+        model = model.body if isinstance(model, FeatureNet) else model
         levels = self._declared(model)
         if out_strides is not None:
             if out_indices is not None:

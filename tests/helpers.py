@@ -23,8 +23,9 @@ from featnet.layers import (
     GlobalContext,
     SqueezeExcite,
 )
-from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
-from featnet.models.efficientnet import SqueezeExcite as MobileSqueezeExcite
+from featnet.layers.mobile_attention import MultiQueryAttention2d
+from featnet.layers.mobile_blocks import CondConvResidual
+from featnet.layers.mobile_recipe import MobileSqueezeExcite
 
 # Modules whose output at one position depends on the whole map: the à trous law is not about them.
 GLOBAL = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -32,7 +33,10 @@ FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
 # (family, family that it builds on)
 FAMILY_EDGES: set[tuple[str, str]] = set()
 # Grown once, with a reason each; shrink only.
-LONGER: dict[str, int] = {}
+LONGER = {
+    "models/efficientnet.py": 1190,  # 154 variants of 40 architectures, which are text
+    "models/byobnet.py": 970,  # 62 variants
+}
 
 PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
@@ -250,6 +254,14 @@ def test_functions_stay_short(path: Path) -> None:
 INHERITED = {"forward", "extra_repr", "train"}
 
 
+def inherited(path: Path, name: str) -> str | None:
+    """The words of the method that a method overrides."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    owner, _, method = name.rpartition(".")
+    bases = getattr(module, owner).__mro__[1:] if owner else ()
+    return next((getattr(b, method).__doc__ for b in bases if hasattr(b, method)), None)
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_what_is_public_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), relative(path)
@@ -263,7 +275,8 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
             continue
         if words[-1] == "stages" or (part(path) == "models" and len(words) > 1):
             continue  # the skeleton has the words
-        assert ast.get_docstring(node), f"{relative(path)}:{name} has no docstring"  # type: ignore[arg-type]
+        said = ast.get_docstring(node) or inherited(path, name)  # type: ignore[arg-type]
+        assert said, f"{relative(path)}:{name} has no docstring"
 
 
 def test_no_asserts_on_what_users_give() -> None:
