@@ -259,7 +259,8 @@ def inherited(path: Path, name: str) -> str | None:
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     owner, _, method = name.rpartition(".")
     bases = getattr(module, owner).__mro__[1:] if owner else ()
-    return next((getattr(b, method).__doc__ for b in bases if hasattr(b, method)), None)
+    docs = (getattr(getattr(base, method, None), "__doc__", None) for base in bases)
+    return next((doc for doc in docs if doc), None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

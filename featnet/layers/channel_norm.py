@@ -28,6 +28,7 @@ class RmsNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_channels))
 
     def power(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> what is divided by the root of, (N, 1, H, W)."""
         return x.pow(2).mean(1, keepdim=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

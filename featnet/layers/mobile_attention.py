@@ -17,6 +17,7 @@ class KeyConv2d(nn.Conv2d):
     not the output stride's to take."""
 
     def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
+        """As wide on a map that is ``grow`` times denser; all of the stride stays."""
         del stride
         assert isinstance(self.padding, tuple)
         self.padding = tuple(p * grow for p in self.padding)
