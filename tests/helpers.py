@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 import featnet
 from featnet import trace
 from featnet.layers import BlurPool2d, GatedContext, GlobalContext
-from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
+from featnet.layers.mobile_attention import MultiQueryAttention2d
+from featnet.layers.mobile_blocks import CondConvResidual
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 

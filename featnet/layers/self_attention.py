@@ -6,6 +6,8 @@ and which an output stride lets run on interleaved maps (:mod:`featnet.layers.ph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
