@@ -100,8 +100,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         if stride == 32:
             raise
         return None
-    net.load_state_dict({k: v for k, v in weights.items() if k in net.state_dict()}, strict=True)
-    return net.eval()
+    return helpers.load_features(net, weights)
 
 
 def answer(peer: nn.Module, x: torch.Tensor) -> Any:
