@@ -267,17 +267,23 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
     """Inputs on whose border a network and its dilated form see the same.
 
     A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
-    without padding that drops what is incomplete must find nothing incomplete.
+    without padding that loses a position where the size is odd must find none that is.
     """
     blurs = any(isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules())
-    drops = any(
-        getattr(m, "padding", None) in (0, (0, 0))
-        and getattr(m, "kernel_size", 1) not in (1, (1, 1))
-        and not getattr(m, "ceil_mode", False)
-        for m in model.modules()
-    )
-    assert not (blurs and drops)
-    return [size for size, unfit in (((64, 96), blurs), ((97, 65), drops)) if not unfit]
+    loses = any(_loses(m) for m in model.modules())
+    assert not (blurs and loses)
+    return [size for size, unfit in (((64, 96), blurs), ((97, 65), loses)) if not unfit]
+
+
+def _loses(window: nn.Module) -> bool:
+    """Whether a strided window gives fewer than ``ceil(size / stride)`` positions of odd sizes."""
+    facts = [getattr(window, name, None) for name in ("kernel_size", "stride", "padding")]
+    if any(fact is None or isinstance(fact, str) for fact in facts):
+        return False
+    kernel, stride, padding = (f[0] if isinstance(f, tuple) else f for f in facts)
+    places = (4 * stride + 1 + 2 * padding - kernel) / stride + 1
+    found = math.ceil(places) if getattr(window, "ceil_mode", False) else math.floor(places)
+    return stride > 1 and found < 5
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
