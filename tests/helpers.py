@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 import featnet
-from featnet.layers import EfficientChannelAttention, SqueezeExcite
+from featnet.layers import EfficientChannelAttention, GlobalResponseNorm, SqueezeExcite
 
 # Modules whose output at one position depends on the whole map: the à trous law is not about them.
-GLOBAL = (SqueezeExcite, EfficientChannelAttention, nn.GroupNorm, nn.InstanceNorm2d)
+GLOBAL = (
+    SqueezeExcite, EfficientChannelAttention, GlobalResponseNorm, nn.GroupNorm, nn.InstanceNorm2d
+)  # fmt: skip
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -124,6 +126,24 @@ def representatives(module: str = "") -> tuple[str, ...]:
 def strides(name: str) -> list[int]:
     """The output strides that a model can have, coarsest first."""
     return sorted({level.reduction for level in meta_model(name)._levels}, reverse=True)
+
+
+def lost(net: nn.Module) -> int:
+    """Positions that the unpadded kernels of a network take from its maps, all told."""
+
+    def rows(value: Any) -> int:
+        return int(value[0] if isinstance(value, tuple) else value)
+
+    total = 0
+    for module in net.modules():
+        if not hasattr(module, "kernel_size") or hasattr(module, "widen"):
+            continue  # no window, or one whose padding depends on the map
+        window: Any = module
+        reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
+        padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
+        if not getattr(window, "ceil_mode", False):
+            total += max(0, reach - rows(window.stride) - padded)
+    return total
 
 
 def without_global(model: nn.Module) -> nn.Module:
