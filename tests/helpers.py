@@ -208,6 +208,24 @@ def strides(name: str) -> list[int]:
 GLOBAL = (GatedContext, GlobalContext, MultiQueryAttention2d)
 
 
+def lost(net: nn.Module) -> int:
+    """Positions that the unpadded kernels of a network take from its maps, all told."""
+
+    def rows(value: Any) -> int:
+        return int(value[0] if isinstance(value, tuple) else value)
+
+    total = 0
+    for module in net.modules():
+        if not hasattr(module, "kernel_size") or hasattr(module, "widen"):
+            continue  # no window, or one whose padding depends on the map
+        window: Any = module
+        reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
+        padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
+        if not getattr(window, "ceil_mode", False):
+            total += max(0, reach - rows(window.stride) - padded)
+    return total
+
+
 def without_global(model: nn.Module) -> nn.Module:
     """Replace, in place, attention over the whole map by identities."""
     for parent in list(model.modules()):
@@ -252,15 +270,6 @@ class Local(TorchFunctionMode):
             if spatial or func.__module__ == F.__name__:
                 return torch.full_like(found, float(func in self.one))
         return found
-
-
-def unpadded(model: nn.Module) -> bool:
-    """Whether a window takes from the map's border."""
-    return any(
-        getattr(m, "padding", None) in (0, (0, 0))
-        and getattr(m, "kernel_size", 1) not in (1, (1, 1), getattr(m, "stride", 1))
-        for m in model.modules()
-    )
 
 
 def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:

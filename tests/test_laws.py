@@ -54,10 +54,11 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
         maps = as_list(net(x))
     predicted = list(zip(info.channels(), info.sizes(size), strict=True))
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
+    margin = helpers.lost(net) * 2  # pixels: nobody goes without padding past reduction 2
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
-            lost = -(-side // reduction) - out  # at the border, by kernels without padding too
-            assert 0 <= lost <= (3 if helpers.unpadded(net) else side % reduction > 0), (side, out)
+            most, least = -(-side // reduction), (side - margin) // reduction
+            assert least <= out <= most, (side, out, reduction)
     assert len(net) == len(info) == len(maps)
     return maps
 
