@@ -183,7 +183,7 @@ def run(
         size: (H, W) of the input.
         last: with ``forward_levels``: the level after which to stop.
         until: stop as soon as all of these modules have run.
-        through: with ``stages``: go on through the head.
+        through: with ``forward_levels``: go on through the head.
     """
     copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import featnet
 from featnet.layers import EfficientChannelAttention, SqueezeExcite
@@ -78,6 +82,22 @@ def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float3
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
 
 
+class CheapNorms(TorchFunctionMode):
+    """Norms become their scale and shift: same shapes, same parameters used. For the meta device,
+    where torch decomposes norms in Python, most of the time of a run."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.batch_norm, F.group_norm, F.layer_norm):
+            return func(*args, **kwargs)
+        bound = inspect.signature(func).bind(*args, **kwargs).arguments
+        x = bound["input"]
+        shape = (-1,) if func is F.layer_norm else (-1, *[1] * (x.ndim - 2))
+        weight, bias = bound.get("weight"), bound.get("bias")
+        x = x if weight is None else x * weight.reshape(shape)
+        return x.clone() if bias is None else x + bias.reshape(shape)
+
+
 @functools.cache
 def meta_model(name: str) -> Any:
     """The model on the meta device, built once for all tests. Nobody may change it."""
@@ -110,14 +130,34 @@ def signature(name: str) -> frozenset[Any]:
     return frozenset(_signature_of(module) for module in meta_model(name).modules())
 
 
+REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
+
+
+def choose_representatives() -> list[str]:
+    """Few and small variants in which every kind of module of the registry occurs.
+
+    Greedy set cover over the signatures: the variant with the most kinds that are still missing
+    for its size comes next.
+    """
+    names = featnet.list_models()
+    missing = frozenset[Any]().union(*map(signature, names))
+    chosen: list[str] = []
+    while missing:
+        gains = {name: len(signature(name) & missing) for name in names}
+        chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
+        missing -= signature(chosen[-1])
+    return sorted(chosen)
+
+
 @functools.cache
-def representatives(module: str = "") -> tuple[str, ...]:
-    """Of each structural signature in the registry the variant with the fewest parameters."""
+def representatives() -> tuple[str, ...]:
+    """What :func:`choose_representatives` chose (``python tests/helpers.py`` writes it anew); with
+    FEATNET_EXHAUSTIVE=1 the smallest variant of every combination of modules."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
+        return tuple(REPRESENTATIVES.read_text().split())
     best: dict[frozenset[Any], str] = {}
-    for name in featnet.list_models(module=module):
-        key = signature(name)
-        if key not in best or parameter_count(name) < parameter_count(best[key]):
-            best[key] = name
+    for name in sorted(featnet.list_models(), key=parameter_count):
+        best.setdefault(signature(name), name)
     return tuple(best.values())
 
 
@@ -147,3 +187,7 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
     """How far ``dense[::m, ::m] == full`` is missed, over all levels."""
     pairs = zip(dense, full, steps, strict=True)
     return max(error(d[..., ::m, ::m], f) for d, f, m in pairs)
+
+
+if __name__ == "__main__":
+    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")

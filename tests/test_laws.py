@@ -16,6 +16,7 @@ import pickle
 import random
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import helpers
@@ -37,6 +38,12 @@ ALL = tuple(featnet.list_models())
 EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 FULL = ALL if EXHAUSTIVE else representatives()
 OTHERS = tuple(name for name in ALL if name not in FULL)
+
+
+@pytest.fixture
+def cheap_norms() -> Iterator[None]:
+    with helpers.CheapNorms():
+        yield
 
 
 def as_list(found: Any) -> list[torch.Tensor]:
@@ -119,6 +126,7 @@ def test_one_truth(name: str) -> None:
 # Laws 2, 3, 4 -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
@@ -138,10 +146,11 @@ def test_info_is_true(name: str) -> None:
         check_info(net, SIZES[1])
         check_subset(net, meta_model(name))
         missing = set(meta_model(name).state_dict()) - set(net.state_dict())
-        head = meta_model(name).classifier
+        head = meta_model(name).last_fc
         assert all(key.startswith(head) for key in missing if key.startswith(head))
 
 
+@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
     model, sizes, counts = meta_model(name), [], []
@@ -164,6 +173,7 @@ def test_pay_for_what_you_take(name: str) -> None:
     assert counts == sorted(set(counts)), counts
 
 
+@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", OTHERS)
 def test_deeper_and_wider_variants(name: str) -> None:
     """Laws 2 to 4 once, with a stride and a selection that leave something away."""
@@ -366,3 +376,8 @@ def test_callers_model_is_left_alone() -> None:
     assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     shared = {p.data_ptr() for p in model.parameters()}
     assert all(p.data_ptr() in shared for net in nets for p in net.parameters())
+
+
+def test_representatives_are_current() -> None:
+    chosen = helpers.choose_representatives()
+    assert list(helpers.REPRESENTATIVES.read_text().split()) == chosen, "python tests/helpers.py"
