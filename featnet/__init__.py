@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .sources import prefetch as prefetch
+    from .publish import push_to_hub as push_to_hub
+    from .publish import save_for_hub as save_for_hub
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -56,9 +59,12 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
+    "prefetch": "sources",
+    "push_to_hub": "publish",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "save_for_hub": "publish",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Backbone(nn.Module):
 
     num_features: int
     pretrained_cfg: Weights | None = None
+    architecture: str = ""  # the registered name; model_args were given beside it
+    model_args: Mapping[str, Any] = {}
     global_pool: GlobalPool
     # (H, W) of the largest input, for a network whose attention has tables of positions
     img_size: tuple[int, int] | None = None
@@ -224,6 +226,13 @@ class Backbone(nn.Module):
         """A level's yielded value under the final norm; a network without one leaves it."""
         del index
         return y
+
+    def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Older layouts of the family to this one, tables of positions to this network's size.
+
+        A new dict; the tensors are left as they are. The caller sees what changed and reports it.
+        """
+        return dict(state)
 
     # Training -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_IS_META = torch.Tensor.is_meta.__get__
+_IS_META = getattr(torch.Tensor, "is_meta").__get__
 
 
 class SkipInit(TorchFunctionMode):
@@ -30,7 +30,7 @@ class SkipInit(TorchFunctionMode):
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")  # the initialisers of nn.init
         if isinstance(target, nn.Parameter) and target.shape not in self.keep:
-            if func is _IS_META:
+            if func == _IS_META:
                 return True
             name = getattr(func, "__name__", "")
             if name.endswith("_") and not name.startswith("__") and name != "requires_grad_":

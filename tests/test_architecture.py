@@ -24,7 +24,12 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
     {"registry", "backbone", "trace"},
-    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam"},
+    {"files", "mindspore", "instant"},
+    {
+        "dilation", "hooks", "extractors", "graph", "discover", "conversion", "checkpoint", "hub",
+        "reparam",
+    },
+    {"loading", "sources", "publish"},
     {"factory"},
     {"cli"},
 )
@@ -39,7 +44,8 @@ PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
     "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "register", "register_model", "reparameterize",
+    "list_pretrained", "model_entrypoint", "prefetch", "push_to_hub", "register", "register_model",
+    "reparameterize", "save_for_hub",
 ]  # fmt: skip
 
 
@@ -78,7 +84,7 @@ def relative(path: Path) -> str:
 
 def test_the_reader_of_imports_sees_them() -> None:
     found = set(imports(PACKAGE / "factory.py"))
-    assert {"checkpoint", "hub", "registry", "backbone", "dilation", "errors"} <= found
+    assert {"hub", "registry", "backbone", "loading", "sources", "errors"} <= found
     assert "layers" in set(imports(PACKAGE / "models" / "resnet.py"))
 
 
