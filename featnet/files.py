@@ -6,6 +6,7 @@ the file's before anything is read, and tensors are mapped, not copied.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -338,7 +339,8 @@ def replace(path: Path, write: Any) -> None:
             raise CheckpointError(f"{str(path)!r} cannot be written: {error}.") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def some(items: Iterable[str], *, most: int = 5) -> str:
