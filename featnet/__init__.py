@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .inputs import unpad as unpad
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
+    from .sources import prefetch as prefetch
+    from .publish import push_to_hub as push_to_hub
+    from .publish import save_for_hub as save_for_hub
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -65,11 +68,14 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
-    "pad_to_divisor": "inputs",
     "optimize": "optimizing",
+    "pad_to_divisor": "inputs",
+    "prefetch": "sources",
+    "push_to_hub": "publish",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "save_for_hub": "publish",
     "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
