@@ -161,7 +161,8 @@ class FeatureNet(nn.Module):
         hooks, body = self._hooks, self.body
         assert hooks is not None
         declared: list[Feature] = getattr(body, "_levels", [])
-        found, places = dict[Any, Any](), dict[str, Any]()  # places: (grid, prefix) of bare tokens
+        found: dict[Any, Any] = {}
+        places: dict[str, Any] = {}  # (grid, prefix) of bare tokens
 
         def enough(index: int, y: Any) -> bool:
             name = declared[index].module
@@ -197,7 +198,8 @@ class FeatureNet(nn.Module):
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
             if isinstance(self.body, Backbone) and not self._raw:
-                found = dict(self._run_levels(size).levels)
+                norm = self._indices if self._read.norm else ()
+                found = dict(trace.run(self.body, size, norm=norm).levels)  # all that were kept
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
