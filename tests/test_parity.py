@@ -86,11 +86,10 @@ def pair(name: str) -> tuple[Any, nn.Module]:
 
 
 def law_of(original: Any, dense: Any, size: tuple[int, int]) -> float:
-    """By how much a network misses the à trous law, in float64 and without what sees the whole map."""
+    """By how much a net misses the à trous law, in float64 and without what sees the whole map."""
     nets = [helpers.without_global(copy.deepcopy(net)).double() for net in (dense, original)]
-    steps = [
-        a // b for a, b in zip(original.feature_info.reduction(), dense.feature_info.reduction(), strict=True)
-    ]
+    infos = original.feature_info.reduction(), dense.feature_info.reduction()
+    steps = [a // b for a, b in zip(*infos, strict=True)]
     maps = [net(picture(*size, dtype=torch.float64)) for net in nets]
     if any(d[..., ::m, ::m].shape != f.shape for d, f, m in zip(*maps, steps, strict=True)):
         return float("inf")

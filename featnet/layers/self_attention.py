@@ -38,14 +38,14 @@ def in_phases(
     ]
     tall, wide = phases[0].shape[-2:]  # the first is the largest
     phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
-    y = torch.unflatten(torch.stack(phases, -1), -1, (down, right))  # (N, C, tall, wide, down, right)
+    y = torch.unflatten(torch.stack(phases, -1), -1, (down, right))  # (N, C, tall, wide, i, j)
     y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
     return y[..., :height, :width]
 
 
 class SelfAttention(nn.Module):
-    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its own
-    way."""
+    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
+    own way."""
 
     grow = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
@@ -97,7 +97,7 @@ class RelativePosition(nn.Module):
             nn.init.trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
-        """(N, h, w, dim) queries -> (N, h * w, H * W) over keys in a window, by default ``size``."""
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
         height, width = window or self.size
         rows, columns = (self._reach(t, n) for t, n in (
             (self.height_rel, height), (self.width_rel, width)
@@ -117,7 +117,7 @@ class RelativePosition(nn.Module):
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of distance k - i at k."""
+    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of k - i at k."""
     n, rows, queries, _ = q.shape
     reach = table.shape[0]
     x = (q @ table.transpose(-1, -2)).reshape(-1, queries, reach)
