@@ -22,8 +22,8 @@ class Spec:
     """A block, decoded.
 
     Attributes:
-        kind: ``cn`` convolution, ``ds`` depthwise separable (``dsa`` with a last activation), ``ir``
-            inverted residual, ``er`` edge residual (fused), ``uir`` universal, ``mqa`` attention.
+        kind: ``cn`` convolution, ``ds`` depthwise separable (``dsa`` with a last activation),
+            ``ir`` inverted residual, ``er`` edge residual (fused), ``uir`` universal, ``mqa`` attention.
         repeats (r): how many.
         kernel (k): of the depthwise, or only, convolution; several are mixed.
         stride (s): of the first one.
