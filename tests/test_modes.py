@@ -45,7 +45,7 @@ def test_export(name: str) -> None:
             assert helpers.error(a, b) <= 1e-6
 
 
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", smallest())
 def test_channels_last_and_bfloat16(name: str) -> None:
     net = list_net(name).to(torch.bfloat16)
     for parameter in net.parameters():
