@@ -23,12 +23,14 @@ def smallest() -> list[str]:
         return list(representatives())
     best: dict[str, str] = {}
     for name in sorted(representatives(), key=helpers.parameter_count):
-        best.setdefault(type(helpers.meta_model(name)).__module__, name)
+        best.setdefault(featnet.registry._module_of(name), name)
     return list(best.values())
 
 
 def list_net(name: str, **options: Any) -> Any:
-    return fill_noise(featnet.create_model(name, features_only=True, **options)).eval()
+    return fill_noise(featnet.create_model(
+        name, features_only=True, **helpers.options(name), **options
+    )).eval()
 
 
 @pytest.mark.parametrize("name", smallest())

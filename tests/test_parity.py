@@ -85,8 +85,8 @@ def test_checkpoint_tables(timm: Any, module: str) -> None:
 
 def pair(name: str) -> tuple[Any, nn.Module]:
     """Ours and the peer's with the same noise, through a strict load."""
-    peer = fill_noise(helpers.peer_model(name)).eval()
-    ours = featnet.create_model(name)
+    peer = fill_noise(helpers.peer_model(name, **helpers.options(name))).eval()
+    ours = featnet.create_model(name, **helpers.options(name))
     ours.load_state_dict(peer.state_dict(), strict=True)
     return ours.eval(), peer
 
@@ -152,7 +152,7 @@ def test_numbers(timm: Any, name: str) -> None:
         dense = copy.deepcopy(ours)
         if stride < 32:
             set_output_stride(dense, stride)
-        net = featnet.FeatureListNet(dense)
+        net = featnet.FeatureListNet(dense, len(theirs.feature_info), norm=False)  # as the peer's
         assert net.feature_info.reduction() == theirs.feature_info.reduction()
         assert net.feature_info.channels() == theirs.feature_info.channels()
         names = [n.feature_info.module_name() for n in (net, theirs)]
