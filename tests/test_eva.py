@@ -367,7 +367,8 @@ def test_perception_encoder_checkpoint() -> None:
     net = small("vit_pe_core_base_patch16_224", init_values=0.1)
     state = renamed(
         net, ("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"),
-        ("attn_pool.norm", "attn_pool.ln"), ("norm1", "ln_1"), ("norm2", "ln_2"), ("blocks.", "transformer.resblocks."),
+        ("attn_pool.norm", "attn_pool.ln"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+        ("blocks.", "transformer.resblocks."),
         ("attn_pool.ln", "attn_pool.layernorm"), ("attn_pool.latent", "attn_pool.probe"),
         ("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj."), ("gamma_1", "ls_1.gamma"),
         ("attn_pool.proj.", "attn_pool.attn.out_proj."), ("gamma_2", "ls_2.gamma"),
