@@ -17,6 +17,7 @@ from .dot_attention import Attention, attend, head_width, join_heads, split_head
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
+from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
@@ -40,7 +41,6 @@ from .windows import (
     join_windows,
     pad_to_windows,
     relative_bias,
-    resample_distances,
     shift_mask,
     split_windows,
 )
@@ -76,6 +76,7 @@ __all__ = [
     "Layer",
     "LayerNorm2d",
     "LayerScale",
+    "Memo",
     "MixedRotaryEmbedding",
     "Mlp",
     "NormAct",
@@ -121,7 +122,6 @@ __all__ = [
     "pad_to_windows",
     "pruned_widths",
     "relative_bias",
-    "resample_distances",
     "resample_grid",
     "resample_patches",
     "resample_positions",

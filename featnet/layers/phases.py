@@ -7,6 +7,7 @@ spacing, so that windows and tables of positions fit, and each position finds wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,10 +29,16 @@ def in_phases(
         return mix(*maps)
     height, width = maps[0].shape[-2:]
     down, right = min(grow * lost, height), min(grow * lost, width)
-    phases = [
-        mix(*(m[..., i::grow, j::grow] for m in maps)) for i in range(down) for j in range(right)
-    ]
-    tall, wide = phases[0].shape[-2:]  # the first is the largest
+    alike: dict[tuple[int, int], list[int]] = {}  # places whose maps are of one size run together
+    for place, (i, j) in enumerate(itertools.product(range(down), range(right))):
+        alike.setdefault((-(-(height - i) // grow), -(-(width - j) // grow)), []).append(place)
+    found: dict[int, torch.Tensor] = {}
+    for places in alike.values():
+        starts = [divmod(place, right) for place in places]
+        y = mix(*(torch.cat([m[..., i::grow, j::grow] for i, j in starts]) for m in maps))
+        found |= zip(places, y.chunk(len(places)), strict=True)
+    tall, wide = found[0].shape[-2:]  # the first is the largest
+    phases = [found[place] for place in range(down * right)]
     phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
     y = torch.stack(phases, -1).reshape(*phases[0].shape, down, right)
     y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)  # (N, C, tall * down, ...)

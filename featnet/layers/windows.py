@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-
-from ..errors import CheckpointError
 
 Size = tuple[int, int]
 
@@ -61,47 +57,3 @@ def relative_bias(table: torch.Tensor, window: Size) -> torch.Tensor:
     found = table.unfold(0, height, 1).unfold(1, width, 1)  # (h, w, heads, h, w), keys backwards
     found = found.permute(2, 0, 1, 3, 4).flip(3, 4)
     return found.reshape(-1, height * width, height * width)
-
-
-def resample_distances(table: torch.Tensor, window: Size) -> torch.Tensor:
-    """A table of relative positions, (distances, heads), of a square window for another window.
-
-    Near distances keep their place, farther ones are stretched geometrically, as BEiT does it
-    (https://arxiv.org/abs/2106.08254).
-
-    Raises:
-        CheckpointError: the table belongs to no square window.
-    """
-    new = (2 * window[0] - 1, 2 * window[1] - 1)
-    if table.shape[0] == new[0] * new[1]:
-        return table
-    side = math.isqrt(table.shape[0])
-    if side * side != table.shape[0] or side % 2 == 0:
-        raise CheckpointError(
-            f"A table of {table.shape[0]} relative positions is of no square window; one for "
-            f"{window[0]} x {window[1]} is needed, of {new[0] * new[1]}."
-        )
-    grid = table.double().reshape(side, side, -1)  # (old, old, heads)
-    rows, columns = (_between(side, length).to(table.device) for length in new)
-    found = torch.einsum("ai,bj,ijh->abh", rows, columns, grid)
-    return found.flatten(0, 1).to(table.dtype)
-
-
-def _between(old: int, new: int) -> torch.Tensor:
-    """(new, old) shares that each place among the old distances has in a new one."""
-    half, reach = old // 2, new // 2
-    low, high = 1.01, 1.5  # the ratio by which one step is longer than the one before it
-    while high - low > 1e-6:
-        ratio = (low + high) / 2
-        total = sum(ratio**i for i in range(half))
-        low, high = (low, ratio) if total > reach else (ratio, high)
-    steps = torch.tensor([high**i for i in range(half)], dtype=torch.float64).cumsum(0)
-    places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))
-    wanted = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    wanted = wanted.clamp(places[0].item(), places[-1].item())
-    after = torch.searchsorted(places, wanted).clamp(1, old - 1)
-    share = (wanted - places[after - 1]) / (places[after] - places[after - 1])
-    found = torch.zeros(new, old, dtype=torch.float64)
-    found[torch.arange(new), after - 1] = 1 - share
-    found[torch.arange(new), after] = share
-    return found

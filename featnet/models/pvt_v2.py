@@ -6,7 +6,8 @@ Paper: https://arxiv.org/abs/2106.13797.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -234,6 +235,18 @@ class PyramidVisionTransformerV2(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}
+
+    def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As the base class says; its authors' numbered names, from 1."""
+        if "patch_embed1.proj.weight" not in state:
+            return dict(state)
+        found = {}
+        for key, value in state.items():
+            key = key.replace("patch_embed1.", "patch_embed.").replace("dwconv.dwconv.", "dwconv.")
+            for old, new in (("patch_embed", "downsample"), ("block", "blocks"), ("norm", "norm")):
+                key = re.sub(rf"^{old}(\d+)", lambda m: f"stages.{int(m[1]) - 1}.{new}", key)
+            found[key] = value
+        return found
 
 
 SMALL: dict[str, Any] = dict(embed_dims=(32, 64, 160, 256), num_heads=(1, 2, 5, 8))

@@ -6,6 +6,7 @@ Papers: Swin (https://arxiv.org/abs/2103.14030); S3, windows of a searched size
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,9 +21,11 @@ from ..layers import (
     Blocks,
     DropPath,
     Layer,
+    Memo,
     Mlp,
     PatchEmbed,
     Phased,
+    RelativePositions,
     attend,
     drop_path_rates,
     get_norm,
@@ -30,7 +33,6 @@ from ..layers import (
     join_windows,
     pad_to_windows,
     relative_bias,
-    resample_distances,
     resample_patches,
     shift_mask,
     split_windows,
@@ -63,6 +65,7 @@ class WindowAttention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_heads, self.window, self.shift = num_heads, window, shift
+        self.memo = Memo()
         self.add_positions()
         width = (head_dim or head_width(dim, num_heads)) * num_heads
         self.qkv = nn.Linear(dim, 3 * width, bias=qkv_bias)
@@ -92,6 +95,14 @@ class WindowAttention(nn.Module):
         """Queries and keys, (N, windows, heads, L, C'), as their products are taken."""
         return q, k
 
+    def masked(self, bias: torch.Tensor, size: Size) -> torch.Tensor:
+        """(windows * heads, L, L), the bias with the mask of each window of a shifted map."""
+        mask = self.memo.get(
+            (size, bias.dtype, bias.device),
+            lambda: shift_mask(size, self.window, self.shift, like=bias),
+        )
+        return (bias + mask[:, None]).flatten(0, 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         shifted = any(self.shift)
@@ -105,8 +116,7 @@ class WindowAttention(nn.Module):
         q, k = self.compare(q, k)
         bias, merge = self.bias(), 0  # every window has it: windows are as samples
         if shifted:
-            mask = shift_mask((x.shape[1], x.shape[2]), self.window, self.shift, like=bias)
-            bias, merge = (bias + mask[:, None]).flatten(0, 1), 1  # each has its own: as heads
+            bias, merge = self.masked(bias, (x.shape[1], x.shape[2])), 1  # each its own: as heads
         q, k, v = (t.flatten(merge, merge + 1) for t in (q, k, v))
         y = attend(
             q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias[None], scale=self.scale
@@ -371,8 +381,16 @@ class SwinTransformer(WindowTransformer):
         for name, module in self.named_modules():
             key = f"{name}.relative_position_bias_table"
             if isinstance(module, WindowAttention) and key in found:
-                found[key] = resample_distances(found[key], module.window)
+                found[key] = for_window(found[key], module.window)
         return found
+
+
+def for_window(table: torch.Tensor, window: Size) -> torch.Tensor:
+    """(distances, heads) of any square window, or of this one -> of this one."""
+    side = (math.isqrt(table.shape[0]) + 1) // 2
+    if table.shape[0] == (2 * window[0] - 1) * (2 * window[1] - 1) or (2 * side - 1) ** 2 != len(table):
+        return table
+    return RelativePositions((side, side), prefix=False).resample(table, window)
 
 
 def widths(embed_dim: int | Sequence[int], stages: int) -> list[int]:

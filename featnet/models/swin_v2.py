@@ -73,12 +73,16 @@ class ContinuousAttention(CosineAttention):
             nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, self.num_heads, bias=False)
         )
 
+    def distances(self, like: torch.Tensor) -> torch.Tensor:
+        """(2h - 1, 2w - 1, 2), on a logarithmic scale; 8 / 3 log2(...) of the pretrained reach."""
+        reach = [max(side - 1, 1) for side in self.pretrained]
+        far = distances(self.window, like=like) / torch.tensor(reach, device=like.device) * 8
+        return (far.sign() * (far.abs() + 1).log2() / math.log2(8)).to(like.dtype)
+
     def bias(self) -> torch.Tensor:
         weight = self.proj.weight
-        reach = [max(side - 1, 1) for side in self.pretrained]
-        far = distances(self.window, like=weight) / torch.tensor(reach, device=weight.device) * 8
-        far = far.sign() * (far.abs() + 1).log2() / math.log2(8)
-        return relative_bias(16 * self.cpb_mlp(far.to(weight.dtype)).sigmoid(), self.window)
+        far = self.memo.get((weight.dtype, weight.device), lambda: self.distances(weight))
+        return relative_bias(16 * self.cpb_mlp(far).sigmoid(), self.window)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         if self.q_bias is None or self.v_bias is None:
