@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
-    from .sources import prefetch as prefetch
+    from .loading import convert_checkpoint as convert_checkpoint
+    from .loading import load_checkpoint as load_checkpoint
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
     from .registry import Family as Family
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .registry import register as register
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
+    from .sources import prefetch as prefetch
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -51,6 +53,7 @@ _PUBLIC = {
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
+    "convert_checkpoint": "loading",
     "create_model": "factory",
     "feature_info": "factory",
     "get_weights": "registry",
@@ -58,6 +61,7 @@ _PUBLIC = {
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
+    "load_checkpoint": "loading",
     "model_entrypoint": "factory",
     "prefetch": "sources",
     "push_to_hub": "publish",

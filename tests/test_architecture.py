@@ -43,8 +43,8 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 PUBLIC = [
     "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
     "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
-    "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "prefetch", "push_to_hub", "register", "register_model",
+    "convert_checkpoint", "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
+    "list_pretrained", "load_checkpoint", "model_entrypoint", "prefetch", "push_to_hub", "register", "register_model",
     "reparameterize", "save_for_hub",
 ]  # fmt: skip
 
