@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
     from .sources import prefetch as prefetch
+    from .loading import convert_checkpoint as convert_checkpoint
+    from .loading import load_checkpoint as load_checkpoint
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
     from .registry import Family as Family
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .registry import register as register
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
+    from .sources import prefetch as prefetch
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -59,6 +62,7 @@ _PUBLIC = {
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
+    "convert_checkpoint": "loading",
     "create_model": "factory",
     "export": "exporting",
     "feature_info": "factory",
@@ -67,6 +71,7 @@ _PUBLIC = {
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
+    "load_checkpoint": "loading",
     "model_entrypoint": "factory",
     "optimize": "optimizing",
     "pad_to_divisor": "inputs",

@@ -102,6 +102,11 @@ def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
+def first(names: str | tuple[str, ...]) -> str:
+    """Of one or several names the first."""
+    return _names(names)[0]
+
+
 def native_prefix(keys: Iterable[str], wanted: Collection[str]) -> str:
     """What a wrapper put before the names that fit best: ``module.``, ``backbone.body.``, ..."""
     names = list(keys)
@@ -165,19 +170,28 @@ def _adapt_classes(
                 draft.drop(key, f"{old.shape[0]} classes, the model has {new.shape[0]}")
 
 
+def translate(model: Any, contents: files.Contents) -> Draft:
+    """Tensors under the model's names, with the file's own input channels and classes.
+
+    Raises:
+        CheckpointError: another library's network that computes something else than the model.
+    """
+    draft = Draft(contents.tensors, contents.steps)
+    if not conversion.apply(draft, model):
+        draft.strip(native_prefix(draft.tensors, model.state_dict().keys()))
+    _family_changes(draft, model)
+    return draft
+
+
 def fit(model: Any, contents: files.Contents, cfg: Weights | None = None) -> Draft:
     """Tensors under the model's names, with its input channels and classes.
 
     Nothing is written into the tensors or the model.
 
     Raises:
-        CheckpointError: another library's network that computes something else than the model.
+        CheckpointError: as :func:`translate`.
     """
-    draft = Draft(contents.tensors, contents.steps)
-    target = model.state_dict()
-    if not conversion.apply(draft, model):
-        draft.strip(native_prefix(draft.tensors, target.keys()))
-    _family_changes(draft, model)
+    draft, target = translate(model, contents), model.state_dict()
     _adapt_input(draft, model, target)
     _adapt_classes(draft, model, target, (cfg.label_offset if cfg is not None else 0) or 0)
     return draft

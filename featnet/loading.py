@@ -113,6 +113,45 @@ def finish(
     return net
 
 
+def load_checkpoint(model: nn.Module, path: str | Path) -> checkpoint.LoadReport:
+    """Load a file into a model that is there, as ``create_model(..., checkpoint_path=path)`` does.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit. The model is then what it was.
+    """
+    return checkpoint.load(model, files.read(path), source=str(path))
+
+
+def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> checkpoint.LoadReport:
+    """Write any checkpoint that featnet reads as safetensors with the names of one of its models.
+
+    The result has the file's own classes and input channels, and no classifier where it has none.
+
+    Raises:
+        UnknownModelError: no such model.
+        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written.
+    """
+    entry = registry.find(model)
+    if entry.is_function:
+        raise ArgumentError(f"{model!r} is a function of your own: save its state_dict().")
+    contents = files.read(path)
+    with torch.device("meta"):
+        likeness: Any = entry.build(**entry.row)
+    found = checkpoint.translate(likeness, contents).tensors
+    row: dict[str, Any] = {"num_classes": 0}
+    fc, stem = (f"{checkpoint.first(n)}.weight" for n in (likeness.last_fc, likeness.first_conv))
+    if fc in found:
+        row["num_classes"] = found[fc].shape[0]
+    target = likeness.state_dict()
+    if stem in found and stem in target and found[stem].ndim == target[stem].ndim == 4:
+        row["in_chans"] = likeness.in_chans * found[stem].shape[1] // target[stem].shape[1]
+    with instant.SkipInit():
+        net = entry.build(**{**entry.row, **row})
+    report = checkpoint.load(net, contents, source=str(path))
+    files.write_safetensors(net.state_dict(), Path(out))
+    return report
+
+
 def _load(
     model: Any, source: Path, cfg: Weights | None, place: Place, spare: Callable[[], Collection[str]]
 ) -> None:

@@ -48,10 +48,10 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet",
     "FeatureHooks", "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap",
-    "Weights", "build_model_with_cfg", "create_model", "export", "feature_info", "get_weights",
-    "is_model", "list_models", "list_modules", "list_pretrained", "model_entrypoint", "optimize",
-    "pad_to_divisor", "prefetch", "push_to_hub", "register", "register_model", "reparameterize",
-    "save_for_hub", "unpad",
+    "Weights", "build_model_with_cfg", "convert_checkpoint", "create_model", "export",
+    "feature_info", "get_weights", "is_model", "list_models", "list_modules", "list_pretrained",
+    "load_checkpoint", "model_entrypoint", "optimize", "pad_to_divisor", "prefetch", "push_to_hub",
+    "register", "register_model", "reparameterize", "save_for_hub", "unpad",
 ]  # fmt: skip
 
 

@@ -47,6 +47,11 @@ def _run(args: argparse.Namespace) -> int:
         return export_model(args)
     if args.command == "prefetch":
         return _prefetch(args)
+    if args.command == "convert":
+        from .. import convert_checkpoint
+
+        print(convert_checkpoint(args.source, args.out, model=args.model))
+        return 0
     return _info(args)
 
 
@@ -110,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("prefetch", help="fetch checkpoints, for use without a network")
     fetch.add_argument("name", nargs="+", metavar="NAME", help="also hf-hub:org/name[@revision]")
     fetch.add_argument("--cache-dir", type=Path, metavar="DIR", help="in place of the hub's cache")
+
+    convert = commands.add_parser(
+        "convert", help="write another library's checkpoint as safetensors with featnet's names"
+    )
+    convert.add_argument("source", type=Path, metavar="IN")
+    convert.add_argument("out", type=Path, metavar="OUT")
+    convert.add_argument("--model", required=True, metavar="NAME")
 
     info = commands.add_parser("info", help="print a model's levels without building its weights")
     info.add_argument("name", metavar="NAME")

@@ -30,17 +30,17 @@ def layouts(model: nn.Module) -> Iterator[Layout]:
     return (layout for layout in _LAYOUTS if layout.family in classes)
 
 
-def recognise(keys: Iterable[str], among: Iterable[Layout] = _LAYOUTS) -> tuple[Layout, str, str] | None:
+def recognise(
+    keys: Iterable[str], among: Iterable[Layout] = _LAYOUTS
+) -> tuple[Layout, str, str] | None:
     """The layout of a file's keys, the prefix before them, and the root that they lack."""
-    names = set(keys)
-    for layout in among:
-        for root in ("", layout.root) if layout.root else ("",):
-            marks = [mark[len(root) :] for mark in layout.marks if mark.startswith(root)]
-            if len(marks) < len(layout.marks):
-                continue
-            prefix = find_prefix(names, marks)
-            if prefix is not None:
-                return layout, prefix, root
+    names, known = set(keys), list(among)
+    whole = [(layout, "") for layout in known]
+    rootless = [(layout, layout.root) for layout in known if layout.root]
+    for layout, root in (*whole, *rootless):
+        prefix = find_prefix(names, [mark[len(root) :] for mark in layout.marks])
+        if prefix is not None:
+            return layout, prefix, root
     return None
 
 

@@ -30,6 +30,16 @@ def in_order(draft: Draft, model: Any) -> None:
     draft.rename(new_name)
 
 
+def mobilenetv3(draft: Draft, model: nn.Module) -> None:
+    """In order; a report says that segmentation models dilate in a way of their own."""
+    in_order(draft, model)
+    if any(key.startswith("classifier.") for key in draft.dropped):
+        draft.steps.append(
+            "from a segmentation model: torchvision dilates the convolution that lost its stride as "
+            "well, so that features at output stride 16 are not the same"
+        )
+
+
 def densenet(draft: Draft, model: nn.Module) -> None:
     """Files of before torchvision 0.2.1 have a dot between a layer and its number."""
     del model
@@ -113,7 +123,7 @@ LAYOUTS = (
     ),
     Layout(
         "torchvision's MobileNetV3", "MobileNetV3", ("features.1.block.0.0.weight", STEM),
-        in_order, root="features.", eps=mobilenetv3_eps,
+        mobilenetv3, root="features.", eps=mobilenetv3_eps,
     ),
     Layout(
         "torchvision's EfficientNet", "EfficientNet",
