@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -20,11 +21,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet import trace
-from featnet.layers import BlurPool2d, GatedContext, GlobalContext
+from featnet import registry, trace
+from featnet.layers import BlurPool2d, GatedContext, GlobalContext, PatchConv
 from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def peer(name: str) -> Any:
@@ -53,6 +54,8 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     """timm's extractor with the classifier's weights; None where it refuses the stride, or has
     tables of positions of another size for it."""
     flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    if attends(meta_model(name)):
+        return Intermediates(name, weights) if stride == 32 else None
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
         net = peer_model(name, features_only=True, **dilated)
@@ -60,6 +63,66 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
+
+
+class Intermediates:
+    """Levels of timm's transformers, whose extractors are only for the last three."""
+
+    def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        self.model: Any = peer_transformer(name, **small(name)).eval()
+        self.model.load_state_dict(weights, strict=True)
+        self.feature_info = featnet.FeatureInfo(self.model.feature_info)
+
+    def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
+        model = at_size(self.model, (x.shape[-2], x.shape[-1]))
+        return model.forward_intermediates(x, norm=norm, intermediates_only=True)
+
+
+def peer_transformer(name: str, **options: Any) -> nn.Module:
+    """timm's, for any input size if it can."""
+    try:
+        return peer_model(name, dynamic_img_size=True, **options)
+    except TypeError:
+        return peer_model(name, **options)
+
+
+def at_size(peer: Any, size: tuple[int, int]) -> Any:
+    """timm's model, changed to take inputs of a size if it takes but one."""
+    if getattr(peer, "dynamic_img_size", True) and hasattr(peer, "dynamic_img_size"):
+        return peer
+    if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
+        return peer
+    changed = copy.deepcopy(peer)
+    changed.set_input_size(img_size=size)
+    return changed
+
+
+@functools.cache
+def small(name: str) -> dict[str, Any]:
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
+    None for what has no such arguments, or is not the same with them."""
+    entry = registry.find(name)
+    if not {"depth", "embed_dim", "num_heads"} <= inspect.signature(entry.build).parameters.keys():
+        return {}
+    for options in ({"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}):
+        try:
+            with torch.device("meta"):
+                model = featnet.create_model(name, **options)
+                model.feature_info.sizes(trace.probe_size(model))
+            return options
+        except (RuntimeError, ValueError, TypeError):
+            continue
+    return {}
+
+
+def create(name: str, **options: Any) -> Any:
+    """The model, small where it can be."""
+    return featnet.create_model(name, **small(name), **options)
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether it is a transformer."""
+    return any(hasattr(module, "fused_attn") for module in model.modules())
 
 
 @torch.no_grad()
@@ -79,6 +142,8 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
             drawn = noise(value)
             if isinstance(owner, NORMS) and key == "weight":
                 drawn = 1 + 0.2 * drawn
+            elif value.ndim >= 3 and value.shape[0] == 1:  # tokens and positions
+                drawn = 0.5 * drawn
             elif value.ndim >= 2:
                 drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
             else:
@@ -116,9 +181,10 @@ class CheapNorms(TorchFunctionMode):
 
 @functools.cache
 def meta_model(name: str) -> Any:
-    """The model on the meta device, built once for all tests. Nobody may change it."""
+    """The model (small where it can be) on the meta device, built once for all tests. Nobody may
+    change it."""
     with torch.device("meta"):
-        return featnet.create_model(name).eval()
+        return create(name).eval()
 
 
 @functools.cache
@@ -128,7 +194,8 @@ def parameter_count(name: str) -> int:
 
 def _signature_of(module: nn.Module) -> tuple[Any, ...]:
     facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    for key in ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"):
+    windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
+    for key in () if isinstance(module, PatchConv) else windows:
         facts.append((key, str(getattr(module, key, None))))
     groups = getattr(module, "groups", 1)
     facts.append(groups > 1 if isinstance(groups, int) else groups)
