@@ -46,6 +46,8 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     # Whether its authors' dense features are under the final norm
     dense_norm: bool = False
+    # Whether an output stride leaves every n-th position as it was: nothing sees the whole map
+    a_trous: bool = True
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -20,12 +21,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet import trace
-from featnet.layers import BlurPool2d, GatedContext, GlobalContext
+from featnet import registry, trace
+from featnet.layers import BlurPool2d, GatedContext, GlobalContext, PatchConv
 from featnet.layers.mobile_attention import MultiQueryAttention2d
 from featnet.layers.mobile_blocks import CondConvResidual
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def peer(name: str) -> Any:
@@ -54,14 +55,76 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     """timm's extractor with the classifier's weights; None where it refuses the stride, or has
     tables of positions of another size for it."""
     flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    if attends(meta_model(name)):
+        return Intermediates(name, weights) if stride == 32 else None
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
-        net = peer_model(name, features_only=True, **dilated, **options(name))
+        net = peer_model(name, features_only=True, **dilated)
         own = {k: k.removeprefix("model.").replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
+
+
+class Intermediates:
+    """Levels of timm's transformers, whose extractors are only for the last three."""
+
+    def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        self.model: Any = peer_transformer(name, **small(name)).eval()
+        self.model.load_state_dict(weights, strict=True)
+        self.feature_info = featnet.FeatureInfo(self.model.feature_info)
+
+    def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
+        model = at_size(self.model, (x.shape[-2], x.shape[-1]))
+        return model.forward_intermediates(x, norm=norm, intermediates_only=True)
+
+
+def peer_transformer(name: str, **options: Any) -> nn.Module:
+    """timm's, for any input size if it can."""
+    try:
+        return peer_model(name, dynamic_img_size=True, **options)
+    except TypeError:
+        return peer_model(name, **options)
+
+
+def at_size(peer: Any, size: tuple[int, int]) -> Any:
+    """timm's model, changed to take inputs of a size if it takes but one."""
+    if getattr(peer, "dynamic_img_size", True) and hasattr(peer, "dynamic_img_size"):
+        return peer
+    if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
+        return peer
+    changed = copy.deepcopy(peer)
+    changed.set_input_size(img_size=size)
+    return changed
+
+
+@functools.cache
+def small(name: str) -> dict[str, Any]:
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
+    None for what has no such arguments, or is not the same with them."""
+    entry = registry.find(name)
+    if not {"depth", "embed_dim", "num_heads"} <= inspect.signature(entry.build).parameters.keys():
+        return {}
+    for options in ({"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}):
+        try:
+            with torch.device("meta"):
+                model = featnet.create_model(name, **options)
+                model.feature_info.sizes(trace.probe_size(model))
+            return options
+        except (RuntimeError, ValueError, TypeError):
+            continue
+    return {}
+
+
+def create(name: str, **options: Any) -> Any:
+    """The model, small where it can be."""
+    return featnet.create_model(name, **small(name), **options)
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether it is a transformer."""
+    return any(hasattr(module, "fused_attn") for module in model.modules())
 
 
 @torch.no_grad()
@@ -81,6 +144,8 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
             drawn = noise(value)
             if isinstance(owner, NORMS) and key == "weight":
                 drawn = 1 + 0.2 * drawn
+            elif value.ndim >= 3 and value.shape[0] == 1:  # tokens and positions
+                drawn = 0.5 * drawn
             elif value.ndim >= 2:
                 drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
             else:
@@ -120,51 +185,22 @@ class Cheap(TorchFunctionMode):
 
 @functools.cache
 def meta_model(name: str) -> Any:
-    """The model on the meta device, built once for all tests. Nobody may change it."""
+    """The model (small where it can be) on the meta device, built once for all tests. Nobody may
+    change it."""
     with torch.device("meta"):
-        return featnet.create_model(name).eval()
-
-
-@functools.cache
-def options(name: str) -> dict[str, Any]:
-    """Arguments that make a network of one kind of block, many times, smaller: four blocks, and four
-    heads where it is large. Where numbers are compared that says as much, in less time."""
-    entry = featnet.registry.find(name)
-    parameters = inspect.signature(entry.build).parameters
-    given = {key: p.default for key, p in parameters.items()} | dict(entry.row)
-    depth, width, heads = (given.get(key) for key in ("depth", "embed_dim", "num_heads"))
-    if not all(isinstance(value, int) for value in (depth, width, heads)):
-        return {}
-    if isinstance(given.get("num_kv_heads"), (tuple, list)):
-        return {}  # one entry a block
-    small: dict[str, Any] = {"depth": min(depth, 4)}
-    if heads > 4 and not given.get("num_kv_heads"):
-        small |= {"embed_dim": width // heads * 4, "num_heads": 4}
-    return small
-
-
-@functools.cache
-def small_model(name: str) -> Any:
-    """:func:`meta_model` with :func:`options`."""
-    with torch.device("meta"):
-        return featnet.create_model(name, **options(name)).eval()
-
-
-def noisy_model(name: str) -> Any:
-    """The model with :func:`options`, filled with noise, in eval mode."""
-    return fill_noise(featnet.create_model(name, **options(name))).eval()
+        return create(name).eval()
 
 
 @functools.cache
 def parameter_count(name: str) -> int:
-    return sum(p.numel() for p in small_model(name).parameters())
+    return sum(p.numel() for p in meta_model(name).parameters())
 
 
 def _signature_of(module: nn.Module) -> tuple[Any, ...]:
     """A kind of module: its class, tensors and children, and of a window what decides how it is
     padded and dilated."""
     facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    kernel = getattr(module, "kernel_size", 1)
+    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
     kernel = kernel if isinstance(kernel, int) else max(kernel)
     facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
     facts.append((getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False)))
@@ -181,7 +217,7 @@ def _signature_of(module: nn.Module) -> tuple[Any, ...]:
 def signature(name: str) -> frozenset[Any]:
     """What a model is made of, whatever its depth and width: one variant for each is enough
     where numbers are compared."""
-    return frozenset(_signature_of(module) for module in small_model(name).modules())
+    return frozenset(_signature_of(module) for module in meta_model(name).modules())
 
 
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
@@ -221,18 +257,18 @@ def sizes(name: str) -> tuple[tuple[int, int], ...]:
     found = []
     for size in ((64, 96), (65, 97), (128, 64), (112, 84), (84, 112), (224, 224)):
         try:
-            small_model(name).feature_info.sizes(size)
+            meta_model(name).feature_info.sizes(size)
         except featnet.errors.InputSizeError:
             continue
         found.append(size)
         if len(found) == 3:
             break
-    return tuple(found) or (trace.probe_size(small_model(name)),)
+    return tuple(found) or (trace.probe_size(meta_model(name)),)
 
 
 def strides(name: str) -> list[int]:
     """The output strides that a model can have, coarsest first."""
-    return sorted(small_model(name).output_strides, reverse=True)
+    return sorted(meta_model(name).output_strides, reverse=True)
 
 
 # Attention over the whole map: the à trous law is not about it

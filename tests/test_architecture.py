@@ -40,7 +40,8 @@ FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest",
 FAMILY_EDGES |= {("vit", "_vit_blocks"), ("vit", "_vit_keys"), ("vit_hybrid", "resnet")}
 FAMILY_EDGES |= {(f"vit_{kind}", "vit") for kind in ("hybrid", "relpos", "sam")}
 FAMILY_EDGES |= {(f"vit_{kind}", "_vit_blocks") for kind in ("relpos", "sam")}
-FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("_eva_keys", "_vit_keys"), ("beit", "eva")}
+FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("beit", "eva")}
+FAMILY_EDGES |= {("beit", "_eva_keys"), ("_eva_keys", "_vit_keys")}
 FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin")}
 # Grown once, with a reason each; shrink only.
 LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules

@@ -29,7 +29,7 @@ def smallest() -> list[str]:
 
 def list_net(name: str, **options: Any) -> Any:
     return fill_noise(featnet.create_model(
-        name, features_only=True, **helpers.options(name), **options
+        name, features_only=True, **helpers.small(name), **options
     )).eval()
 
 
