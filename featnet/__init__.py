@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     from .hooknet import FeatureHookNet as FeatureHookNet
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .inputs import pad_to_divisor as pad_to_divisor
+    from .inputs import unpad as unpad
+    from .loading import convert_checkpoint as convert_checkpoint
+    from .loading import load_checkpoint as load_checkpoint
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
+    from .publish import push_to_hub as push_to_hub
+    from .publish import save_for_hub as save_for_hub
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from .registry import register as register
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
+    from .sources import prefetch as prefetch
     from .stride import set_output_stride as set_output_stride
     from .weights import Weights as Weights
 
@@ -62,6 +69,7 @@ _PUBLIC = {
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
+    "convert_checkpoint": "loading",
     "create_feature_extractor": "graph",
     "create_model": "factory",
     "discover": "discover",
@@ -75,12 +83,18 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "list_taps": "extract",
+    "load_checkpoint": "loading",
     "model_entrypoint": "factory",
     "optimize": "optimizing",
+    "pad_to_divisor": "inputs",
+    "prefetch": "sources",
+    "push_to_hub": "publish",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "save_for_hub": "publish",
     "set_output_stride": "stride",
+    "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -10,18 +10,21 @@ import torch
 from torch import nn
 
 from . import declared, layout, structure, trace
-from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .backbone import Backbone, Reading
 from .declared import Declaration
 from .errors import ArgumentError, MissingFeatureError, nearest
-from .features import Feature, FeatureInfo, resolve, resolve_strides
+from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
 from .hooks import FeatureHooks, Tap, Taps, resolve_taps
+from .inputs import check_input, explain_size
+from .layers import Tokens
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay", "output_strides",
-    "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
+    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
+    "num_prefix_tokens", "output_strides", "pretrained_cfg", "set_fused_attn",
+    "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
 
@@ -39,6 +42,8 @@ class FeatureNet(nn.Module):
         out_strides: which levels, by their reductions.
         out_map: names of the levels that come out, in their order, for dicts.
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        norm: under the network's final norm; None: as ``model.dense_norm`` says.
+        return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
         feature_info: the levels of a model that declares none, :func:`featnet.discover`'s for
             instance.
         prune: remove what no level needs.
@@ -58,25 +63,27 @@ class FeatureNet(nn.Module):
         out_strides: Sequence[int] | None = None,
         out_map: Sequence[str] | Mapping[str, str] | None = None,
         output_fmt: str = "NCHW",
+        norm: bool | None = None,
+        return_prefix_tokens: bool = False,
         feature_info: Declaration | None = None,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
         super().__init__()
         structure.check_module(model)
-        if isinstance(model, FeatureNet):
-            model = model.body
-        levels = self._declared(model, feature_info)
+        model = model.body if isinstance(model, FeatureNet) else model
+        read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        self._read, self.output_fmt = read, output_fmt
+        levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self.output_fmt = check_format(output_fmt)
         self._adopt(structure.clone(model) if copy else model)
         self._levels = levels
         self._asked = FeatureInfo(levels, out_indices).out_indices
         self._indices = resolve(self._asked, levels) if levels else ()
-        self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
         self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
@@ -95,7 +102,7 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, levels=self._indices)
+            seen = self._run_levels(size)
         else:
             seen = self._setup_declared(size)
         if prune:
@@ -112,6 +119,11 @@ class FeatureNet(nn.Module):
         self._levels = declared.check(self._levels, self._indices, shapes, size=size)
         return seen
 
+    def _run_levels(self, size: tuple[int, int], until: trace.Places = frozenset()) -> trace.Run:
+        """A Backbone's run up to the last level, as it will be read."""
+        norm = self._indices if self._read.norm else ()
+        return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
+
     def _level_taps(self) -> list[Tap]:
         return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
@@ -122,8 +134,7 @@ class FeatureNet(nn.Module):
         driven = bool(self._indices) and isinstance(self.body, Backbone)
         if driven:  # levels: the head need not be there
             inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
-            until = places if inside else frozenset()
-            whole = trace.run(self.body, size, levels=self._indices, until=until)
+            whole = self._run_levels(size, places if inside else frozenset())
         else:
             whole = trace.run(self.body, size, through=True)
         for tap in found:
@@ -140,54 +151,56 @@ class FeatureNet(nn.Module):
 
     # The forward --------------------------------------------------------------------------
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: torch.Tensor) -> list[Any]:
         """The levels asked for, in the order asked."""
         body: Any = self.body
         if self._hooks is not None:
             found = list(self._collect(x).values())
             if self._raw:
                 return found
-        elif isinstance(body, Backbone):
-            return self._driven(x)
-        else:
+        elif not isinstance(body, Backbone):
             every = declared.values(body(x))
             found = [every[i] for i in self._indices]
-        if isinstance(body, Backbone):
-            found = [body.as_map(y) for y in found]
         else:
+            return self._driven(x)
+        if not isinstance(body, Backbone):
             levels = [self._levels[i] for i in self._indices]
             found = [layout.to_map(y, f, x.shape) for y, f in zip(found, levels, strict=True)]
-        return [to_format(y, self.output_fmt) for y in found]
+        return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
 
-    def _driven(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _driven(self, x: torch.Tensor) -> list[Any]:
         """The levels of a Backbone, run no further than the last of them."""
         body: Any = self.body
         check_input(x, body.in_chans)
-        maps: dict[int, torch.Tensor] = {}
+        maps: dict[int, Any] = {}
         last = max(self._indices)
         with explain_size(body, x.shape[-2:]):
             for index, y in enumerate(body.forward_levels(x)):
                 if index in self._indices:
-                    maps[index] = to_format(body.as_map(y), self.output_fmt)
+                    maps[index] = self._read(body, y, index)
                 if index == last:
                     break
         return [maps[index] for index in self._indices]
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks = self._hooks
-        body: Any = self.body
+        hooks, body = self._hooks, self.body
         assert hooks is not None
+        own: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
-        # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {(level.module, "forward") for level in getattr(body, "_levels", ())}
+        places: dict[str, Any] = {}  # (grid, prefix) of bare tokens
 
         def enough(index: int, y: Any) -> bool:
-            if body._levels[index].module in hooks.missing(found):
+            name = own[index].module
+            if isinstance(y, Tokens) and not self._raw:
+                places[name] = y.grid, y.prefix
+            elif name in hooks.missing(found):
                 body.as_map(y)  # what only this level needs may run there
             return not hooks.missing(found)
 
-        outer = hooks.begin(found, stop=not hooks.places <= levels)
+        # Between levels is a place to stop without an exception, which tracers like better
+        between = hooks.places <= {(level.module, "forward") for level in own}
+        outer = hooks.begin(found, stop=not between)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -199,7 +212,8 @@ class FeatureNet(nn.Module):
             pass
         finally:
             hooks.end(outer)
-        return hooks.ordered(found)
+        found = hooks.ordered(found)
+        return found | {k: Tokens(found[k], *p) for k, p in places.items() if k in found}
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -208,16 +222,17 @@ class FeatureNet(nn.Module):
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
-        body, hooks = self.body, self._hooks
-        with explain_size(body, size):
-            if hooks is None:
-                found = dict(self.observe(size)[0].levels)
+        with explain_size(self.body, size):
+            if self._hooks is None and not isinstance(self.body, Backbone):
+                found = dict(trace.run(self.body, size).levels)
+            elif isinstance(self.body, Backbone) and not self._raw:
+                norm = self._indices if self._read.norm else ()
+                found = dict(trace.run(self.body, size, norm=norm).levels)  # all that were kept
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
-        sizes = [found.get(i, torch.Size((1, 1, 0, 0))) for i in range(len(self._levels))]
-        pairs = zip(sizes, self._levels, strict=True)
-        return [layout.sides(shape, level, size) for shape, level in pairs]
+        gone = torch.Size((1, 1, 0, 0))
+        return [layout.sides(found.get(f.index, gone), f, size) for f in self._levels]
 
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
@@ -225,21 +240,19 @@ class FeatureNet(nn.Module):
 
     def _shapes(self, seen: trace.Run) -> dict[str, torch.Size]:
         assert self._hooks is not None
-        calls = seen.calls
-        before = {call.name: call.inputs[:1] for call in calls}
-        after = {call.name: call.outputs[:1] for call in calls}
+        before = {call.name: call.inputs[:1] for call in seen.calls}
+        after = {call.name: call.outputs[:1] for call in seen.calls}
         shapes = {}
-        for tap in self._hooks.taps:
-            found = (before if tap.kind == "forward_pre" else after)[tap.module]
-            if not found:
-                raise MissingFeatureError(f"{tap.module!r} gives no tensor.")
-            shapes[tap.module] = found[0]
+        for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
+            if not (found := (before if kind == "forward_pre" else after)[name]):
+                raise MissingFeatureError(f"{name!r} gives no tensor.")
+            shapes[name] = found[0]
         return shapes
 
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
         """A run on the meta device as far as a call goes, and the modules whose output comes out."""
         if self._hooks is None:
-            seen = trace.run(self.body, size, levels=self._indices)
+            seen = self._run_levels(size)
             return seen, frozenset(self._levels[i].module for i in self._indices)
         until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
         return trace.run(self.body, size, until=until, through=not until), frozenset(
@@ -286,28 +299,6 @@ class FeatureNet(nn.Module):
             body.__dict__[name] = replica.__dict__[name]
         replica.__dict__["body"] = body
         return replica
-
-
-def _output_keys(
-    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
-) -> tuple[str, ...]:
-    if out_map is None:
-        return tuple(modules)
-    if isinstance(out_map, Mapping):
-        strange = [name for name in out_map if name not in modules]
-        if strange:
-            raise ArgumentError(
-                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
-                + nearest(strange[0], modules)
-            )
-        keys = tuple(out_map.get(name, name) for name in modules)
-    else:
-        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
-    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
-        raise ArgumentError(
-            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
-        )
-    return keys
 
 
 class FeatureListNet(FeatureNet):

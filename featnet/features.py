@@ -293,3 +293,30 @@ def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tu
             f"out_strides={out_strides!r}: at least one, and each one once. {_describe(levels)}"
         )
     return tuple(deepest[stride] for stride in wanted)
+
+
+def output_keys(
+    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
+) -> tuple[str, ...]:
+    """What the outputs are called: their modules' names, or ``out_map``'s.
+
+    Raises:
+        ArgumentError: names that do not fit the outputs.
+    """
+    if out_map is None:
+        return tuple(modules)
+    if isinstance(out_map, Mapping):
+        strange = [name for name in out_map if name not in modules]
+        if strange:
+            raise ArgumentError(
+                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
+                + nearest(strange[0], modules)
+            )
+        keys = tuple(out_map.get(name, name) for name in modules)
+    else:
+        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
+    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
+        raise ArgumentError(
+            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
+        )
+    return keys

@@ -12,10 +12,9 @@ from torch import nn
 from . import layout, trace
 from .backbone import Backbone
 from .declared import Declaration
-from .errors import ArgumentError
 from .extractors import FeatureNet
 from .features import Feature
-from .hooks import Taps
+from .hooks import Taps, refuse_beside_taps
 
 
 class FeatureHookNet(FeatureNet):
@@ -43,11 +42,7 @@ class FeatureHookNet(FeatureNet):
     ) -> None:
         self.__dict__["_taps"] = taps
         if taps is not None:
-            given = {"out_indices": out_indices, **options}
-            names = ("out_indices", "out_strides", "out_map", "feature_info")
-            clash = [name for name in names if given.get(name) is not None]
-            if clash:
-                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+            refuse_beside_taps({"out_indices": out_indices, **options})
         super().__init__(model, out_indices, **options)
         named = taps is not None or options.get("out_map") is not None
         self.return_dict = named if return_dict is None else return_dict

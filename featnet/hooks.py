@@ -291,3 +291,20 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
     if twice or not found:
         raise ArgumentError(f"Taps need distinct keys: {twice}." if found else "No taps are given.")
     return tuple(found)
+
+
+def refuse_beside_taps(given: Mapping[str, Any]) -> None:
+    """Refuse an extractor's arguments that are for levels, where taps say what comes out.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    names = ("out_indices", "out_strides", "out_map", "feature_info")
+    clash = [name for name in names if given.get(name) is not None]
+    if clash:
+        raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+    for name in ("output_fmt", "norm", "return_prefix_tokens"):
+        if given.get(name, "NCHW") not in ("NCHW", None, False):
+            raise ArgumentError(
+                f"{name}={given[name]!r} is for levels; taps= gives what the modules put out."
+            )

@@ -92,7 +92,11 @@ def real_clone(model: nn.Module) -> nn.Module:
 
 def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> None:
     """Remove, in place, every module that is not among ``called`` and holds none of them, and
-    every parameter that is not among ``used``."""
+    every parameter that is not among ``used``.
+
+    What holds no tensors stays in a module that was called, which may call it in another mode (a
+    dropout, in training or in the explicit form of attention).
+    """
     needed = set(called) | {name.rpartition(".")[0] for name in used}
     for name in list(needed):  # a container is needed for what it holds
         while name:
@@ -102,8 +106,9 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
-        for child in list(module._modules):
-            if f"{prefix}{child}" not in needed:
+        for child, inner in list(module._modules.items()):
+            bare = inner is not None and not inner.state_dict()
+            if f"{prefix}{child}" not in needed and not (bare and name in called):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in used:

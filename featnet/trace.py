@@ -63,8 +63,13 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
-# Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm)
+# Functions that keep the shape, which torch decomposes in Python on the meta device, most of the
+# time of a run; and where among their arguments ``inplace`` is
+_KEEP_SHAPE: Mapping[Any, int | None] = {
+    F.batch_norm: None, F.layer_norm: None, F.group_norm: None, F.rms_norm: None, F.gelu: None,
+    F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
+    F.hardtanh: 3,
+}  # fmt: skip
 # What asks a tensor for no values
 _QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
@@ -80,15 +85,19 @@ class Used(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func.__name__ not in _QUESTIONS:
-            for value in (*args, *(kwargs or {}).values()):
+            for value in (*args, *kwargs.values()):
                 for item in value if isinstance(value, (tuple, list)) else (value,):
                     if isinstance(item, torch.Tensor):
                         self.reads[id(item)] += 1
                         self.alive[id(item)] = item
-        if func in _KEEP_SHAPE and args[0].device.type == "meta":
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
+        x = args[0] if args else kwargs.get("input")
+        if func in _KEEP_SHAPE and isinstance(x, torch.Tensor) and x.is_meta:
+            at = _KEEP_SHAPE[func]
+            inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
+            return x.zero_() if inplace else torch.empty_like(x)
+        return func(*args, **kwargs)
 
 
 class Stop(BaseException):
@@ -304,7 +313,8 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it.
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
+    which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     structure.keep(model, {call.name for call in seen.calls}, seen.used)
 

@@ -12,7 +12,7 @@ import helpers
 import torch
 from torch import nn
 
-from featnet.factory import _SkipInit
+from featnet.instant import SkipInit
 
 
 def _kind(name: str) -> tuple[Any, ...]:
@@ -44,7 +44,7 @@ def torchvision_names() -> tuple[str, ...]:
 def torchvision_model(name: str, *, device: str = "cpu", **options: Any) -> Any:
     """A torchvision model in eval mode, of seeded noise, or on the meta device."""
     models = helpers.peer("torchvision.models")
-    with warnings.catch_warnings(), _SkipInit():
+    with warnings.catch_warnings(), SkipInit():
         warnings.simplefilter("ignore")
         model = models.get_model(name, weights=None, **options).eval()
     return model.to("meta") if device == "meta" else helpers.fill_noise(model)

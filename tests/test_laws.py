@@ -16,7 +16,6 @@ import pickle
 import random
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import helpers
@@ -38,12 +37,6 @@ FULL = ALL if EXHAUSTIVE else representatives()
 OTHERS = tuple(name for name in ALL if name not in FULL)
 
 
-@pytest.fixture
-def cheap_norms() -> Iterator[None]:
-    with helpers.CheapNorms():
-        yield
-
-
 def as_list(found: Any) -> list[torch.Tensor]:
     return list(found.values()) if isinstance(found, dict) else list(found)
 
@@ -56,12 +49,16 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     """Law 2 on one extractor and one input size; returns the maps."""
     x = meta(*size)
     assert x.shape[-2:] == size
-    info, maps = net.feature_info, as_list(net(x))
+    info = net.feature_info
+    with helpers.Cheap():
+        maps = as_list(net(x))
     predicted = list(zip(info.channels(), info.sizes(size), strict=True))
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
+    margin = helpers.lost(net) * 2  # pixels: nobody goes without padding past reduction 2
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
-            assert out in (side // reduction, -(-side // reduction)), (side, out, reduction)
+            most, least = -(-side // reduction), (side - margin) // reduction
+            assert least <= out <= most, (side, out, reduction)
     assert len(net) == len(info) == len(maps)
     return maps
 
@@ -90,12 +87,12 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
 def selections(total: int) -> list[Any]:
     shuffled = list(range(total))
     random.Random(0).shuffle(shuffled)
-    return [None, 2, (0,), (-1, 0), tuple(shuffled), (total - 2, -total)]
+    return [None, 2, tuple(shuffled), (total - 2, -total)]
 
 
 @pytest.mark.parametrize("name", representatives())
 def test_one_truth(name: str) -> None:
-    model, x = fill_noise(featnet.create_model(name)).eval(), picture(*helpers.sizes(name)[-1])
+    model, x = fill_noise(helpers.create(name)).eval(), picture(*helpers.sizes(name)[-1])
     with torch.inference_mode():
         features, every = model.forward_intermediates(x)
         assert torch.equal(model.forward_features(x), features)
@@ -125,20 +122,21 @@ def test_one_truth(name: str) -> None:
 # Laws 2, 3, 4 -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
-    for stride in strides(name):
+    every = strides(name)
+    for stride in every if EXHAUSTIVE else (every[0], *[s for s in (8,) if s in every[1:]]):
         with torch.device("meta"):
-            net = featnet.create_model(name, features_only=True, output_stride=stride)
-        for size in helpers.sizes(name) if stride == strides(name)[0] else helpers.sizes(name)[:1]:
+            net = helpers.create(name, features_only=True, output_stride=stride)
+        for size in helpers.sizes(name) if stride == every[0] else helpers.sizes(name)[:1]:
             check_info(net.eval(), size)
         for level in net.feature_info:
             assert level.channels == full[level.module].channels
             assert level.reduction == min(full[level.module].reduction, stride)
         check_subset(net, meta_model(name))
-    assert featnet.feature_info(name, output_stride=stride) == net.feature_info
+    info = featnet.feature_info(name, output_stride=stride, **helpers.small(name))
+    assert info == net.feature_info
     total = len(full)
     for kind in KINDS:
         net = kind(meta_model(name), (total - 1, 0))
@@ -151,23 +149,25 @@ def test_info_is_true(name: str) -> None:
 
 def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[torch.Tensor]]:
     """(parameters, FLOPs) of a network, and what it puts out."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, helpers.Cheap():
         found = net(meta(*size))
     parameters = sum(p.numel() for p in net.parameters())
     return (parameters, counter.get_total_flops()), as_list(found)
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
     model, size = meta_model(name), helpers.sizes(name)[0]
     whole, before = price(model, size)[0], (0, 0)
-    for index, level in enumerate(model._levels):
+    total = len(model._levels)
+    for index in range(total) if EXHAUSTIVE else sorted({0, 1, total - 2, total - 1}):
+        level = model._levels[index]
         net = FeatureListNet(model, (index,))
         cost, maps = price(net, size)
         check_gradients(net, maps)
         check_subset(net, model)
-        assert all(c < w for c, w in zip(cost, whole, strict=True)), (level, cost, whole)
+        headless = index == len(model._levels) - 1 and not model.num_classes
+        assert headless or all(c < w for c, w in zip(cost, whole, strict=True)), (cost, whole)
         # What is computed from the level before costs more; what beside it, something else
         if not index or model._levels[index - 1].module in dict(net.named_modules()):
             weighs = any(True for _ in model.get_submodule(level.module).parameters())
@@ -178,42 +178,40 @@ def test_pay_for_what_you_take(name: str) -> None:
         before = cost
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", OTHERS)
 def test_deeper_and_wider_variants(name: str) -> None:
     """Laws 2 to 4 once, with a stride and a selection that leave something away."""
     model = meta_model(name)
     total, stride = len(model._levels), strides(name)[min(2, len(strides(name)) - 1)]
     with torch.device("meta"):
-        net = featnet.create_model(
+        net = helpers.create(
             name, features_only=True, out_indices=(total - 2, 0), output_stride=stride
         ).eval()
-    with FlopCounterMode(display=False):
-        maps = check_info(net, helpers.sizes(name)[-1])
+    maps = check_info(net, helpers.sizes(name)[-1])
     wanted = [min(model._levels[i].reduction, stride) for i in (total - 2, 0)]
     assert net.feature_info.reduction() == wanted
     check_subset(net, model)
     check_gradients(net, maps)
-    assert sum(p.numel() for p in net.parameters()) < helpers.parameter_count(name)
+    assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in model.parameters())
 
 
 # Law 5 ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", [n for n in representatives() if meta_model(n).a_trous])
 def test_a_trous(name: str) -> None:
-    original = helpers.without_global(fill_noise(featnet.create_model(name))).double().eval()
+    original = helpers.without_global(fill_noise(helpers.create(name))).double().eval()
     reductions = original.feature_info.reduction()
     full: dict[tuple[int, int], list[torch.Tensor]] = {}
     for stride in strides(name)[1:]:
-        if not EXHAUSTIVE and stride < 8 and helpers.parameter_count(name) > 27_000_000:
-            continue  # minutes; the blocks are those of smaller variants
+        if not EXHAUSTIVE and stride != 8 and helpers.parameter_count(name) > 12_000_000:
+            continue  # one rule for all strides, and the blocks are those of smaller variants
         dense = copy.deepcopy(original)
         set_output_stride(dense, stride)
         assert dense.feature_info.reduction() == [min(r, stride) for r in reductions]
         steps = [r // min(r, stride) for r in reductions]
         sizes = helpers.law_sizes(original, dense)
-        for height, width in sizes if EXHAUSTIVE or stride == 8 else sizes[:1]:
+        for height, width in sizes if EXHAUSTIVE else sizes[:1]:
             if stride < 8:
                 height, width = (side // 64 * 32 + side % 2 for side in (height, width))
             x = picture(height, width, dtype=torch.float64)
@@ -227,7 +225,7 @@ def test_a_trous(name: str) -> None:
 @pytest.mark.parametrize("name", representatives())
 def test_parameters_stay_with_any_output_stride(name: str) -> None:
     with torch.device("meta"):
-        dense = featnet.create_model(name, output_stride=strides(name)[-1])
+        dense = helpers.create(name, output_stride=strides(name)[-1])
     assert list(dense.state_dict()) == list(meta_model(name).state_dict())
 
 
@@ -260,7 +258,8 @@ def test_dilated_average_is_the_average(
 
 # Law 8 ------------------------------------------------------------------------------------
 
-SMALLEST = min(representatives(), key=helpers.parameter_count)
+ANY_SIZE = [name for name in representatives() if meta_model(name).size_divisibility == 1]
+SMALLEST = min(ANY_SIZE, key=helpers.parameter_count)
 
 
 def two_levels(kind: type[featnet.FeatureListNet]) -> Any:
