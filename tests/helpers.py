@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import contextlib
 import functools
 import importlib
 import inspect
@@ -43,11 +44,14 @@ def peer(name: str) -> Any:
 
 def peer_model(name: str, **options: Any) -> nn.Module:
     """timm's model of this name as it is for its checkpoint (which decides some of its constants),
-    without that, and its warnings unheard."""
+    without that (unless ``pretrained`` is given), and its warnings unheard."""
     timm = peer("timm")
-    with warnings.catch_warnings(), mock.patch("timm.models._builder.load_pretrained"):
+    skip: Any = contextlib.nullcontext()
+    if "pretrained" not in options:
+        skip = mock.patch("timm.models._builder.load_pretrained")
+    with warnings.catch_warnings(), skip:
         warnings.simplefilter("ignore")
-        model: nn.Module = timm.create_model(name, pretrained=True, **options)
+        model: nn.Module = timm.create_model(name, **{"pretrained": True, **options})
     return model
 
 
@@ -144,8 +148,8 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
             drawn = noise(value)
             if isinstance(owner, NORMS) and key == "weight":
                 drawn = 1 + 0.2 * drawn
-            elif value.ndim >= 3 and value.shape[0] == 1:  # tokens and positions
-                drawn = 0.5 * drawn
+            elif value.ndim >= 3 and len(value) == 1 and not isinstance(owner, nn.Conv1d):
+                drawn = 0.5 * drawn  # tokens and positions
             elif value.ndim >= 2:
                 drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
             else:
