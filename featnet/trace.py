@@ -115,17 +115,20 @@ class _Used(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ not in _QUESTIONS:
-            for value in (*args, *kwargs.values()):
-                for item in value if isinstance(value, (tuple, list)) else (value,):
-                    if isinstance(item, torch.Tensor):
-                        self.reads[id(item)] += 1
-                        self.alive[id(item)] = item
         if func in _KEEP_SHAPE:
             at, x = _KEEP_SHAPE[func], args[0] if args else kwargs["input"]
             inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
-            return x.zero_() if inplace else torch.empty_like(x)
-        return func(*args, **kwargs)
+            found = x.zero_() if inplace else torch.empty_like(x)
+        else:
+            found = func(*args, **kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
+            return found  # a shape, not a view as Tensor.T is
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    self.reads[id(item)] += 1
+                    self.alive[id(item)] = item
+        return found
 
 
 class Stop(BaseException):
@@ -320,7 +323,7 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
     which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     called = {call.name for call in seen.calls}
@@ -335,7 +338,7 @@ def prune(model: nn.Module, seen: Run) -> None:
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
             bare = inner is not None and not names_of(inner)
-            if f"{prefix}{child}" not in needed and not (bare and name in called):
+            if f"{prefix}{child}" not in needed and not (bare and name):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:

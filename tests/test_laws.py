@@ -87,7 +87,7 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
 def selections(total: int) -> list[Any]:
     shuffled = list(range(total))
     random.Random(0).shuffle(shuffled)
-    return [None, 2, (0,), (-1, 0), tuple(shuffled), (total - 2, -total)]
+    return [None, 2, tuple(shuffled), (total - 2, -total)]
 
 
 @pytest.mark.parametrize("name", representatives())
@@ -126,7 +126,7 @@ def test_one_truth(name: str) -> None:
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
     every = strides(name)
-    for stride in every if EXHAUSTIVE else (every[0], *[s for s in (16, 8) if s in every[1:]]):
+    for stride in every if EXHAUSTIVE else (every[0], *[s for s in (8,) if s in every[1:]]):
         with torch.device("meta"):
             net = helpers.create(name, features_only=True, output_stride=stride)
         for size in helpers.sizes(name) if stride == every[0] else helpers.sizes(name)[:1]:
