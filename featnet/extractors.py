@@ -226,8 +226,11 @@ class FeatureNet(nn.Module):
             if self._hooks is None and not isinstance(self.body, Backbone):
                 found = dict(trace.run(self.body, size).levels)
             elif isinstance(self.body, Backbone) and not self._raw:
+                there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
+                last = max(self._indices)
+                kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
                 norm = self._indices if self._read.norm else ()
-                found = dict(trace.run(self.body, size, norm=norm).levels)  # all that were kept
+                found = dict(trace.run(self.body, size, levels=kept, norm=norm).levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}

@@ -94,7 +94,7 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
     """Remove, in place, every module that is not among ``called`` and holds none of them, and
     every parameter that is not among ``used``.
 
-    What holds no tensors stays in a module that was called, which may call it in another mode (a
+    What holds no tensors stays beside what is needed, which may call it in another mode (a
     dropout, in training or in the explicit form of attention).
     """
     needed = set(called) | {name.rpartition(".")[0] for name in used}
@@ -107,8 +107,8 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
-            bare = inner is not None and not inner.state_dict()
-            if f"{prefix}{child}" not in needed and not (bare and name in called):
+            bare = inner is not None and not [*inner.parameters(), *inner.buffers()]
+            if f"{prefix}{child}" not in needed and not (bare and name):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in used:

@@ -86,18 +86,21 @@ class Used(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ not in _QUESTIONS:
-            for value in (*args, *kwargs.values()):
-                for item in value if isinstance(value, (tuple, list)) else (value,):
-                    if isinstance(item, torch.Tensor):
-                        self.reads[id(item)] += 1
-                        self.alive[id(item)] = item
         x = args[0] if args else kwargs.get("input")
         if func in _KEEP_SHAPE and isinstance(x, torch.Tensor) and x.is_meta:
             at = _KEEP_SHAPE[func]
             inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
-            return x.zero_() if inplace else torch.empty_like(x)
-        return func(*args, **kwargs)
+            found = x.zero_() if inplace else torch.empty_like(x)
+        else:
+            found = func(*args, **kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
+            return found  # a shape, not a view as Tensor.T is
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    self.reads[id(item)] += 1
+                    self.alive[id(item)] = item
+        return found
 
 
 class Stop(BaseException):
@@ -313,7 +316,7 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
     which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     structure.keep(model, {call.name for call in seen.calls}, seen.used)
