@@ -107,8 +107,6 @@ def declared(shape: Sequence[int], size: Size, *, channels: int, reduction: int)
             prefix = shape[axis] - _area(size, reduction)
             if shape[3 - axis] == channels and 0 <= prefix <= MOST_PREFIX_TOKENS:
                 return Layout(channels, reduction, "NLC" if axis == 1 else "NCL", prefix)
-    if len(shape) == 2 and shape[1] == channels:
-        return Layout(channels, reduction, "NC")
     return None
 
 

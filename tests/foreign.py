@@ -41,6 +41,19 @@ def torchvision_names() -> tuple[str, ...]:
     return tuple(smallest.values())
 
 
+def light(names: tuple[str, ...], *, also: str) -> tuple[str, ...]:
+    """Those of at most 12 million parameters, and one that pools by functions; with
+    FEATNET_EXHAUSTIVE=1 all."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
+        return names
+    models = helpers.peer("torchvision.models")
+
+    def size(name: str) -> int:
+        return int(models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+    return tuple(name for name in names if size(name) <= 12_000_000 or name == also)
+
+
 def torchvision_model(name: str, *, device: str = "cpu", **options: Any) -> Any:
     """A torchvision model in eval mode, of seeded noise, or on the meta device."""
     models = helpers.peer("torchvision.models")

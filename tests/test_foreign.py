@@ -36,8 +36,8 @@ def pytest_generate_tests(metafunc: Any) -> None:
         except BaseException:  # skipped, or failed, where the test runs
             names = ("resnet18",)
         # A transformer's windows are no kernels
-        attend = ("vit", "swin", "maxvit")
-        metafunc.parametrize("convnet", [n for n in names if not n.startswith(attend)])
+        names = tuple(n for n in names if not n.startswith(("vit", "swin", "maxvit")))
+        metafunc.parametrize("convnet", foreign.light(names, also="inception_v3"))
 
 
 def without_global(model: nn.Module) -> nn.Module:
@@ -202,7 +202,7 @@ def test_timm_models_are_tapped_dilated_and_discovered() -> None:
     model = helpers.fill_noise(timm.create_model("resnet18")).eval().double()
     x = helpers.picture(64, 64, dtype=torch.float64)
     assert torch.equal(featnet.extract(model, ["layer2"])(x)["layer2"], featnet.extract(model)(x)["layer2"])
-    assert featnet.discover(model) .reduction() == [row["reduction"] for row in model.feature_info]
+    assert featnet.discover(model).reduction() == [row["reduction"] for row in model.feature_info]
     dense = featnet.set_output_stride(model, 8)
     assert [row["reduction"] for row in dense.feature_info] == [2, 4, 8, 8, 8]
     assert [row["reduction"] for row in model.feature_info] == [2, 4, 8, 16, 32]
