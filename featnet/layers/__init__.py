@@ -14,14 +14,14 @@ from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
 from .dot_attention import Attention, attend, head_width, join_heads, split_heads
-from .evonorm import EvoNorm
+from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import NormAct, with_act
+from .norm_act import IdentityAct, NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
@@ -44,14 +44,15 @@ __all__ = [
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
-    "CondConv2d",
     "CentredRotaryEmbedding",
+    "CondConv2d",
     "ConvNormAct",
     "DropBlock2d",
     "DropPath",
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EvoNorm",
+    "EvoNormS0",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
@@ -59,14 +60,15 @@ __all__ = [
     "GluMlp",
     "GroupNorm",
     "HaloAttention",
+    "IdentityAct",
     "Kernel",
     "LambdaLayer",
     "LatentPool",
     "Layer",
     "LayerNorm2d",
     "LayerScale",
-    "Mlp",
     "MixedRotaryEmbedding",
+    "Mlp",
     "NormAct",
     "PatchConv",
     "PatchDropout",

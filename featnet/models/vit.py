@@ -98,6 +98,7 @@ class VisionTransformer(Backbone):
 
     first_conv: str | tuple[str, ...] = "patch_embed.proj"
     last_fc: str | tuple[str, ...] = "head"
+    a_trous = False  # attention sees the whole map
     patch_embed: PatchEmbed
     cls_token: torch.Tensor | None
     reg_token: torch.Tensor | None
