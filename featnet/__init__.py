@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .inputs import unpad as unpad
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
+    from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -53,6 +54,7 @@ _PUBLIC = {
     "FeatureListNet": "extractors",
     "LoadReport": "checkpoint",
     "OptimizeReport": "optimizing",
+    "SimplePyramid": "pyramid",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",

@@ -75,7 +75,10 @@ class Intermediates:
 
     def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
         model = at_size(self.model, (x.shape[-2], x.shape[-1]))
-        return model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        maps = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        if not norm and [y.shape[1] for y in maps] != self.feature_info.channels():
+            raise RuntimeError  # it thinks that a hybrid's map of an odd size is smaller
+        return maps
 
 
 def peer_transformer(name: str, **options: Any) -> nn.Module:

@@ -25,7 +25,7 @@ ORDER = (
     {"features", "weights", "layers"},
     {"registry", "backbone", "inputs", "trace"},
     {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam", "packed",
-     "optimizing", "exporting"},
+     "optimizing", "exporting", "pyramid"},
     {"factory"},
     {"cli"},
 )
@@ -43,7 +43,8 @@ LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
 PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
-    "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap", "Weights", "build_model_with_cfg",
+    "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "SimplePyramid",
+    "Tap", "Weights", "build_model_with_cfg",
     "create_model", "export", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
     "list_pretrained", "model_entrypoint", "optimize", "pad_to_divisor", "register", "register_model",
     "reparameterize", "unpad",
