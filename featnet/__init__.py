@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .loading import load_checkpoint as load_checkpoint
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
+    from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -59,6 +60,7 @@ _PUBLIC = {
     "FeatureListNet": "extractors",
     "LoadReport": "checkpoint",
     "OptimizeReport": "optimizing",
+    "SimplePyramid": "pyramid",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",

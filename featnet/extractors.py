@@ -162,7 +162,7 @@ class FeatureNet(nn.Module):
         assert hooks is not None
         declared: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
-        places: dict[str, Any] = {}  # (grid, prefix) of bare tokens
+        places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
 
         def enough(index: int, y: Any) -> bool:
             name = declared[index].module
@@ -173,8 +173,7 @@ class FeatureNet(nn.Module):
             return not hooks.missing(found)
 
         # Between levels is a place to stop without an exception, which tracers like better
-        between = hooks.places <= {(level.module, "forward") for level in declared}
-        outer = hooks.begin(found, stop=not between)
+        outer = hooks.begin(found, stop=not hooks.places <= {(f.module, "forward") for f in declared})
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)

@@ -81,7 +81,10 @@ class Intermediates:
 
     def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
         model = at_size(self.model, (x.shape[-2], x.shape[-1]))
-        return model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        maps = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        if not norm and [y.shape[1] for y in maps] != self.feature_info.channels():
+            raise RuntimeError  # it thinks that a hybrid's map of an odd size is smaller
+        return maps
 
 
 def peer_transformer(name: str, **options: Any) -> nn.Module:
@@ -108,9 +111,13 @@ def small(name: str) -> dict[str, Any]:
     """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
     None for what has no such arguments, or is not the same with them."""
     entry = registry.find(name)
-    if not {"depth", "embed_dim", "num_heads"} <= inspect.signature(entry.build).parameters.keys():
+    takes = inspect.signature(entry.build).parameters.keys()
+    if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
-    for options in ({"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}):
+    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    if "num_kv_heads" in takes:  # which may be one for each block
+        narrow["num_kv_heads"] = 3
+    for options in (narrow, {"depth": 3}):
         try:
             with torch.device("meta"):
                 model = featnet.create_model(name, **options)

@@ -27,7 +27,7 @@ ORDER = (
     {"files", "mindspore", "instant"},
     {
         "dilation", "hooks", "extractors", "graph", "discover", "conversion", "checkpoint", "hub",
-        "reparam", "packed", "optimizing", "exporting",
+        "reparam", "packed", "optimizing", "exporting", "pyramid",
     },
     {"loading", "sources", "publish"},
     {"factory"},
@@ -48,11 +48,12 @@ LONGER = {"trace.py": 380, "extractors.py": 356, "backbone.py": 352, "files.py":
 
 PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet",
-    "FeatureHooks", "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap",
-    "Weights", "build_model_with_cfg", "convert_checkpoint", "create_model", "export",
-    "feature_info", "get_weights", "is_model", "list_models", "list_modules", "list_pretrained",
-    "load_checkpoint", "model_entrypoint", "optimize", "pad_to_divisor", "prefetch", "push_to_hub",
-    "register", "register_model", "reparameterize", "save_for_hub", "unpad",
+    "FeatureHooks", "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport",
+    "SimplePyramid", "Tap", "Weights", "build_model_with_cfg", "convert_checkpoint",
+    "create_model", "export", "feature_info", "get_weights", "is_model", "list_models",
+    "list_modules", "list_pretrained", "load_checkpoint", "model_entrypoint", "optimize",
+    "pad_to_divisor", "prefetch", "push_to_hub", "register", "register_model", "reparameterize",
+    "save_for_hub", "unpad",
 ]  # fmt: skip
 
 

@@ -309,6 +309,7 @@ def test_bad_arguments() -> None:
     for given, why in (
         ({"num_kv_heads": (4, 4, 4)}, "3 entries for 2 blocks"),
         ({"num_kv_heads": 3}, "3 kv_heads"),
+        ({"num_kv_heads": 2, "attn_layer": eva.KeylessAttention}, "num_kv_heads.*kv_heads"),
         ({"global_pool": "token", "class_token": False}, "token"),
     ):
         with pytest.raises(ArgumentError, match=why):
