@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
+    from .exporting import ExportReport as ExportReport
+    from .exporting import export as export
     from .extractors import FeatureDictNet as FeatureDictNet
     from .extractors import FeatureHookNet as FeatureHookNet
     from .extractors import FeatureListNet as FeatureListNet
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .hooks import Tap as Tap
     from .inputs import pad_to_divisor as pad_to_divisor
     from .inputs import unpad as unpad
+    from .optimizing import OptimizeReport as OptimizeReport
+    from .optimizing import optimize as optimize
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -39,6 +43,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backbone": "backbone",
+    "ExportReport": "exporting",
     "Family": "registry",
     "Feature": "features",
     "FeatureDictNet": "extractors",
@@ -47,10 +52,12 @@ _PUBLIC = {
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
     "LoadReport": "checkpoint",
+    "OptimizeReport": "optimizing",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "create_model": "factory",
+    "export": "exporting",
     "feature_info": "factory",
     "get_weights": "registry",
     "is_model": "registry",
@@ -59,6 +66,7 @@ _PUBLIC = {
     "list_pretrained": "registry",
     "model_entrypoint": "factory",
     "pad_to_divisor": "inputs",
+    "optimize": "optimizing",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",

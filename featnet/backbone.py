@@ -44,6 +44,8 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     # Whether its authors' dense features are under the final norm
     dense_norm: bool = False
+    # Whether an output stride leaves every n-th position as it was: nothing sees the whole map
+    a_trous: bool = True
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()
@@ -64,10 +66,13 @@ class Backbone(nn.Module):
         self.get_submodule(parent).add_module(child, module)
         self.add_level(name, channels=channels, reduction=reduction)
 
-    def add_level(self, name: str, *, channels: int, reduction: int) -> None:
-        """Declare the output of a module that is there, however deep inside, as the next level."""
+    def add_level(
+        self, name: str, *, channels: int, reduction: int, hook_type: str = "forward"
+    ) -> None:
+        """Declare the output of a module that is there, however deep inside, as the next level;
+        with ``hook_type="forward_pre"`` its input."""
         assert isinstance(self.get_submodule(name), nn.Module)
-        self._levels.append(Feature(channels, reduction, name, len(self._levels)))
+        self._levels.append(Feature(channels, reduction, name, len(self._levels), hook_type))
 
     def add_head(
         self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
@@ -100,8 +105,10 @@ class Backbone(nn.Module):
                 yield x
 
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map; for families of other layouts
-        than that and :class:`featnet.layers.Tokens`."""
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map; runs only for levels that are
+        asked for. For families of other layouts than that and :class:`featnet.layers.Tokens`, and
+        where levels are computed side by side. What a hook found comes here, too.
+        """
         return y.as_map() if isinstance(y, Tokens) else y
 
     def finish(self, y: Any) -> torch.Tensor:
@@ -183,11 +190,16 @@ class Backbone(nn.Module):
         """Every level of this network."""
         return FeatureInfo(self._levels, measure=self.measure)
 
+    @property
+    def output_strides(self) -> list[int]:
+        """The output strides that this network can have, finest first."""
+        return sorted({level.reduction for level in self._levels})
+
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
             seen = trace.run(self, size)
-        return [(shape[-2], shape[-1]) for shape in seen.levels]
+        return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(
         self,
@@ -240,11 +252,6 @@ class Backbone(nn.Module):
     def normalized(self, level: Feature) -> Feature:
         """What a level becomes under the final norm, where that changes its channels."""
         return level
-
-    @property
-    def output_strides(self) -> list[int]:
-        """The output strides that this network can have, finest first."""
-        return sorted({level.reduction for level in self._levels})
 
     def set_fused_attn(self, enable: bool = True) -> None:
         """Attention by torch's fused kernel, or explicitly.

@@ -72,13 +72,20 @@ class PadEndConv2d(nn.Conv2d):
 
 
 class PadEndMaxPool2d(nn.MaxPool2d):
-    """Max pooling that also pads ``pad_end`` (rows, columns) after the map."""
+    """Max pooling that also pads ``pad_end`` (rows, columns) after the map.
+
+    Its padding may be more than half the kernel, which a dilated kernel needs and torch's own
+    does not do everywhere.
+    """
 
     pad_end: Pair = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, self.pad_end[1], 0, self.pad_end[0]), value=-math.inf)
-        return super().forward(x)
+        (top, left), (bottom, right) = _pair(self.padding), self.pad_end
+        x = F.pad(x, (left, left + right, top, top + bottom), value=-math.inf)
+        return F.max_pool2d(
+            x, self.kernel_size, self.stride, 0, self.dilation, ceil_mode=self.ceil_mode
+        )
 
 
 class DilatedAvgPool2d(nn.Module):
@@ -221,7 +228,8 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
             kernel, step.stride, padding, dilated, pad_end=end,
             count_include_pad=module.count_include_pad, divisor=module.divisor_override,
         ).train(module.training)  # fmt: skip
-    if end != (0, 0):
+    deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
+    if end != (0, 0) or deep:
         kinds: dict[type, Any] = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
@@ -239,8 +247,8 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     """Give a Backbone an output stride, in place; parameters and their names stay.
 
     Raises:
-        OutputStrideError: not one of the network's ``output_strides``, or one that an
-            operation outside of its modules does not let it hold.
+        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
+            outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
     allowed: list[int] = model.output_strides
@@ -255,7 +263,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             f"output_stride={output_stride}: {type(model).__name__} can have {allowed}; the "
             f"nearest is {near}."
         )
-    if output_stride >= max(level.reduction for level in levels):
+    if output_stride >= allowed[-1]:
         return
     size = trace.probe_size(model)
     before = trace.run(model, size)
@@ -270,7 +278,8 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, widened)
     held = trace.run(model, size).levels
-    for index, (level, old, new) in enumerate(zip(levels, before.levels, held, strict=True)):
+    for index, level in enumerate(levels):
+        old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)
         wanted = old[-2] * level.reduction / reduction
         # Unpadded kernels lose a few positions at the border, now as many times more of them

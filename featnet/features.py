@@ -11,6 +11,7 @@ from .errors import ArgumentError, OutIndexError, nearest
 
 # Both vocabularies of declared levels: timm's (num_chs, module) and MindCV's (chs, name).
 _ALIASES = {"num_chs": "channels", "chs": "channels", "name": "module"}
+HOOK_TYPES = ("forward", "forward_pre")
 
 Measure = Callable[[tuple[int, int]], list[tuple[int, int]]]
 
@@ -24,12 +25,14 @@ class Feature(Mapping[str, Any]):
         reduction: input pixels per map position, along each side.
         module: dotted name of the module whose output the map is.
         index: position among all levels of the network, finest first.
+        hook_type: ``"forward"``, or ``"forward_pre"`` if the map is what the module is given.
     """
 
     channels: int
     reduction: int
     module: str
     index: int = 0
+    hook_type: str = "forward"
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:
@@ -55,7 +58,15 @@ class Feature(Mapping[str, Any]):
                     f"Level {index} of feature_info has {name} {fields[name]!r}; "
                     "it must be a positive int."
                 )
-        return cls(fields["channels"], fields["reduction"], str(fields["module"]), index)
+        hook_type = fields.get("hook_type") or "forward"
+        if hook_type not in HOOK_TYPES:
+            raise ArgumentError(
+                f"Level {index} of feature_info has hook_type {hook_type!r}; "
+                f"it is one of {', '.join(HOOK_TYPES)}.{nearest(hook_type, HOOK_TYPES)}"
+            )
+        return cls(
+            fields["channels"], fields["reduction"], str(fields["module"]), index, hook_type
+        )
 
     def __getitem__(self, key: str) -> Any:
         name = _ALIASES.get(key, key)

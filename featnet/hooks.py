@@ -194,9 +194,9 @@ class FeatureHooks:
         return Collection(self)
 
     @property
-    def modules(self) -> frozenset[str]:
-        """Names of the tapped modules."""
-        return frozenset(tap.module for tap in self.taps)
+    def places(self) -> frozenset[tuple[str, str]]:
+        """(module, kind) of the taps."""
+        return frozenset((tap.module, tap.kind) for tap in self.taps)
 
     @property
     def can_stop(self) -> bool:
@@ -225,13 +225,17 @@ class FeatureHooks:
         """Stop collecting on this thread, and go on with the collection around, if any."""
         self._local.current = outer
 
+    def missing(self, found: Mapping[Any, Any]) -> list[str]:
+        """Names of the tapped modules of which nothing was found."""
+        return [tap.module for tap in self.taps if tap.key not in found]
+
     def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
         """What was found in the order of the taps.
 
         Raises:
             MissingFeatureError: a tap without a feature.
         """
-        missing = [tap.module for tap in self.taps if tap.key not in found]
+        missing = self.missing(found)
         if missing:
             raise MissingFeatureError(
                 f"No feature from {', '.join(map(repr, missing))}: the module did not run in this "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import subprocess
 import sys
@@ -23,22 +24,29 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
     {"registry", "backbone", "inputs", "trace"},
-    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub"},
+    {"dilation", "hooks", "extractors", "graph", "discover", "checkpoint", "hub", "reparam", "packed",
+     "optimizing", "exporting"},
     {"factory"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
 # (family, family that it builds on)
-FAMILY_EDGES: set[tuple[str, str]] = set()
+FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest", "senet", "sknet")}
+FAMILY_EDGES |= {("vit", "_vit_blocks"), ("vit", "_vit_keys"), ("vit_hybrid", "resnet")}
+FAMILY_EDGES |= {(f"vit_{kind}", "vit") for kind in ("hybrid", "relpos", "sam")}
+FAMILY_EDGES |= {(f"vit_{kind}", "_vit_blocks") for kind in ("relpos", "sam")}
+FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("beit", "eva"), ("beit", "_eva_keys"),
+                 ("_eva_keys", "_vit_keys")}
+FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin"), ("swin_v2_cr", "swin_v2")}
 # Grown once, with a reason each; shrink only.
-LONGER: dict[str, int] = {}
+LONGER = {"models/efficientnet.py": 740}  # three of the peer's modules
 
 PUBLIC = [
-    "Backbone", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
-    "FeatureInfo", "FeatureListNet", "LoadReport", "Tap", "Weights", "build_model_with_cfg",
-    "create_model", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
-    "list_pretrained", "model_entrypoint", "pad_to_divisor", "register", "register_model",
+    "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet", "FeatureHooks",
+    "FeatureInfo", "FeatureListNet", "LoadReport", "OptimizeReport", "Tap", "Weights", "build_model_with_cfg",
+    "create_model", "export", "feature_info", "get_weights", "is_model", "list_models", "list_modules",
+    "list_pretrained", "model_entrypoint", "optimize", "pad_to_divisor", "register", "register_model",
     "reparameterize", "unpad",
 ]  # fmt: skip
 
@@ -219,8 +227,14 @@ def test_the_index_is_current() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_files_stay_short(path: Path) -> None:
-    limit = LONGER.get(relative(path), 900 if part(path) == "models" else 350)
-    lines = len(path.read_text(encoding="utf-8").split("\n"))
+    """All lines of a core file; of a family its classes and functions, not its tables."""
+    if part(path) == "models":
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        code = [n for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+        lines, limit = sum(n.end_lineno - n.lineno + 1 for n in code), 620
+    else:
+        lines, limit = len(path.read_text(encoding="utf-8").split("\n")), 350
+    limit = LONGER.get(relative(path), limit)
     assert lines <= limit, f"{relative(path)} has {lines} lines"
 
 
@@ -251,6 +265,16 @@ def test_functions_stay_short(path: Path) -> None:
 INHERITED = {"forward", "extra_repr", "train"}
 
 
+@functools.cache
+def documented_methods() -> set[str]:
+    return {
+        name.rpartition(".")[2]
+        for path in FILES
+        for name, node in definitions(path)
+        if "." in name and ast.get_docstring(node)  # type: ignore[arg-type]
+    }
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_what_is_public_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), relative(path)
@@ -262,8 +286,8 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
         )
         if any(word.startswith("_") for word in words) or words[-1] in INHERITED or setter:
             continue
-        if words[-1] == "stages" or (part(path) == "models" and len(words) > 1):
-            continue  # the skeleton has the words
+        if len(words) > 1 and (part(path) == "models" or words[-1] in documented_methods()):
+            continue  # the skeleton, or the class that is overridden, has the words
         assert ast.get_docstring(node), f"{relative(path)}:{name} has no docstring"  # type: ignore[arg-type]
 
 

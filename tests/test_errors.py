@@ -451,6 +451,14 @@ def test_sizes_of_an_input_too_small(options: dict[str, Any]) -> None:
     refusal(InputSizeError, lambda: info.sizes((2, 2)), "2 x 2", "smallest square that works")
 
 
+def test_what_an_extractor_left_away_does_not_decide() -> None:
+    with torch.device("meta"):
+        net = create_model("legacy_seresnet18", features_only=True, out_indices=(0, 1)).eval()
+        said = "The smallest square that works is 3 x 3."
+        refusal(InputSizeError, lambda: net(torch.empty(1, 3, 1, 1)), "1 x 1", said)
+    refusal(InputSizeError, lambda: net.feature_info.sizes((1, 1)), "1 x 1", said)
+
+
 def test_an_empty_input_is_refused() -> None:
     with torch.device("meta"):
         model = create_model("resnet18", features_only=True).eval()

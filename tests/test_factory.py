@@ -371,7 +371,7 @@ def test_attributes_can_be_set_to_none(features_only: bool) -> None:
 def test_forward_intermediates(indices: Any, norm: bool) -> None:
     model, x = build(), helpers.picture(*X)
     with torch.no_grad():
-        every = [y.clone() for y in model.stages(x)]
+        every = [y.clone() for y in model.forward_levels(x)]
         order = featnet.features.resolve(indices, model.feature_info.info)  # type: ignore[attr-defined]
         wanted = [every[i] for i in order]
         final, maps = model.forward_intermediates(x, indices, norm=norm)

@@ -151,7 +151,7 @@ def test_four_channels_repeat_and_keep_the_size_of_the_response(
     state: State, tmp_path: Path
 ) -> None:
     model = create_model(NAME, num_classes=10, in_chans=4, checkpoint_path=_safetensors(state, tmp_path))
-    key = f"{model.stem}.weight"
+    key = f"{model.first_conv}.weight"
     old, new = state[key], model.state_dict()[key]
     assert new.shape[1] == 4
     torch.testing.assert_close(new[:, :3], old * 0.75)

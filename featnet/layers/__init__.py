@@ -14,7 +14,7 @@ from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
 from .dot_attention import Attention, attend, head_width, join_heads, split_heads
-from .evonorm import EvoNorm
+from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
 from .memo import Memo
@@ -22,7 +22,7 @@ from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import NormAct, with_act
+from .norm_act import IdentityAct, NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
 from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
@@ -53,14 +53,15 @@ __all__ = [
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
-    "CondConv2d",
     "CentredRotaryEmbedding",
+    "CondConv2d",
     "ConvNormAct",
     "DropBlock2d",
     "DropPath",
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EvoNorm",
+    "EvoNormS0",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
@@ -68,6 +69,7 @@ __all__ = [
     "GluMlp",
     "GroupNorm",
     "HaloAttention",
+    "IdentityAct",
     "Kernel",
     "LambdaLayer",
     "LatentPool",
@@ -75,8 +77,8 @@ __all__ = [
     "LayerNorm2d",
     "LayerScale",
     "Memo",
-    "Mlp",
     "MixedRotaryEmbedding",
+    "Mlp",
     "NormAct",
     "PatchConv",
     "PatchDropout",

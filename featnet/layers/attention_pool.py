@@ -56,7 +56,7 @@ class AttentionPool2d(nn.Module):
         table = self.pos_embed[None]
         if size == self.size and not torch.compiler.is_exporting():
             return table
-        grid = table[:, 1:].float().unflatten(1, self.size).permute(0, 3, 1, 2)
+        grid = torch.unflatten(table[:, 1:].float(), 1, self.size).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
         return torch.cat((table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)), 1)
 

@@ -12,7 +12,7 @@ from .activations import QuickGelu
 from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
 from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext
-from .evonorm import EvoNorm
+from .evonorm import EvoNormS0
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -43,7 +43,7 @@ NORMS: Mapping[str, Layer] = {
     "layernorm2d": LayerNorm2d,
     "rmsnorm2d": RmsNorm2d,
     "simplenorm2d": SimpleNorm2d,
-    "evonorms0": partial(EvoNorm, eps=1e-5),
+    "evonorms0": partial(EvoNormS0, num_groups=32, eps=1e-5),
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }

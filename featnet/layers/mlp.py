@@ -36,7 +36,7 @@ class Mlp(nn.Module):
         self.drop1 = nn.Dropout(drop)
         self.norm = norm(hidden) if norm else nn.Identity()
         self.fc2 = nn.Linear(hidden, out or dim, bias=bias)
-        self.drop2 = nn.Dropout(drop)
+        self.drop2: nn.Module = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.drop1(self.act(self.fc1(x))))

@@ -30,8 +30,9 @@ def resample_grid(table: torch.Tensor, size: Size) -> torch.Tensor:
 
 def _same(size: Size, old: Size) -> bool:
     """Whether there is nothing to do; never in an export, which is for every size."""
-    known = all(isinstance(side, int) for side in size)  # not what torch.fx puts there
-    return known and tuple(size) == tuple(old) and not torch.compiler.is_exporting()
+    if torch.compiler.is_exporting() or not all(isinstance(side, int) for side in size):
+        return False  # not what torch.fx puts there, either
+    return tuple(size) == tuple(old)
 
 
 def resample_patches(weight: torch.Tensor, size: Size) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 
 from .memo import Memo
 
@@ -23,15 +25,15 @@ def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.T
     right = columns[:, None] - columns + (width - 1)
     index = down * (2 * width - 1) + right
     if prefix:
-        total = (2 * height - 1) * (2 * width - 1)
-        index = F.pad(index, (1, 0, 0, 0), value=total + 1)
-        top = torch.cat((index.new_full((1,), total + 2), index.new_full((height * width,), total)))
-        index = torch.cat((top[None], index))
+        first, length = (2 * height - 1) * (2 * width - 1), height * width
+        index = torch.cat((index.new_full((length, 1), first + 1), index), 1)
+        itself = index.new_full((1, 1), first + 2)
+        index = torch.cat((torch.cat((itself, index.new_full((1, length), first)), 1), index))
     return index
 
 
 def spread(
-    old: int, new: int, *, density: int = 1, same: bool = False, device: torch.device
+    old: int, new: int, *, density: int, same: torch.Tensor | bool, device: torch.device
 ) -> torch.Tensor:
     """(2 * new - 1, 2 * old - 1): linear interpolation of a table's rows for another window.
 
@@ -45,19 +47,21 @@ def spread(
     """
     if old == 1:
         return torch.ones(2 * new - 1, 1, device=device)
-    low, high = torch.tensor(1.01, dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
+    wanted = torch.arange(1 - new, new, device="cpu").float() / density
+    last = wanted[-1].double() + 1 / density - 1  # in positions of the old window
+    double: Any = {"dtype": torch.float64, "device": "cpu"}
+    low, high = torch.tensor(1.01, **double), torch.tensor(1.5, **double)
     for _ in range(19):  # to 1e-6
         q = (low + high) / 2
-        far = (1 - q ** (old - 1)) / (1 - q) > new / density - 1
+        far = (1 - q ** (old - 1)) / (1 - q) > last
         low, high = torch.where(far, low, q), torch.where(far, q, high)
-    count = torch.arange(1, old, dtype=torch.float64)
-    reach = torch.where(torch.full((), same), count, (1 - q**count) / (1 - q)).float()
-    known = torch.cat((-reach.flip(0), torch.zeros(1), reach))
-    wanted = torch.arange(1 - new, new).float() / density
+    count = torch.arange(1, old, **double)
+    reach = torch.where(torch.as_tensor(same), count, (1 - q**count) / (1 - q)).float()
+    known = torch.cat((-reach.flip(0), reach.new_zeros(1), reach))
     right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
     left = right - 1
     share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)[:, None]
-    one_hot = torch.eye(2 * old - 1)
+    one_hot = torch.eye(2 * old - 1, device="cpu")
     return ((1 - share) * one_hot[left] + share * one_hot[right]).to(device)
 
 
@@ -82,20 +86,24 @@ class RelativePositions:
 
     def resample(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
         """(length, heads) -> a table for maps of another size, or of closer positions."""
-        same = size == (self.size[0] * density, self.size[1] * density)
-        if same and density == 1 and not torch.compiler.is_exporting():
-            return table
+        like = (self.size[0] * density, self.size[1] * density)
+        same: torch.Tensor | bool = False
+        if torch.compiler.is_exporting():  # for every size: whether it is this one stays open
+            rows, columns = (torch.full((), side) == n for side, n in zip(size, like, strict=True))
+            same = rows & columns
+        elif size[0] == like[0] and size[1] == like[1]:
+            if density == 1:
+                return table
+            same = True
         (height, width), device = self.size, table.device
-        rows, columns = (
-            self._spread.get(
-                (*pair, density, same, device),
-                lambda pair=pair: spread(*pair, density=density, same=same, device=device),
-            )
-            for pair in zip(self.size, size, strict=True)
+        make = partial(spread, density=density, same=same, device=device)
+        across, along = (
+            self._spread.get((old, new, density, same, device), partial(make, old, new))
+            for old, new in zip(self.size, size, strict=True)
         )
         count = (2 * height - 1) * (2 * width - 1)
-        grid = table[:count].float().unflatten(0, (2 * height - 1, 2 * width - 1))
-        grid = torch.einsum("yh,hwc,xw->yxc", rows, grid, columns).flatten(0, 1)
+        grid = table[:count].float().reshape(2 * height - 1, 2 * width - 1, -1)
+        grid = torch.einsum("yh,hwc,xw->yxc", across, grid, along).flatten(0, 1)
         return torch.cat((grid.to(table.dtype), table[count:]))
 
     def bias(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:

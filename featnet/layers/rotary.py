@@ -219,8 +219,7 @@ class MixedRotaryEmbedding(RotaryEmbedding):
             self.freqs[axis].copy_(torch.cat(both, -1))
 
     def forward(
-        self, size: Size, *, prefix: int, depth: int, device: torch.device,
-        density: tuple[float, float] = (1, 1),
+        self, size: Size, *, prefix: int, depth: int, device: torch.device, density: int = 1
     ) -> list[Rotation]:
         coords = self._tables.get(
             (size, device, density), lambda: self.coordinates(size, device, density)

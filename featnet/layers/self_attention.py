@@ -6,6 +6,8 @@ and which an output stride lets run on interleaved maps (:mod:`featnet.layers.ph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +17,11 @@ from .attention import make_divisible
 from .phases import in_phases
 
 Size = tuple[int, int]
+
+
+def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tensor, ...]:
+    """``x`` in parts of these widths."""
+    return torch.split(x, list(widths), dim)
 
 
 class SelfAttention(nn.Module):
@@ -138,10 +145,10 @@ class BottleneckAttention(SelfAttention):
         n, _, h, w = maps[0].shape
         check_reach((h, w), self.pos_embed.size)
         q, k, v = (
-            t.reshape(n * self.num_heads, -1, h * w) for t in maps[0].split(self.widths, 1)
+            t.reshape(n * self.num_heads, -1, h * w) for t in split(maps[0], self.widths, 1)
         )
         q, v = q.transpose(1, 2), v.transpose(1, 2)
-        where = self.pos_embed(q.unflatten(1, (h, w)), (h, w))
+        where = self.pos_embed(torch.unflatten(q, 1, (h, w)), (h, w))
         attention = ((q @ k) * self.dim**-0.5 + where).softmax(-1)
         return (attention @ v).transpose(1, 2).reshape(n, self.widths[2], h, w)
 
@@ -211,7 +218,7 @@ class HaloAttention(SelfAttention):
         window = block + 2 * halo
         kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)
         kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
-        k, v = kv.permute(0, 2, 3, 1).split(self.widths, -1)  # (N * heads, blocks, window^2, dim)
+        k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
 
         def ask(q: torch.Tensor) -> torch.Tensor:
             return self._attend(q, k, v, grid)
@@ -277,7 +284,7 @@ class LambdaLayer(SelfAttention):
             nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, k, v = self.qkv(x).split(self.widths, 1)
+        q, k, v = split(self.qkv(x), self.widths, 1)
         return self.norm_q(q), k, self.norm_v(v)
 
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:

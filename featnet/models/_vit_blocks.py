@@ -33,6 +33,10 @@ class Differential(nn.Module):
     """The difference of two attention maps, of which the second has a learnt weight."""
 
     attn_drop: nn.Dropout
+    lambda_q1: torch.Tensor
+    lambda_k1: torch.Tensor
+    lambda_q2: torch.Tensor
+    lambda_k2: torch.Tensor
     fused_attn = True
     lambda_init = 0.2
 
@@ -175,7 +179,8 @@ class ResPostBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path)
         if self.init_values is not None:
             for norm in (self.norm1, self.norm2):
-                nn.init.constant_(norm.weight, self.init_values)
+                weight: Any = norm.weight
+                nn.init.constant_(weight, self.init_values)
 
     def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
         x = x + self.drop_path1(self.norm1(self.attn(x, **context)))
@@ -210,7 +215,7 @@ class ParallelScalingBlock(nn.Module):
     def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
         super().__init__()
         hidden = int(recipe.mlp_ratio * dim)
-        self.num_heads, self.parts = recipe.num_heads, (hidden, dim, dim, dim)
+        self.num_heads, self.parts = recipe.num_heads, [hidden, dim, dim, dim]
         width = self.head_channels(dim)
         self.in_norm = recipe.norm(dim)
         self.in_proj = nn.Linear(dim, sum(self.parts), bias=recipe.qkv_bias)

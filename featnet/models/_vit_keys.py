@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..layers import resample_grid, resample_patches, resample_positions
 
 State = dict[str, torch.Tensor]
 Rules = tuple[tuple[str, str], ...]
+Adapt = Callable[[State, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,25 @@ ANY: Rules = ((r"\.gamma_(\d)$", r".ls\1.gamma"),)  # DeiT III
 UNUSED = r"^pre_logits\.|^head_dist\.|^dist_token$|^attn_pool\."
 
 
-def convert(state: Mapping[str, torch.Tensor], model: Any) -> State:
-    """A checkpoint in any of the layouts, for a model of any grid and patch."""
+def convert(
+    state: Mapping[str, torch.Tensor], model: Any, *, layouts: Sequence[Layout] = LAYOUTS,
+    rules: Rules = ANY, adapt: Adapt | None = None,
+) -> State:  # fmt: skip
+    """A checkpoint in any of the layouts, for a model of any grid and patch.
+
+    Args:
+        layouts: the first one whose marker is found says how keys are renamed.
+        rules: for checkpoints of any layout, or none.
+        adapt: ``f(found, model)``, what else a family has to change, in place.
+    """
     target: Mapping[str, torch.Tensor] = model.state_dict()
-    layout = next((t for t in LAYOUTS if any(re.search(t.marker, key) for key in state)), None)
+    layout = next((t for t in layouts if any(re.search(t.marker, key) for key in state)), None)
     found = _rename(state, layout) if layout else dict(state)
     if not layout and not found.keys() & {"pos_embed", "patch_embed.proj.weight", "cls_token"}:
         return found  # of something else
-    found = {_replace(key, ANY): value for key, value in found.items()}
+    found = {_replace(key, rules): value for key, value in found.items()}
+    if adapt is not None:
+        adapt(found, model)
     found = {k: v for k, v in found.items() if k in target or not re.search(UNUSED, k)}
     _join_projections(found, target)
     _shape_tokens(found, target)
@@ -185,10 +197,10 @@ def _shape_head(found: State, target: Mapping[str, torch.Tensor], *, foreign: bo
 def _shape_positions(found: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
     """Positions of another grid, with or without those of the tokens before them."""
     for key in [k for k in found if k.endswith((".rel_pos_h", ".rel_pos_w"))]:
-        table, wanted = found[key], target.get(key)
-        if wanted is not None and wanted.shape[0] != table.shape[0]:
-            resized = F.interpolate(table.float().T[None], size=wanted.shape[0], mode="linear")
-            found[key] = resized[0].T.to(table.dtype)
+        if key in target and target[key].shape[0] != found[key].shape[0]:
+            rows, length = found[key].float().T[None], target[key].shape[0]
+            resized = F.interpolate(rows, size=length, mode="linear")[0].T
+            found[key] = resized.to(found[key].dtype)
     table, wanted = found.get("pos_embed"), target.get("pos_embed")
     if table is None or wanted is None or table.shape == wanted.shape:
         return

@@ -20,7 +20,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from ..layers import (
     BlurPool2d,
     CondConv2d,
     DropPath,
-    EvoNorm,
+    EvoNormS0,
     GlobalPool,
     GroupNorm,
     Kernel,
@@ -353,8 +353,8 @@ class Recipe:
         """The block's channel attention."""
         if not spec.se:
             return nn.Identity()
-        told = {"rd_ratio": spec.se / spec.expand if self.se_of_input else spec.se}
-        told["act_layer"] = self.act
+        ratio = spec.se / spec.expand if self.se_of_input else spec.se
+        told: dict[str, Any] = {"rd_ratio": ratio, "act_layer": self.act}
         bound = getattr(self.attention, "keywords", {})  # of a partial
         takes = inspect.signature(self.attention).parameters
         told = {k: v for k, v in told.items() if k in takes and k not in bound}
@@ -369,11 +369,10 @@ class Block(nn.Module):
     """``hidden``, the wide map inside, then what comes after it, and a shortcut around both.
 
     Class attributes:
-        inner: name of the module whose output is the hidden map.
-        last: name of the convolution that reads it.
+        last: name of the convolution that reads the hidden map.
     """
 
-    inner, last = "se", "conv_pwl"
+    last = "conv_pwl"
 
     def add_shortcut(self, in_chs: int, spec: Spec, drop_path: float) -> None:
         fits = spec.step == 1 and in_chs == spec.channels
@@ -382,15 +381,22 @@ class Block(nn.Module):
 
     @property
     def out_channels(self) -> int:
-        return int(self.get_submodule(self.last).out_channels)
+        conv: Any = self.get_submodule(self.last)
+        return int(conv.out_channels)
 
     @property
     def hidden_channels(self) -> int:
-        return int(self.get_submodule(self.last).in_channels)
+        conv: Any = self.get_submodule(self.last)
+        return int(conv.in_channels)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, E, h, w)."""
         raise NotImplementedError
+
+    def hidden_at(self) -> tuple[str, str]:
+        """Name of a module, and whether it puts out the hidden map (``"forward"``) or is given it
+        (``"forward_pre"``)."""
+        return self.last, "forward_pre"
 
     def project(self, y: torch.Tensor) -> torch.Tensor:
         """(N, E, h, w) -> (N, C', h, w)."""
@@ -405,10 +411,15 @@ class Block(nn.Module):
         return self.close(self.hidden(x), x)
 
 
+def activate(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
+    """The activation after a norm, which may have been joined with it."""
+    return x if isinstance(norm, NormAct) else act(x)
+
+
 class ConvBnAct(Block):
     """One convolution."""
 
-    inner, last = "aa", "conv"
+    last = "conv"
 
     def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
         super().__init__()
@@ -425,8 +436,14 @@ class ConvBnAct(Block):
     def hidden_channels(self) -> int:
         return self.out_channels
 
+    def hidden_at(self) -> tuple[str, str]:
+        if not isinstance(self.aa, nn.Identity):
+            return "aa", "forward"
+        self.bn1 = with_act(self.bn1, self.act1)
+        return "bn1", "forward"
+
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.aa(self.act1(self.bn1(self.conv(x))))
+        return self.aa(activate(self.bn1(self.conv(x)), self.bn1, self.act1))
 
     def project(self, y: torch.Tensor) -> torch.Tensor:
         return y
@@ -442,6 +459,7 @@ class DepthwiseSeparable(Block):
         wide, kernel, pad_type = in_chs, spec.kernel, recipe.pad_type
         self.conv_s2d: nn.Module | None = None
         if spec.unfolds:
+            assert isinstance(kernel, int)
             wide = in_chs * 4
             self.conv_s2d = conv2d(in_chs, wide, 2, stride=2, pad_type="same")
             self.bn_s2d, self.act_s2d = recipe.norm_act(wide)
@@ -613,7 +631,8 @@ class KeyConv2d(nn.Conv2d):
 
     def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
         del stride
-        self.padding = tuple(p * grow for p in self.padding)  # type: ignore[union-attr]
+        assert isinstance(self.padding, tuple)
+        self.padding = tuple(p * grow for p in self.padding)
         self.dilation = tuple(d * grow for d in self.dilation)
         return self
 
@@ -624,7 +643,6 @@ class MultiQueryAttention2d(nn.Module):
 
     def __init__(self, in_chs: int, spec: Spec, *, norm: Layer) -> None:
         super().__init__()
-        assert isinstance(spec.kernel, int)
         self.heads = spec.heads
         self.query = nn.Sequential(OrderedDict(proj=_conv1x1(in_chs, spec.heads * spec.d)))
         self.key = self._keys(in_chs, spec, norm)
@@ -634,11 +652,12 @@ class MultiQueryAttention2d(nn.Module):
     @staticmethod
     def _keys(in_chs: int, spec: Spec, norm: Layer) -> nn.Module:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
+        kernel = spec.kernel
         if spec.kv_stride > 1:
+            assert isinstance(kernel, int)
             parts["down_conv"] = KeyConv2d(
-                in_chs, in_chs, spec.kernel, spec.kv_stride, spec.kernel // 2, groups=in_chs,
-                bias=False,
-            )  # fmt: skip
+                in_chs, in_chs, kernel, spec.kv_stride, kernel // 2, groups=in_chs, bias=False
+            )
             parts["norm"] = norm(in_chs)
         parts["proj"] = _conv1x1(in_chs, spec.d)
         return nn.Sequential(parts)
@@ -666,7 +685,7 @@ def _conv1x1(in_chs: int, out_chs: int) -> nn.Module:
 class MobileAttention(Block):
     """Attention as a block (MobileNetV4)."""
 
-    inner, last = "attn", "attn.output.proj"
+    last = "attn.output.proj"
 
     def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
         super().__init__()
@@ -678,6 +697,9 @@ class MobileAttention(Block):
     @property
     def hidden_channels(self) -> int:
         return self.out_channels
+
+    def hidden_at(self) -> tuple[str, str]:
+        return "attn", "forward"
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self.attn(self.norm(x))
@@ -702,12 +724,20 @@ def build_block(in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) ->
     kind = CondConvResidual if spec.experts else KINDS[spec.kind]
     if spec.act:
         recipe = dataclasses.replace(recipe, act=get_act(spec.act))
-    return kind(in_chs, spec, recipe=recipe, drop_path=drop_path)  # type: ignore[call-arg]
+    return kind(in_chs, spec, recipe=recipe, drop_path=drop_path)
 
 
 # The networks ----------------------------------------------------------------------------------
 
-Open = tuple[torch.Tensor, torch.Tensor]  # the hidden map of a block, and the block's input
+class Open(NamedTuple):
+    """A block halfway: its hidden map, its input, and itself to go on."""
+
+    hidden: torch.Tensor
+    x: torch.Tensor
+    block: Block
+
+    def close(self) -> torch.Tensor:
+        return self.block.close(self.hidden, self.x)
 
 
 class EfficientNet(Backbone):
@@ -807,8 +837,11 @@ class EfficientNet(Backbone):
                 narrow(self.blocks[i], pruned_widths(widths), prefix=name)
             self._ends.append(i + 1 == len(stages) or stages[i + 1][0].step > 1)
             if self._ends[i] and self.feature_location == "expansion":
-                name = f"{name}.{len(blocks) - 1}.{last.inner}"
-                self.add_level(name, channels=last.hidden_channels, reduction=reduction)
+                module, hook_type = last.hidden_at()
+                self.add_level(
+                    f"{name}.{len(blocks) - 1}.{module}", channels=last.hidden_channels,
+                    reduction=reduction, hook_type=hook_type,
+                )  # fmt: skip
             elif self._ends[i]:
                 self.add_level(name, channels=last.out_channels, reduction=reduction)
         return last.out_channels
@@ -840,27 +873,27 @@ class EfficientNet(Backbone):
                 module.init_weights()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | Open]:
-        x = self.bn1(self.conv_stem(x))  # (N, C, H/2, W/2)
-        if not isinstance(self.bn1, NormAct):
-            x = self.act1(x)
+        x = activate(self.bn1(self.conv_stem(x)), self.bn1, self.act1)  # (N, C, H/2, W/2)
         if self._levels[0].module == "bn1":
             yield x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
             if ends and self.feature_location == "expansion":
-                x = stage.through(x, -1)
-                hidden = stage[-1].hidden(x)
-                yield hidden, x
-                x = stage[-1].close(hidden, x)
+                assert isinstance(stage, Blocks)
+                x, block = stage.through(x, -1), stage[-1]
+                assert isinstance(block, Block)
+                halfway = Open(block.hidden(x), x, block)
+                yield halfway
+                x = halfway.close()
                 continue
             x = stage(x)
             if ends:
                 yield x
 
-    def as_map(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return y[0] if isinstance(y, tuple) else y
+    def as_map(self, y: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
+        return y[0] if isinstance(y, tuple) else y  # the hidden map, also of what a layer is given
 
     def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        x = self.blocks[-1][-1].close(*y) if isinstance(y, tuple) else y
+        x = y.close() if isinstance(y, Open) else y
         return x if self.conv_head is None else self.act2(self.bn2(self.conv_head(x)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -880,7 +913,8 @@ class MobileNetV3(EfficientNet):
         pooled = in_chs * GlobalPool(global_pool).multiplier
         bias = arch.head_bias and not arch.head_norm
         self.conv_head = nn.Conv2d(pooled, arch.head, 1, bias=bias)
-        self.norm_head, self.act2 = nn.Identity(), build_act(recipe.act)
+        self.norm_head: nn.Module = nn.Identity()
+        self.act2 = build_act(recipe.act)
         if arch.head_norm:
             self.norm_head, self.act2 = recipe.norm_act(arch.head)
 
@@ -895,6 +929,7 @@ class MobileNetV3(EfficientNet):
         return conv.out_channels
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.conv_head is not None
         y = self.global_pool(x)
         pooled = y.ndim == 2
         y = self.conv_head(y[..., None, None] if pooled else y)
@@ -902,7 +937,7 @@ class MobileNetV3(EfficientNet):
         return y.flatten(1) if pooled else y
 
     def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return self.blocks[-1][-1].close(*y) if isinstance(y, tuple) else y
+        return y.close() if isinstance(y, Open) else y
 
 
 # Architectures: a line a stage; see Arch and Spec
@@ -1410,7 +1445,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     "efficientnetv2_rw_t": dict(arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu"),
     "efficientnetv2_s": dict(arch=Arch(V2_S, stem=24), act_layer="silu"),
     "efficientnetv2_xl": dict(arch=Arch(V2_XL), act_layer="silu"),
-    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),
+    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),  # its checkpoint's
     "gc_efficientnetv2_rw_t": dict(
         arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu", se_layer="gc"
     ),
@@ -1449,7 +1484,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     ),
     "test_efficientnet_evos": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
-        norm_layer=partial(EvoNorm, group_size=8, eps=1e-5),
+        norm_layer=partial(EvoNormS0, group_size=8, eps=1e-5),
     ),
     "test_efficientnet_gn": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",

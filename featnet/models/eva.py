@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..layers import (
     Layer,
     MixedRotaryEmbedding,
     Mlp,
+    PatchDropout,
     PatchEmbed,
     RotaryEmbedding,
     SwiGlu,
@@ -41,6 +42,7 @@ from ..layers import (
     split_heads,
 )
 from ..registry import Family, weights_table
+from ._eva_keys import convert_eva
 from .vit import VisionTransformer
 
 Size = tuple[int, int]
@@ -257,7 +259,7 @@ class Eva(VisionTransformer):
             bias=not pre_norm, pad=dynamic_img_pad,
         )  # fmt: skip
         self.add_tokens(embed_dim)
-        self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), nn.Identity()
+        self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), PatchDropout()
         width = head_width(embed_dim, num_heads)
         self.rope = rope.build(width, heads=num_heads, depth=depth) if rope else None
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
@@ -307,9 +309,9 @@ class Eva(VisionTransformer):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for i, block in enumerate(self.blocks, 1):
-            for layer in (block.attn.proj, block.mlp.fc2):
-                layer.weight.div_(math.sqrt(2.0 * i))
+        for i in range(len(self.blocks)):
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                self.get_parameter(f"blocks.{i}.{name}").div_(math.sqrt(2.0 * (i + 1)))
         if isinstance(self.head, nn.Linear):
             self.head.weight.mul_(head_init_scale)
 
@@ -335,6 +337,9 @@ class Eva(VisionTransformer):
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token", "reg_token", "rope.freqs"}
+
+    def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return convert_eva(state, self)
 
 
 def growing(rate: float, depth: int) -> list[float]:
@@ -403,28 +408,11 @@ SAPIENS2: dict[str, Any] = {
     "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6), "mlp_layer": packed_swiglu,
     "norm_layer": RMS_NORM_6, "dense_norm": True,
 }
-PE: dict[str, Any] = {**ROPE_VIT, "abs_pos_embed": True, "no_embed_class": True}
-MIXED: dict[str, Any] = {**ROPE_VIT, "rope": Rope("mixed", temperature=10, indexing="xy")}
-MIXED_APE: dict[str, Any] = {**MIXED, "abs_pos_embed": True, "no_embed_class": True}
-DINOV3: dict[str, Any] = {
-    "init_values": 1e-05, "abs_pos_embed": False, "num_reg_tokens": 4, "fc_norm": False,
-    "rope": Rope("centred", temperature=100, rotate_half=True), "norm_layer": LAYER_NORM_5,
-    "dense_norm": True,
-}
-LINGBOT: dict[str, Any] = {**DINOV3, "global_pool": "token"}
-SAPIENS2: dict[str, Any] = {
-    "img_size": (1024, 768), "init_values": 1.0, "attn_only_layer_scale": True,
-    "abs_pos_embed": False, "num_reg_tokens": 8, "global_pool": "token",
-    "rope": Rope("centred", temperature=100, rotate_half=True, augment=Augment(rescale=2.0)),
-    "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6), "mlp_layer": packed_swiglu,
-    "norm_layer": RMS_NORM_6, "dense_norm": True,
-}
+PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
 PE_GIGANTIC: dict[str, Any] = {
     **PE, "patch_size": 14, "embed_dim": 1536, "depth": 50, "num_heads": 16,
-    "mlp_ratio": 8960 / 1536,
-    "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
+    "mlp_ratio": 8960 / 1536, "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
 }
-PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
 PE_CORE: dict[str, Any] = {
     **PE, "global_pool": "map", "attn_pool_num_heads": 8, "attn_pool_mlp_ratio": 4.0,
     "rope": Rope(indexing="xy", offset=1.0, reference=(24, 24)),

@@ -98,10 +98,12 @@ class VisionTransformer(Backbone):
 
     first_conv: str | tuple[str, ...] = "patch_embed.proj"
     last_fc: str | tuple[str, ...] = "head"
+    a_trous = False  # attention sees the whole map
     patch_embed: PatchEmbed
     cls_token: torch.Tensor | None
     reg_token: torch.Tensor | None
     pos_embed: torch.Tensor | None
+    head: nn.Module
 
     def __init__(
         self, *, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16,
@@ -123,11 +125,12 @@ class VisionTransformer(Backbone):
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
         self.has_class_token, self.num_reg_tokens = class_token, reg_tokens
         self.no_embed_class, self.pool_include_prefix = no_embed_class, pool_include_prefix
-        self.patch_embed = embed_layer(
+        embed: Any = embed_layer(
             patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
             bias=not pre_norm, pad=dynamic_img_pad,
             norm=get_norm(embed_norm_layer) if embed_norm_layer else None,
         )  # fmt: skip
+        self.patch_embed = embed
         self.first_conv = f"patch_embed.{self.patch_embed.first_conv}"
         self.add_tokens(embed_dim)
         self.pos_drop = nn.Dropout(pos_drop_rate)
@@ -183,7 +186,8 @@ class VisionTransformer(Backbone):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Truncated normals; class token and registers near zero."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)

@@ -51,7 +51,7 @@ class StdConv2d(SamePadding, nn.Conv2d):
         return F.conv2d(self.pad(x), weight, None, self.stride, 0, self.dilation)
 
 
-class SameMaxPool2d(SamePadding, nn.MaxPool2d):
+class SameMaxPool2d(SamePadding, nn.MaxPool2d):  # type: ignore[misc]  # tuples of what are unions
     """Max pooling with SAME padding of a map that nowhere is negative."""
 
     def __init__(self, kernel: int, *, stride: int) -> None:
@@ -184,7 +184,8 @@ class ConvStem(nn.Sequential):
     @property
     def multiple(self) -> int:
         """The stride that the convolutions have."""
-        return math.prod(max(to_pair(layer.conv.stride)) for layer in self)  # type: ignore[union-attr, arg-type]
+        convs: list[Any] = [layer.conv for layer in self]
+        return math.prod(max(to_pair(conv.stride)) for conv in convs)
 
 
 class HybridEmbed(PatchEmbed):
@@ -207,9 +208,10 @@ class HybridEmbed(PatchEmbed):
         self.backbone = trunk(in_chans)
         names = self.backbone.first_conv
         self.first_conv = f"backbone.{names if isinstance(names, str) else names[0]}"
-        self.proj = nn.Identity()
+        proj: Any = nn.Identity()
         if project:
-            self.proj = PatchConv(self.backbone.width, embed_dim, self.patch_size, bias=bias)
+            proj = PatchConv(self.backbone.width, embed_dim, self.patch_size, bias=bias)
+        self.proj = proj
         self.norm = norm(embed_dim) if norm else nn.Identity()
 
     @property

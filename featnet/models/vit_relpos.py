@@ -115,7 +115,8 @@ class VisionTransformerRelPos(VisionTransformer):
         self.add_tokens(embed_dim)
         rel_pos = partial(RelativeMlp, hidden=rel_pos_dim, prefix=self.num_prefix_tokens)
         self.shared_rel_pos = rel_pos(num_heads) if shared_rel_pos else None
-        self.pos_drop, self.patch_drop, self.norm_pre = nn.Identity(), PatchDropout(), nn.Identity()
+        self.pos_drop, self.patch_drop = nn.Dropout(0.0), PatchDropout()
+        self.norm_pre = nn.Identity()
         recipe = Recipe(
             num_heads, norm=norm, act=get_act(act_layer), mlp_ratio=mlp_ratio, qkv_bias=qkv_bias,
             attn=partial(RelativeAttention, rel_pos=None if shared_rel_pos else rel_pos),

@@ -179,14 +179,15 @@ class VisionTransformerSAM(VisionTransformer):
         )  # fmt: skip
         windows = [0 if i in global_attn_indexes else window_size for i in range(depth)]
         sizes = ((w, w) if w else grid for w in windows)
-        blocks = iter([
-            partial(
-                WindowBlock, embed_dim, recipe=recipe, window=window,
-                size=size if use_rel_pos else None,
+        rows = iter([(w, s if use_rel_pos else None) for w, s in zip(windows, sizes, strict=True)])
+
+        def block(*, drop_path: float) -> nn.Module:
+            window, size = next(rows)
+            return WindowBlock(
+                embed_dim, recipe=recipe, drop_path=drop_path, window=window, size=size
             )
-            for window, size in zip(windows, sizes, strict=True)
-        ])  # fmt: skip
-        self.add_blocks(lambda drop_path: next(blocks)(drop_path=drop_path), embed_dim, depth, drop_path_rate)
+
+        self.add_blocks(block, embed_dim, depth, drop_path_rate)
         self.neck_chans = neck_chans or embed_dim
         self.neck: nn.Module = LayerNorm2d(embed_dim)
         if neck_chans:
