@@ -234,8 +234,9 @@ def signature(name: str) -> frozenset[Any]:
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
 
 
-def choose_representatives() -> list[str]:
-    """Few and small variants in which every kind of module of the registry occurs.
+def choose_representatives() -> tuple[list[str], list[str]]:
+    """Few and small variants in which every kind of module of the registry occurs; and of those with
+    the same kinds of modules the largest.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
@@ -247,15 +248,23 @@ def choose_representatives() -> list[str]:
         gains = {name: len(signature(name) & missing) for name in names}
         chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
         missing -= signature(chosen[-1])
-    return sorted(chosen)
+    largest = {signature(name): name for name in sorted(names, key=parameter_count)}
+    return sorted(chosen), sorted(set(largest.values()) - set(chosen))
+
+
+@functools.cache
+def chosen() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
+    first, second = REPRESENTATIVES.read_text().split("\n\n")
+    return tuple(first.split()), tuple(second.split())
 
 
 @functools.cache
 def representatives() -> tuple[str, ...]:
-    """What :func:`choose_representatives` chose (``python tests/helpers.py`` writes it anew); with
-    FEATNET_EXHAUSTIVE=1 the smallest variant of every combination of modules."""
+    """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
+    combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return tuple(REPRESENTATIVES.read_text().split())
+        return chosen()[0]
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
@@ -344,8 +353,9 @@ class Local(TorchFunctionMode):
         if func in self.zero + self.one and isinstance(found, torch.Tensor):
             x = args[0]
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            spatial = isinstance(dims, (tuple, list)) and {d % x.ndim for d in dims} >= {2, 3}
-            if spatial or func.__module__ == F.__name__:
+            places = {d % x.ndim for d in dims} if isinstance(dims, (tuple, list)) else set()
+            spatial = places >= {2, 3} or places == {1, 2}  # of (N, C, H, W), of (N, H, W, C)
+            if spatial or getattr(func, "__module__", "") == F.__name__:
                 return torch.full_like(found, float(func in self.one))
         return found
 
@@ -386,4 +396,4 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")
+    REPRESENTATIVES.write_text("\n\n".join("\n".join(n) for n in choose_representatives()) + "\n")
