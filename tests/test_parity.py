@@ -200,4 +200,9 @@ def test_numbers(timm: Any, name: str) -> None:
             check_law(ours, dense)
         elif stride == 32:
             x = picture(*sizes[0])
-            assert error(gradient(net, x), gradient(theirs, x)) <= 10 * TOLERANCE
+            gap = error(gradient(net, x), gradient(theirs, x))
+            if gap > 10 * TOLERANCE:  # a maximum may go to another of nearly equal values
+                for module in (net, getattr(theirs, "model", theirs)):
+                    module.double()
+                gap = error(gradient(net, x.double()), gradient(theirs, x.double()))
+            assert gap <= 10 * TOLERANCE
