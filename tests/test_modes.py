@@ -17,13 +17,14 @@ DYNAMIC = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.e
 
 
 def smallest() -> list[str]:
-    """The smallest variants of the ten smallest families; with FEATNET_EXHAUSTIVE=1 every
+    """The smallest variants of the ten smallest convolutional families; with FEATNET_EXHAUSTIVE=1 every
     representative. Tracing takes many seconds a model."""
     if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
         return list(representatives())
     best: dict[str, str] = {}
     for name in sorted(representatives(), key=helpers.parameter_count):
-        best.setdefault(featnet.registry._module_of(name), name)
+        if not helpers.attends(helpers.meta_model(name)):  # maps of tokens have their own strides
+            best.setdefault(featnet.registry._module_of(name), name)
     return list(best.values())[:10]
 
 
