@@ -318,16 +318,20 @@ class Eva(VisionTransformer):
             self.head.weight.mul_(head_init_scale)
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
-        """What the attention of each block is given, for a grid of patches."""
-        depth, prefix, dense = len(self.blocks), self.num_prefix_tokens, self.patch_embed.dense
+        """What the attention of each block (that is there) is given, for a grid of patches."""
+        depth = len(list(self.blocks.children()))
         if self.rope is None:
             return [{}] * depth
-        turns = self.rope(grid, prefix=prefix, depth=depth, device=device, density=dense)
+        turns = self.rope(
+            grid, prefix=self.num_prefix_tokens, depth=depth, device=device,
+            density=self.patch_embed.dense,
+        )  # fmt: skip
         return [{"turn": turn} for turn in turns]
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)
-        for block, context in zip(self.blocks, self.context(grid, x.device), strict=True):
+        contexts = self.context(grid, x.device)
+        for block, context in zip(self.blocks.children(), contexts, strict=True):
             x = self.blocks.run((partial(block, **context),), x)
             yield Tokens(x, grid, prefix)  # (N, prefix + h * w, D)
 
@@ -338,7 +342,8 @@ class Eva(VisionTransformer):
         return super().pool(x)
 
     def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token", "reg_token", "rope.freqs"}
+        learnt = {"rope.freqs"} if isinstance(self.rope, MixedRotaryEmbedding) else set()
+        return {"pos_embed", "cls_token", "reg_token", *learnt}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return convert_eva(state, self)
