@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -158,10 +158,11 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks, body = self._hooks, cast(Any, self.body)
         assert hooks is not None
         declared: list[Feature] = getattr(body, "_levels", [])
-        found, places = dict[Any, Any](), dict[str, Any]()  # places: (grid, prefix) of bare tokens
+        found: dict[Any, Any] = {}
+        places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
 
         def enough(index: int, y: Any) -> bool:
             name = declared[index].module
@@ -172,8 +173,7 @@ class FeatureNet(nn.Module):
             return not hooks.missing(found)
 
         # Between levels is a place to stop without an exception, which tracers like better
-        between = hooks.places <= {(level.module, "forward") for level in declared}
-        outer = hooks.begin(found, stop=not between)
+        outer = hooks.begin(found, stop=not hooks.places <= {(f.module, "forward") for f in declared})
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -197,7 +197,11 @@ class FeatureNet(nn.Module):
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
             if isinstance(self.body, Backbone) and not self._raw:
-                found = dict(self._run_levels(size).levels)
+                there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
+                last = max(self._indices)
+                kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
+                norm = self._indices if self._read.norm else ()
+                found = dict(trace.run(self.body, size, levels=kept, norm=norm).levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}

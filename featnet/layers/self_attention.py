@@ -25,8 +25,8 @@ def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tenso
 
 
 class SelfAttention(nn.Module):
-    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its own
-    way."""
+    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
+    own way."""
 
     grow = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
@@ -78,7 +78,7 @@ class RelativePosition(nn.Module):
             nn.init.trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
-        """(N, h, w, dim) queries -> (N, h * w, H * W) over keys in a window, by default ``size``."""
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
         height, width = window or self.size
         rows, columns = (self._reach(t, n) for t, n in (
             (self.height_rel, height), (self.width_rel, width)
@@ -98,7 +98,7 @@ class RelativePosition(nn.Module):
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of distance k - i at k."""
+    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of k - i at k."""
     n, rows, queries, _ = q.shape
     reach = table.shape[0]
     x = (q @ table.transpose(-1, -2)).reshape(-1, queries, reach)
@@ -220,8 +220,9 @@ class HaloAttention(SelfAttention):
         kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
         k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
 
-        def ask(q: torch.Tensor) -> torch.Tensor:
-            return self._attend(q, k, v, grid)
+        def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
+            times = len(q) // n
+            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
 
