@@ -314,10 +314,11 @@ class VisionTransformer(Backbone):
         embed.img_size = size
         if self.pos_embed is None or embed.grid_size == old:
             return
-        table, before = self.pos_embed, 0 if self.no_embed_class else self.num_prefix_tokens
+        table = self.pos_embed
         if table.ndim == 4:
             table = resample_grid(table, embed.grid_size)
         else:
+            before = 0 if self.no_embed_class else self.num_prefix_tokens
             table = resample_positions(table, embed.grid_size, old=old, prefix=before)
         self.pos_embed = nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad)
 
