@@ -51,9 +51,7 @@ def measure(name: str, stride: int) -> tuple[float, float, float]:
         theirs = helpers.peer_model(name, features_only=True, output_stride=stride)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError):
         return math.nan, law(a), math.nan
-    theirs = helpers.without_global(theirs).double().eval()
-    theirs.load_state_dict({k: v for k, v in peer.state_dict().items() if k in theirs.state_dict()})
-    b = theirs(x)
+    b = helpers.load_features(helpers.without_global(theirs).double(), peer.state_dict())(x)
     same = all(p.shape == q.shape for p, q in zip(a, b, strict=True))
     apart = max(helpers.error(q, p) for p, q in zip(a, b, strict=True)) if same else float("inf")
     return apart, law(a), law(b)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from .inputs import unpad as unpad
     from .optimizing import OptimizeReport as OptimizeReport
     from .optimizing import optimize as optimize
+    from .sources import prefetch as prefetch
+    from .loading import convert_checkpoint as convert_checkpoint
+    from .loading import load_checkpoint as load_checkpoint
+    from .publish import push_to_hub as push_to_hub
+    from .publish import save_for_hub as save_for_hub
     from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from .registry import register as register
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
+    from .sources import prefetch as prefetch
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -58,6 +64,7 @@ _PUBLIC = {
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
+    "convert_checkpoint": "loading",
     "create_model": "factory",
     "export": "exporting",
     "feature_info": "factory",
@@ -66,12 +73,16 @@ _PUBLIC = {
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
+    "load_checkpoint": "loading",
     "model_entrypoint": "factory",
-    "pad_to_divisor": "inputs",
     "optimize": "optimizing",
+    "pad_to_divisor": "inputs",
+    "prefetch": "sources",
+    "push_to_hub": "publish",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
+    "save_for_hub": "publish",
     "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)

@@ -35,6 +35,8 @@ class Backbone(nn.Module):
 
     num_features: int
     pretrained_cfg: Weights | None = None
+    architecture: str = ""  # the registered name; model_args were given beside it
+    model_args: Mapping[str, Any] = {}
     global_pool: GlobalPool
     # (H, W) of the input that tables of positions are made for
     img_size: tuple[int, int] | None = None
@@ -269,7 +271,10 @@ class Backbone(nn.Module):
             module.fused_attn = enable  # type: ignore[assignment]
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A checkpoint of another layout (its authors', of another size) as this network's."""
+        """A checkpoint of another layout (older, its authors', of another size) as this network's.
+
+        A new dict; the tensors are left as they are. The caller sees what changed and reports it.
+        """
         return dict(state)
 
     # Training -----------------------------------------------------------------------------

@@ -1,143 +1,85 @@
-"""From a file to a model: read, adapt, check, assign; all or nothing."""
+"""From tensors to a model: convert, adapt, check, assign; all or nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import conversion, files
+from .conversion import Draft
 from .errors import CheckpointError, nearest
+from .files import State, some
 from .weights import Weights
-
-State = dict[str, torch.Tensor]
-
-# Where training scripts keep the weights, best first
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "params")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.", "encoder.", "net.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint.
+    """What became of a checkpoint. Printing it gives a summary.
 
     Attributes:
         source: where it came from.
-        loaded: number of tensors that were taken as they are.
-        converted: key to what was done to it.
-        dropped: key to why it was not taken.
+        steps: what was done to all of it: averaged weights chosen, a prefix removed, another
+            library's names translated.
+        taken: names of the model's tensors that are the file's, value for value.
+        converted: names of those whose values were adapted, to what was done.
+        dropped: names of the file's tensors that were not taken, to why.
         initial: names of the model's tensors that keep their initial values.
     """
 
     source: str
-    loaded: int
+    steps: tuple[str, ...]
+    taken: tuple[str, ...]
     converted: Mapping[str, str]
     dropped: Mapping[str, str]
     initial: tuple[str, ...]
 
+    @property
+    def loaded(self) -> int:
+        """Number of tensors that were taken as they are."""
+        return len(self.taken)
+
+    def restrict(self, names: Collection[str]) -> LoadReport:
+        """What the report says of an extractor that keeps only these tensors of the network."""
+        left = [k for k in (*self.taken, *self.converted) if k not in names]
+        return dataclasses.replace(
+            self,
+            taken=tuple(k for k in self.taken if k in names),
+            converted={k: how for k, how in self.converted.items() if k in names},
+            dropped={**self.dropped, **dict.fromkeys(left, "no level needs it")},
+            initial=tuple(k for k in self.initial if k in names),
+        )
+
     def __str__(self) -> str:
-        lines = [f"{self.source}: {self.loaded} tensors loaded"]
-        lines += [f"  converted {key}: {how}" for key, how in self.converted.items()]
-        lines += [f"  dropped {key}: {why}" for key, why in self.dropped.items()]
-        lines += [f"  initial {key}" for key in self.initial]
+        parts = [f"{self.loaded} tensors loaded"]
+        parts += [f"{len(self.converted)} converted"] * bool(self.converted)
+        parts += [f"{len(self.dropped)} dropped"] * bool(self.dropped)
+        parts += [f"{len(self.initial)} left at their initial values"] * bool(self.initial)
+        lines = [f"{self.source}: {', '.join(parts)}", *(f"  {step}" for step in self.steps)]
+        lines += [f"  converted {some(keys)}: {how}" for how, keys in _grouped(self.converted)]
+        lines += [f"  dropped {some(keys)}: {why}" for why, keys in _grouped(self.dropped)]
+        lines += [f"  initial {some(self.initial)}"] * bool(self.initial)
         return "\n".join(lines)
 
 
+def _grouped(reasons: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        groups.setdefault(reason, []).append(key)
+    return groups.items()
+
+
 def read(path: str | Path) -> State:
-    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin`` file, or a sharded index
-    (``*.index.json``), memory-mapped.
-
-    Raises:
-        CheckpointError: missing, empty, truncated, or not a checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        near = path.parent.glob("*") if path.parent.is_dir() else ()
-        raise CheckpointError(
-            f"Checkpoint {str(path)!r} {what}." + nearest(path.name, [p.name for p in near])
-        )
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"Checkpoint {str(path)!r} is empty.")
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"Checkpoint {str(path)!r} is a Git LFS pointer, not the file: run 'git lfs pull'."
-        )
-    try:
-        if path.suffix == ".safetensors" or head[8:9] == b"{":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        zipped = head.startswith(b"PK")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:
-        why = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"Checkpoint {str(path)!r} cannot be read: it is truncated, not a checkpoint, or "
-            f"holds more than tensors ({type(error).__name__}: {why})."
-        ) from error
-    return unwrap(content, source=str(path))
+    """The tensors of a file; see :func:`featnet.files.read`."""
+    return files.read(path).tensors
 
 
-def _read_shards(path: Path) -> State:
-    try:
-        files: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(files.values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{str(path)!r} is no index of shards: {error!r}.") from error
-    state: State = {}
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{str(path)!r} names {name!r}, which is outside its folder.")
-        shard = read(path.parent / name)
-        state.update({k: v for k, v in shard.items() if files.get(k) == name})
-    missing = [key for key in files if key not in state]
-    if missing:
-        raise CheckpointError(f"{str(path)!r}: no shard has {_some(missing)}.")
-    return state
-
-
-def unwrap(content: Any, *, source: str = "checkpoint") -> State:
-    """The state dict in what a training script saved, EMA weights first.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[k] for k in CONTAINERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if isinstance(content, Mapping):
-        state = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
-        if state:
-            return state
-    raise CheckpointError(f"{source!r} holds no tensors: a {type(content).__name__}.")
-
-
-def strip_prefix(state: Mapping[str, torch.Tensor], wanted: Iterable[str]) -> tuple[State, str]:
-    """Without the prefix (or prefixes) that a wrapper added, if that is what makes it fit."""
-    names, prefix = set(wanted), ""
-    for _ in range(3):
-        if any(key[len(prefix) :] in names for key in state if key.startswith(prefix)):
-            break
-        rest = [key[len(prefix) :] for key in state if key.startswith(prefix)]
-        longer = next((p for p in PREFIXES if any(key.startswith(p) for key in rest)), None)
-        if longer is None:
-            return dict(state), ""
-        prefix += longer
-    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}, prefix
+# Adaptation -------------------------------------------------------------------------------------
 
 
 def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
@@ -156,71 +98,136 @@ def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
     return (repeated * (have / in_chans)).to(weight.dtype)
 
 
-def fit(model: Any, state: Mapping[str, torch.Tensor], cfg: Weights | None = None) -> tuple[
-    State, dict[str, str], dict[str, str]
-]:
-    """Adapt a state dict to a model's layout, size, ``in_chans`` and ``num_classes``.
+def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
-    Returns:
-        the adapted dict, what was converted, what was dropped and why. Nothing is written into
-        ``state`` or ``model``.
-    """
-    target = model.state_dict()
-    found, prefix = strip_prefix(state, target)
-    converted = {"*": f"prefix {prefix!r} removed"} if prefix else {}
-    if hasattr(model, "convert_state_dict"):
-        before, found = found, model.convert_state_dict(found)
-        changed = [k for k, v in found.items() if before.get(k) is not v]
-        converted |= dict.fromkeys(changed, "from another layout or size")
-        gone = [k for k in before if k not in found]
-        converted |= dict.fromkeys(gone, "renamed, merged, or nothing that the model has")
-    dropped: dict[str, str] = {}
-    names = getattr(model, "first_conv", ())
-    for name in (names,) if isinstance(names, str) else names:
+
+def first(names: str | tuple[str, ...]) -> str:
+    """Of one or several names the first."""
+    return _names(names)[0]
+
+
+def native_prefix(keys: Iterable[str], wanted: Collection[str]) -> str:
+    """What a wrapper put before the names that fit best: ``module.``, ``backbone.body.``, ..."""
+    names = list(keys)
+    ends = {end.partition(".")[0] for end in wanted}
+    hits: dict[str, int] = {"": 0}
+    for name in names:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if parts[at] in ends and ".".join(parts[at:]) in wanted:
+                prefix = ".".join([*parts[:at], ""]) if at else ""
+                hits[prefix] = hits.get(prefix, 0) + 1
+    return max(hits, key=lambda prefix: (hits[prefix], -len(prefix)))
+
+
+def _family_changes(draft: Draft, model: Any) -> None:
+    """What the family itself does: older layouts of its own, position tables of another size."""
+    change = getattr(model, "convert_state_dict", None)
+    if change is None:
+        return
+    before = draft.tensors
+    by_id = {id(value): key for key, value in before.items()}
+    after: Mapping[str, torch.Tensor] = change(before)
+    renamed = {by_id[id(v)]: k for k, v in after.items() if id(v) in by_id and by_id[id(v)] != k}
+    gone = [k for k in before if k not in after and k not in renamed]
+    for key in gone:
+        draft.drop(key, f"{type(model).__name__} has no use for it")
+    if renamed:
+        draft.rename(lambda key: renamed.get(key, key))
+        draft.steps.append(f"an older layout: {len(renamed)} tensors renamed")
+    for key, value in after.items():
+        old = draft.tensors.get(key)
+        if old is not value:
+            what = "made from others" if old is None else f"{list(old.shape)} to {list(value.shape)}"
+            draft.put(key, value, what)
+
+
+def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -> None:
+    for name in _names(getattr(model, "first_conv", ())):
         key = f"{name}.weight"
-        old, new = found.get(key), target.get(key)
-        if old is None or new is None or old.shape[1] == new.shape[1] or old.ndim != 4:
+        old, new = draft.tensors.get(key), target.get(key)
+        if old is None or new is None or old.ndim != 4 or new.ndim != 4:
             continue
-        found[key] = adapt_input_conv(old, new.shape[1])
-        converted[key] = f"{old.shape[1]} input channels to {new.shape[1]}"
-    names = getattr(model, "last_fc", ())
-    offset = cfg.label_offset if cfg is not None and cfg.label_offset else 0
-    for name in (names,) if isinstance(names, str) else names:
+        if old.shape[1] != new.shape[1] and old.shape[0] == new.shape[0] and old.shape[1]:
+            adapted = adapt_input_conv(old, new.shape[1])
+            draft.put(key, adapted, f"{old.shape[1]} input channels to {new.shape[1]}")
+
+
+def _adapt_classes(
+    draft: Draft, model: Any, target: Mapping[str, torch.Tensor], offset: int
+) -> None:
+    for name in _names(getattr(model, "last_fc", ())):
         for key in (f"{name}.weight", f"{name}.bias"):
-            old, new = found.get(key), target.get(key)
+            old, new = draft.tensors.get(key), target.get(key)
             if old is None:
                 continue
             if new is None:
-                del found[key]
-                dropped[key] = "the model has no classifier"
-            elif offset and old.shape[0] == new.shape[0] + offset:
-                found[key] = old[offset:]
-                converted[key] = f"{offset} background class removed"
-            elif old.shape[0] != new.shape[0]:
-                del found[key]
-                dropped[key] = f"{old.shape[0]} classes, the model has {new.shape[0]}"
-    return found, converted, dropped
+                draft.drop(key, "the model has no classifier")
+            elif offset and old.ndim and old.shape[0] == new.shape[0] + offset:
+                draft.put(key, old[offset:], f"{offset} background class removed")
+            elif old.ndim and old.shape[0] != new.shape[0]:
+                draft.drop(key, f"{old.shape[0]} classes, the model has {new.shape[0]}")
+
+
+def translate(model: Any, contents: files.Contents) -> Draft:
+    """Tensors under the model's names, with the file's own input channels and classes.
+
+    Raises:
+        CheckpointError: another library's network that computes something else than the model.
+    """
+    draft = Draft(contents.tensors, contents.steps)
+    if not conversion.apply(draft, model):
+        draft.strip(native_prefix(draft.tensors, model.state_dict().keys()))
+    _family_changes(draft, model)
+    return draft
+
+
+def fit(model: Any, contents: files.Contents, cfg: Weights | None = None) -> Draft:
+    """Tensors under the model's names, with its input channels and classes.
+
+    Nothing is written into the tensors or the model.
+
+    Raises:
+        CheckpointError: as :func:`translate`.
+    """
+    draft, target = translate(model, contents), model.state_dict()
+    _adapt_input(draft, model, target)
+    _adapt_classes(draft, model, target, (cfg.label_offset if cfg is not None else 0) or 0)
+    return draft
+
+
+# Loading ----------------------------------------------------------------------------------------
 
 
 def load(
-    model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, cfg: Weights | None = None
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor] | files.Contents,
+    *,
+    source: str,
+    cfg: Weights | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    spare: Callable[[], Collection[str]] = tuple,
 ) -> LoadReport:
     """Put a state dict into a model, adapted; the tensors themselves where dtype and device fit.
+
+    Args:
+        device, dtype: of the tensors that are put in; by default as the model's.
+        spare: gives names of the model's tensors that may be absent, when something is.
 
     Raises:
         CheckpointError: anything is missing, unexpected or of another shape. The model is then
             what it was.
     """
+    contents = state if isinstance(state, files.Contents) else files.Contents(dict(state))
     target = model.state_dict()
-    found, converted, dropped = fit(model, state, cfg)
-    optional = {k for k in dropped if k in target}
-    if cfg is not None and not cfg.num_classes:
-        names = getattr(model, "last_fc", ())
-        heads = (names,) if isinstance(names, str) else names
-        ends = ("weight", "bias")
-        optional |= {f"{name}.{end}" for name in heads for end in ends} & set(target)
-    optional |= {k for k in target if k.endswith("num_batches_tracked")}
-    missing = [k for k in target if k not in found and k not in optional]
+    draft = fit(model, contents, cfg)
+    found = draft.tensors
+    missing = _missing(model, draft, target, cfg)
+    if missing:
+        allowed = spare()
+        missing = [key for key in missing if key not in allowed]
     unexpected = [k for k in found if k not in target]
     misshaped = [
         f"{k} {tuple(v.shape)}, not {tuple(target[k].shape)}"
@@ -228,33 +235,76 @@ def load(
         if k in target and v.shape != target[k].shape
     ]
     if missing or unexpected or misshaped:
-        raise CheckpointError(
-            _diff(type(model).__name__, source, len(found), missing, unexpected, misshaped)
-        )
+        raise CheckpointError(_diff(model, source, contents, missing, unexpected, misshaped))
     initial = tuple(k for k in target if k not in found)
-    ready = {k: v.to(target[k]) if target[k].device.type != "meta" else v for k, v in found.items()}
+    unborn = [k for k in initial if target[k].is_meta] + [
+        name for name, b in model.named_buffers() if b.is_meta and name not in target
+    ]
+    if unborn and any(value.is_meta for value in target.values()):
+        raise CheckpointError(
+            f"The model is on the meta device, and {source!r} does not hold {some(unborn)}: build "
+            "it with create_model(..., checkpoint_path=) instead. Nothing was loaded."
+        )
+    ready = {k: _place(v, target[k], device, dtype) for k, v in found.items()}
     # assign: a tensor that is mapped from a file is taken, not copied
     model.load_state_dict(ready, strict=False, assign=True)
-    return LoadReport(source, len(ready) - len(set(converted) & set(ready)), converted, dropped, initial)
+    taken = tuple(k for k in ready if k not in draft.converted)
+    return LoadReport(
+        source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial
+    )
 
 
-def _some(items: list[str], *, most: int = 5) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+def _missing(
+    model: Any, draft: Draft, target: Mapping[str, torch.Tensor], cfg: Weights | None
+) -> list[str]:
+    """What a file must have and has not."""
+    optional = set(draft.left_out)
+    if cfg is not None and not cfg.num_classes:
+        optional |= _head(model)
+    return [
+        key for key in target
+        if key not in draft.tensors and key not in optional and not key.endswith("num_batches_tracked")
+    ]  # fmt: skip
+
+
+def _head(model: Any) -> set[str]:
+    """Names of the classifier's tensors."""
+    names = _names(getattr(model, "last_fc", ()))
+    return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
+
+
+def _place(
+    value: torch.Tensor, like: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """The tensor on its device, in its dtype: itself, where it is so already."""
+    wanted = dtype if dtype is not None and like.is_floating_point() else like.dtype
+    where = device if device is not None else like.device
+    if where.type == "meta":
+        return value if dtype is None else value.to(wanted)
+    return value.to(where, wanted)
 
 
 def _diff(
-    model: str, source: str, total: int, missing: list[str], unexpected: list[str],
-    misshaped: list[str],
+    model: nn.Module, source: str, contents: files.Contents, missing: list[str],
+    unexpected: list[str], misshaped: list[str],
 ) -> str:  # fmt: skip
-    lines = [f"{source!r} does not fit {model} ({total} tensors); nothing was loaded."]
+    total, name = len(contents.tensors), type(model).__name__
+    lines = [f"{source!r} does not fit {name} ({total} tensors); nothing was loaded."]
     if missing:
-        lines.append(f"  missing ({len(missing)}): {_some(missing)}")
+        lines.append(f"  missing ({len(missing)}): {some(missing)}")
     if unexpected:
-        lines.append(f"  unexpected ({len(unexpected)}): {_some(unexpected)}")
+        lines.append(f"  unexpected ({len(unexpected)}): {some(unexpected)}")
         hint = nearest(unexpected[0], missing)
         if hint:
             lines.append(f"  {unexpected[0]}:{hint}")
     if misshaped:
-        lines.append(f"  of another shape ({len(misshaped)}): {_some(misshaped)}")
+        lines.append(f"  of another shape ({len(misshaped)}): {some(misshaped)}")
+    if missing and set(missing) <= _head(model):
+        lines.append(
+            "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "
+            "features_only=True needs none."
+        )
+    layout = conversion.recognise(contents.tensors)
+    if layout is not None and layout[0].family not in {c.__name__ for c in type(model).__mro__}:
+        lines.append(f"  It looks like {layout[0].name}.")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from torch import nn
 from . import trace
 from .errors import OutputStrideError
 from .features import Feature
+from .layers import Phased
 
 Pair = tuple[int, int]
 
@@ -29,7 +30,8 @@ class Window(Protocol):
 
     One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
     input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
-    Self-attention, which has no kernel, needs nothing but that method.
+    Self-attention, which has no kernel, needs nothing but that method. A ``channels_last`` one
+    reads (N, H, W, C).
     """
 
     kernel_size: Any
@@ -45,6 +47,11 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
 def _stride(module: nn.Module) -> Pair:
     window: Any = module
     return _pair(getattr(window, "stride", 1) or window.kernel_size)
+
+
+def _side(module: nn.Module, shape: torch.Size) -> torch.Size:
+    """(height, width) of a map that a window reads or writes."""
+    return shape[1:3] if getattr(module, "channels_last", False) else shape[-2:]
 
 
 def _is_window(module: nn.Module) -> bool:
@@ -148,19 +155,24 @@ def _plan(
     known: set[Fraction] = {Fraction(1)}
     steps: dict[str, _Step] = {}
 
-    def reduction(shape: torch.Size) -> Fraction:
+    def reduction(height: int) -> Fraction:
         # Unpadded kernels make maps a little smaller than their nominal size
-        ratio = size[0] / shape[-2]
+        ratio = size[0] / height
         return min(known, key=lambda r: abs(math.log(ratio / float(r))))
 
+    # What is inside runs on maps of the original's density, and stays as it is
+    inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Phased))
     for call in seen.calls:
         module = modules[call.name]
+        if call.name.startswith(inside):
+            continue
         is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
         if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
             continue
-        if (1, 1) in (call.inputs[0][-2:], call.outputs[0][-2:]):
+        given, gave = _side(module, call.inputs[0]), _side(module, call.outputs[0])
+        if (1, 1) in (given, gave):
             continue  # behind a global pool, or one itself: no positions are left to be apart
-        r_in = reduction(call.inputs[0])
+        r_in = reduction(given[0])
         stride = _ratio(module)
         r_out = r_in * stride[0]
         known.add(r_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -158,7 +158,7 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks, body = self._hooks, cast(Any, self.body)
         assert hooks is not None
         declared: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
@@ -197,7 +197,11 @@ class FeatureNet(nn.Module):
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
             if isinstance(self.body, Backbone) and not self._raw:
-                found = dict(self._run_levels(size).levels)
+                there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
+                last = max(self._indices)
+                kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
+                norm = self._indices if self._read.norm else ()
+                found = dict(trace.run(self.body, size, levels=kept, norm=norm).levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}

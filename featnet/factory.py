@@ -11,43 +11,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from . import checkpoint, hub, registry
+from . import hub, registry, sources
 from .backbone import Backbone
-from .dilation import set_output_stride
-from .errors import ArgumentError, CheckpointError, UnknownModelError, nearest
-from .extractors import FeatureDictNet, FeatureHookNet, FeatureListNet, FeatureNet
+from .errors import ArgumentError, CheckpointError, UnknownModelError
+from .extractors import FeatureNet
 from .features import FeatureInfo
+from .loading import Place, build_network, finish, make_place
 from .weights import Weights
-
-EXTRACTORS: Mapping[str, type[FeatureNet]] = {
-    "list": FeatureListNet,
-    "dict": FeatureDictNet,
-    "hook": FeatureHookNet,
-}
 
 # Arguments that only mean something with features_only
 FEATURE_ARGUMENTS = (
     "out_indices", "out_strides", "feature_cls", "out_map", "output_fmt", "taps",
     "return_dict", "prune", "norm", "return_prefix_tokens",
 )  # fmt: skip
-
-
-class _SkipInit(TorchFunctionMode):
-    """Leave parameters as they were allocated: a checkpoint will fill them.
-
-    Every in-place operation on a parameter is skipped; buffers are computed as always.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        inplace = name.endswith("_") and not name.startswith("__") and name != "requires_grad_"
-        if inplace and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def create_model(
@@ -65,6 +42,8 @@ def create_model(
     pretrained_cfg: str | Mapping[str, Any] | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     scriptable: bool | None = None,
     exportable: bool | None = None,
     no_jit: bool | None = None,
@@ -75,7 +54,8 @@ def create_model(
     An argument that is None is one that was not given.
 
     Args:
-        model_name: ``"resnet50"``, or with the tag of a checkpoint ``"resnet50.a1_in1k"``.
+        model_name: ``"resnet50"``, or with the tag of a checkpoint ``"resnet50.a1_in1k"``;
+            ``"hf-hub:org/name"`` (``@revision``) or ``"local-dir:path"``, with a config.json there.
         pretrained: load the checkpoint of the tag, by default the model's first.
         features_only: return an extractor: (N, C, H, W) -> the maps of ``out_indices``.
         out_indices: which levels, in which order; an int for the last n, None for all.
@@ -90,6 +70,8 @@ def create_model(
         pretrained_cfg_overlay: fields of the checkpoint to change, ``dict(file=...)`` for instance;
             with a source among them it is loaded, whatever ``pretrained`` says.
         cache_dir: in place of the hub's cache.
+        device, dtype: of the parameters and buffers, by default torch's; weights go there at once,
+            and their own dtype does not matter.
         scriptable: True is refused: there is no torch.jit.script; use torch.export or
             torch.jit.trace.
         exportable, no_jit: every model is exportable and none uses jit; accepted from callers of
@@ -119,14 +101,17 @@ def create_model(
     row |= {k: v for k, v in common.items() if v is not None}
 
     tag = pretrained_cfg if isinstance(pretrained_cfg, str) else None
-    entry = registry.find(model_name, tag=tag)
+    entry = sources.entry(model_name, tag=tag, cache_dir=cache_dir)
     cfg = _weights(entry, pretrained_cfg, pretrained_cfg_overlay)
+    place = make_place(device, dtype)
     # a function of one's own knows its checkpoint itself
     loads = pretrained and not entry.is_function
     source = _source(cfg, loads, checkpoint_path, pretrained_cfg_overlay, cache_dir)
     if entry.is_function:
-        model = _call_function(entry, pretrained, row)
+        model = _call_function(entry, pretrained, {**entry.row, **row}, place)
+        build = None
     else:
+        arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
         if cfg is not None:
             row.setdefault("num_classes", cfg.num_classes)
             built_for = inspect.signature(entry.build).parameters.keys() - entry.row.keys()
@@ -134,11 +119,13 @@ def create_model(
                 row.setdefault("img_size", cfg.input_size[1:])
         what = f"create_model({model_name!r})"
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
-        with _SkipInit() if source else contextlib.nullcontext():
-            model = entry.build(**{**entry.row, **row})
+        build = functools.partial(entry.build, **{**entry.row, **row})
+        model = build_network(build, source, place)
+        if isinstance(model, Backbone):
+            model.architecture, model.model_args = entry.name, arguments
     return finish(
-        model, cfg=cfg, source=source, output_stride=output_stride,
-        features_only=features_only, wrap=wrap,
+        model, cfg=cfg, source=source, output_stride=output_stride, features_only=features_only,
+        wrap=wrap, place=place, build=build, new_classes=num_classes is not None,
     )  # fmt: skip
 
 
@@ -193,61 +180,14 @@ def _source(
 
 
 def _call_function(
-    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any]
+    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any], place: Place
 ) -> nn.Module:
     registry.check_arguments(entry.build, row, what=f"create_model({entry.name!r})")
-    model = entry.build(pretrained=pretrained, **row)
+    with place.device or contextlib.nullcontext():
+        model = entry.build(pretrained=pretrained, **row)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"{entry.name!r} returned a {type(model).__name__}, not a module.")
-    return model
-
-
-def finish(
-    model: Any,
-    *,
-    cfg: Weights | None,
-    source: Path | None,
-    output_stride: int | None,
-    features_only: bool,
-    wrap: Mapping[str, Any],
-) -> Any:
-    """Weights, output stride and extractor, for a model that was built for this."""
-    if isinstance(model, Backbone):
-        if cfg is not None:
-            pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
-            model.pretrained_cfg = cfg.replace(
-                first_conv=model.first_conv, classifier=model.last_fc,
-                pool_size=cfg.pool_size or pool,
-            )
-        if output_stride is not None:
-            set_output_stride(model, output_stride)
-    elif output_stride is not None and output_stride != 32:
-        raise ArgumentError(
-            f"output_stride={output_stride}: {type(model).__name__} is no featnet.Backbone."
-        )
-    if source is not None:
-        model.load_report = checkpoint.load(
-            model, checkpoint.read(source), source=str(source), cfg=cfg
-        )
-    if not features_only:
-        return model
-    options = dict(wrap)
-    kind = options.pop("feature_cls", FeatureListNet)
-    if isinstance(kind, str):
-        if kind not in EXTRACTORS:
-            raise ArgumentError(
-                f"feature_cls={kind!r}: one of {', '.join(EXTRACTORS)}, or a class, is expected."
-                + nearest(kind, EXTRACTORS)
-            )
-        kind = EXTRACTORS[kind]
-    if not callable(kind):
-        raise ArgumentError(
-            f"feature_cls={kind!r}: one of {', '.join(EXTRACTORS)}, or a class, is expected."
-        )
-    registry.check_arguments(kind, options, what=f"feature_cls={kind!r}")
-    if isinstance(kind, type) and issubclass(kind, FeatureNet):
-        options["copy"] = False
-    return kind(model, **options)
+    return model.to(place.device, place.dtype)
 
 
 def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Any:

@@ -149,6 +149,8 @@ class Entry:
     row: Mapping[str, Any]
     weights: Weights | None
     is_function: bool = False
+    # those of the row that were stated beside the name, in a config.json
+    arguments: Row = dataclasses.field(default_factory=dict)
 
 
 def split_name(name: object) -> tuple[str, str]:

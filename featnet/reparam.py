@@ -1,4 +1,4 @@
-"""Re-parameterisation: training-time blocks of several branches as the one layer that they equal."""
+"""Re-parameterisation: blocks of several branches as the one layer that they equal."""
 
 from __future__ import annotations
 

@@ -92,8 +92,13 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
-# Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm)
+# Functions that keep the shape, which torch decomposes in Python on the meta device, most of the
+# time of a run; and where among their arguments ``inplace`` is
+_KEEP_SHAPE: Mapping[Any, int | None] = {
+    F.batch_norm: None, F.layer_norm: None, F.group_norm: None, F.rms_norm: None, F.gelu: None,
+    F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
+    F.hardtanh: 3,
+}  # fmt: skip
 # What asks a tensor for no values
 _QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
@@ -109,15 +114,21 @@ class _Used(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func.__name__ not in _QUESTIONS:
-            for value in (*args, *(kwargs or {}).values()):
-                for item in value if isinstance(value, (tuple, list)) else (value,):
-                    if isinstance(item, torch.Tensor):
-                        self.reads[id(item)] += 1
-                        self.alive[id(item)] = item
+        kwargs = kwargs or {}
         if func in _KEEP_SHAPE:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
+            at, x = _KEEP_SHAPE[func], args[0] if args else kwargs["input"]
+            inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
+            found = x.zero_() if inplace else torch.empty_like(x)
+        else:
+            found = func(*args, **kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
+            return found  # a shape, not a view as Tensor.T is
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    self.reads[id(item)] += 1
+                    self.alive[id(item)] = item
+        return found
 
 
 class Stop(BaseException):
@@ -312,7 +323,7 @@ def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays in a module that ran,
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
     which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     called = {call.name for call in seen.calls}
@@ -327,7 +338,7 @@ def prune(model: nn.Module, seen: Run) -> None:
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
             bare = inner is not None and not names_of(inner)
-            if f"{prefix}{child}" not in needed and not (bare and name in called):
+            if f"{prefix}{child}" not in needed and not (bare and name):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:

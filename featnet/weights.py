@@ -30,6 +30,7 @@ class Weights(Mapping[str, Any]):
     hf_hub_id: str | None = None
     hf_hub_filename: str | None = None
     custom_load: bool = False
+    sha256: str | None = None  # of the file, or its first digits (8 or more); compared when given
     # input
     input_size: tuple[int, int, int] = (3, 224, 224)
     test_input_size: tuple[int, int, int] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import contextlib
 import functools
 import importlib
 import inspect
@@ -23,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 import featnet
 from featnet import registry, trace
 from featnet.layers import BlurPool2d, GatedContext, GlobalContext, PatchConv
-from featnet.models.efficientnet import CondConvResidual, MultiQueryAttention2d
+from featnet.layers.mobile_attention import MultiQueryAttention2d
+from featnet.layers.mobile_blocks import CondConvResidual
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -42,11 +44,14 @@ def peer(name: str) -> Any:
 
 def peer_model(name: str, **options: Any) -> nn.Module:
     """timm's model of this name as it is for its checkpoint (which decides some of its constants),
-    without that, and its warnings unheard."""
+    without that (unless ``pretrained`` is given), and its warnings unheard."""
     timm = peer("timm")
-    with warnings.catch_warnings(), mock.patch("timm.models._builder.load_pretrained"):
+    skip: Any = contextlib.nullcontext()
+    if "pretrained" not in options:
+        skip = mock.patch("timm.models._builder.load_pretrained")
+    with warnings.catch_warnings(), skip:
         warnings.simplefilter("ignore")
-        model: nn.Module = timm.create_model(name, pretrained=True, **options)
+        model: nn.Module = timm.create_model(name, **{"pretrained": True, **options})
     return model
 
 
@@ -59,7 +64,8 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
         net = peer_model(name, features_only=True, **dilated)
-        net.load_state_dict({k: flat[k.replace(".", "_")] for k in net.state_dict()}, strict=True)
+        own = {k: k.removeprefix("model.").replace(".", "_") for k in net.state_dict()}
+        net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
@@ -105,9 +111,13 @@ def small(name: str) -> dict[str, Any]:
     """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
     None for what has no such arguments, or is not the same with them."""
     entry = registry.find(name)
-    if not {"depth", "embed_dim", "num_heads"} <= inspect.signature(entry.build).parameters.keys():
+    takes = inspect.signature(entry.build).parameters.keys()
+    if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
-    for options in ({"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}):
+    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    if "num_kv_heads" in takes:  # which may be one for each block
+        narrow["num_kv_heads"] = 3
+    for options in (narrow, {"depth": 3}):
         try:
             with torch.device("meta"):
                 model = featnet.create_model(name, **options)
@@ -145,8 +155,8 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
             drawn = noise(value)
             if isinstance(owner, NORMS) and key == "weight":
                 drawn = 1 + 0.2 * drawn
-            elif value.ndim >= 3 and value.shape[0] == 1:  # tokens and positions
-                drawn = 0.5 * drawn
+            elif value.ndim >= 3 and len(value) == 1 and not isinstance(owner, nn.Conv1d):
+                drawn = 0.5 * drawn  # tokens and positions
             elif value.ndim >= 2:
                 drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
             else:
@@ -166,20 +176,22 @@ def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float3
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
 
 
-class CheapNorms(TorchFunctionMode):
-    """Norms become their scale and shift: same shapes, same parameters used. For the meta device,
-    where torch decomposes norms in Python, most of the time of a run."""
+class Cheap(TorchFunctionMode):
+    """Norms become their scale and shift, activations a copy: same shapes, same parameters used.
+    For the meta device, where torch decomposes both in Python, most of the time of a run."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.batch_norm, F.group_norm, F.layer_norm):
+        if func not in trace._KEEP_SHAPE:
             return func(*args, **kwargs)
+        if func not in (F.batch_norm, F.group_norm, F.layer_norm, F.rms_norm):
+            return (args[0] if args else kwargs["input"]).clone()
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         x = bound["input"]
-        shape = (-1,) if func is F.layer_norm else (-1, *[1] * (x.ndim - 2))
+        shape = (1, -1, *[1] * (x.ndim - 2)) if func in (F.batch_norm, F.group_norm) else (-1,)
         weight, bias = bound.get("weight"), bound.get("bias")
-        x = x if weight is None else x * weight.reshape(shape)
-        return x.clone() if bias is None else x + bias.reshape(shape)
+        x = x.clone() if weight is None else x * weight.reshape(shape)
+        return x if bias is None else x + bias.reshape(shape)
 
 
 @functools.cache
@@ -196,10 +208,13 @@ def parameter_count(name: str) -> int:
 
 
 def _signature_of(module: nn.Module) -> tuple[Any, ...]:
+    """A kind of module: its class, tensors and children, and of a window what decides how it is
+    padded and dilated."""
     facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad")
-    for key in () if isinstance(module, PatchConv) else windows:
-        facts.append((key, str(getattr(module, key, None))))
+    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
+    kernel = kernel if isinstance(kernel, int) else max(kernel)
+    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
+    facts.append((getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False)))
     groups = getattr(module, "groups", 1)
     facts.append(groups > 1 if isinstance(groups, int) else groups)
     facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
@@ -219,8 +234,9 @@ def signature(name: str) -> frozenset[Any]:
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
 
 
-def choose_representatives() -> list[str]:
-    """Few and small variants in which every kind of module of the registry occurs.
+def choose_representatives() -> tuple[list[str], list[str]]:
+    """Few and small variants in which every kind of module of the registry occurs; and of those with
+    the same kinds of modules the largest.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
@@ -232,15 +248,23 @@ def choose_representatives() -> list[str]:
         gains = {name: len(signature(name) & missing) for name in names}
         chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
         missing -= signature(chosen[-1])
-    return sorted(chosen)
+    largest = {signature(name): name for name in sorted(names, key=parameter_count)}
+    return sorted(chosen), sorted(set(largest.values()) - set(chosen))
+
+
+@functools.cache
+def chosen() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
+    first, second = REPRESENTATIVES.read_text().split("\n\n")
+    return tuple(first.split()), tuple(second.split())
 
 
 @functools.cache
 def representatives() -> tuple[str, ...]:
-    """What :func:`choose_representatives` chose (``python tests/helpers.py`` writes it anew); with
-    FEATNET_EXHAUSTIVE=1 the smallest variant of every combination of modules."""
+    """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
+    combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return tuple(REPRESENTATIVES.read_text().split())
+        return chosen()[0]
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
@@ -269,6 +293,24 @@ def strides(name: str) -> list[int]:
 
 # Attention over the whole map: the à trous law is not about it
 GLOBAL = (GatedContext, GlobalContext, MultiQueryAttention2d)
+
+
+def lost(net: nn.Module) -> int:
+    """Positions that the unpadded kernels of a network take from its maps, all told."""
+
+    def rows(value: Any) -> int:
+        return int(value[0] if isinstance(value, tuple) else value)
+
+    total = 0
+    for module in net.modules():
+        if not hasattr(module, "kernel_size") or hasattr(module, "widen"):
+            continue  # no window, or one whose padding depends on the map
+        window: Any = module
+        reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
+        padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
+        if not getattr(window, "ceil_mode", False):
+            total += max(0, reach - rows(window.stride) - padded)
+    return total
 
 
 def without_global(model: nn.Module) -> nn.Module:
@@ -311,8 +353,9 @@ class Local(TorchFunctionMode):
         if func in self.zero + self.one and isinstance(found, torch.Tensor):
             x = args[0]
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            spatial = isinstance(dims, (tuple, list)) and {d % x.ndim for d in dims} >= {2, 3}
-            if spatial or func.__module__ == F.__name__:
+            places = {d % x.ndim for d in dims} if isinstance(dims, (tuple, list)) else set()
+            spatial = places >= {2, 3} or places == {1, 2}  # of (N, C, H, W), of (N, H, W, C)
+            if spatial or getattr(func, "__module__", "") == F.__name__:
                 return torch.full_like(found, float(func in self.one))
         return found
 
@@ -321,17 +364,23 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
     """Inputs on whose border a network and its dilated form see the same.
 
     A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
-    without padding that drops what is incomplete must find nothing incomplete.
+    without padding that loses a position where the size is odd must find none that is.
     """
     blurs = any(isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules())
-    drops = any(
-        getattr(m, "padding", None) in (0, (0, 0))
-        and getattr(m, "kernel_size", 1) not in (1, (1, 1))
-        and not getattr(m, "ceil_mode", False)
-        for m in model.modules()
-    )
-    assert not (blurs and drops)
-    return [size for size, unfit in (((64, 96), blurs), ((97, 65), drops)) if not unfit]
+    loses = any(_loses(m) for m in model.modules())
+    assert not (blurs and loses)
+    return [size for size, unfit in (((64, 96), blurs), ((97, 65), loses)) if not unfit]
+
+
+def _loses(window: nn.Module) -> bool:
+    """Whether a strided window gives fewer than ``ceil(size / stride)`` positions of odd sizes."""
+    facts = [getattr(window, name, None) for name in ("kernel_size", "stride", "padding")]
+    if any(fact is None or isinstance(fact, str) for fact in facts):
+        return False
+    kernel, stride, padding = (f[0] if isinstance(f, tuple) else f for f in facts)
+    places = (4 * stride + 1 + 2 * padding - kernel) / stride + 1
+    found = math.ceil(places) if getattr(window, "ceil_mode", False) else math.floor(places)
+    return stride > 1 and found < 5
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -347,4 +396,4 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")
+    REPRESENTATIVES.write_text("\n\n".join("\n".join(n) for n in choose_representatives()) + "\n")

@@ -478,6 +478,20 @@ def test_an_error_that_is_not_the_sizes_fault_stays_itself() -> None:
     assert not isinstance(caught.value, FeatnetError)
 
 
+@pytest.mark.parametrize("options", [{}, {"features_only": True, "output_stride": 8}])
+def test_an_input_beyond_a_table_of_positions(options: dict[str, Any]) -> None:
+    """Attention that was built for an ``img_size`` takes what is not larger."""
+    with torch.device("meta"):
+        model = create_model("botnet26t_256", **options).eval()
+        large = create_model("botnet26t_256", img_size=288, **options).eval()
+    x = torch.empty(1, 3, 256, 288, device="meta")
+    parts = "256 x 288", "up to 256 x 256", "img_size"
+    refusal(InputSizeError, lambda: model(x), *parts)
+    refusal(InputSizeError, lambda: model.feature_info.sizes((256, 288)), *parts)
+    large(x)
+    model(x[..., :97, :65])
+
+
 # What was registered ----------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""EVA, DINOv3, Perception Encoder, RoPE-ViT, Sapiens2 and BEiT: positions of any grid, checkpoints."""
+"""EVA, DINOv3, Perception Encoder, RoPE-ViT, Sapiens2, BEiT: positions of any grid, checkpoints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def turns(rope: RotaryEmbedding, size: tuple[int, int], prefix: int = 0, **more:
 
 @pytest.mark.parametrize("name", kinds())
 def test_like_the_peer_at_any_size(timm: Any, name: str) -> None:
-    """Logits, levels with and without the norm, and the gradient, at the native and another size."""
+    """Logits, levels with and without the norm, the gradient; at the native and another size."""
     mine = small(name)
     patch, is_beit = mine.patch_embed.patch_size[0], name.startswith("beit")
     dynamic = {} if is_beit else {"dynamic_img_size": True}
@@ -173,7 +173,8 @@ def test_bad_rotary_arguments() -> None:
         RotaryEmbedding(18, temperature=100)
     with pytest.raises(ArgumentError, match="'yx'"):
         RotaryEmbedding(16, temperature=100, indexing="yx")
-    for rope in (eva.Rope("round"), eva.Rope("centred", reference=(2, 2)), eva.Rope("mixed", offset=1)):
+    wrong = ("round", {}), ("centred", {"reference": (2, 2)}), ("mixed", {"offset": 1})
+    for rope in (eva.Rope(kind, **more) for kind, more in wrong):
         with pytest.raises(ArgumentError, match="kind|mixed has no"):
             rope.build(16, heads=2, depth=1)
 
@@ -280,7 +281,8 @@ def test_denser_patches_have_the_biases_of_the_others() -> None:
 def test_output_stride(name: str) -> None:
     net = small(name, features_only=True, output_stride=8, out_indices=(0, 1))
     assert net.feature_info.reduction() == [8, 8]
-    assert [y.shape[2:] for y in net(picture(64, 48))] == [(8, 6)] * 2 == net.feature_info.sizes((64, 48))
+    assert [y.shape[2:] for y in net(picture(64, 48))] == [(8, 6)] * 2
+    assert net.feature_info.sizes((64, 48)) == [(8, 6)] * 2
 
 
 # Behaviour --------------------------------------------------------------------------------
@@ -307,6 +309,7 @@ def test_bad_arguments() -> None:
     for given, why in (
         ({"num_kv_heads": (4, 4, 4)}, "3 entries for 2 blocks"),
         ({"num_kv_heads": 3}, "3 kv_heads"),
+        ({"num_kv_heads": 2, "attn_layer": eva.KeylessAttention}, "num_kv_heads.*kv_heads"),
         ({"global_pool": "token", "class_token": False}, "token"),
     ):
         with pytest.raises(ArgumentError, match=why):
@@ -364,8 +367,9 @@ def test_dinov3_checkpoint() -> None:
 def test_perception_encoder_checkpoint() -> None:
     net = small("vit_pe_core_base_patch16_224", init_values=0.1)
     state = renamed(
-        net, ("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"), ("attn_pool.norm", "attn_pool.ln"),
-        ("norm1", "ln_1"), ("norm2", "ln_2"), ("blocks.", "transformer.resblocks."),
+        net, ("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"),
+        ("attn_pool.norm", "attn_pool.ln"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+        ("blocks.", "transformer.resblocks."),
         ("attn_pool.ln", "attn_pool.layernorm"), ("attn_pool.latent", "attn_pool.probe"),
         ("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj."), ("gamma_1", "ls_1.gamma"),
         ("attn_pool.proj.", "attn_pool.attn.out_proj."), ("gamma_2", "ls_2.gamma"),
@@ -404,7 +408,8 @@ def test_eva_clip_checkpoint_of_another_grid() -> None:
     net = small(name)
     state = renamed(
         net, ("mlp.norm", "mlp.ffn_ln"), ("attn.norm", "attn.inner_attn_ln"), ("fc1_g", "w1"),
-        ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3"), ("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"),
+        ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3"), ("q_proj.bias", "q_bias"),
+        ("v_proj.bias", "v_bias"),
     )  # fmt: skip
     state |= {"rope.freqs_cos": torch.ones(2), "blocks.0.attn.rope.freqs_sin": torch.ones(2)}
     state = {f"visual.{key}": value for key, value in state.items()}
@@ -430,6 +435,7 @@ def test_beit_checkpoints() -> None:
     state["rel_pos_bias.relative_position_index"] = torch.zeros(2)
     found = converted(name, state)
     assert torch.equal(found.fc_norm.weight, net.fc_norm.weight)
-    assert all(torch.equal(block.attn.relative_position_bias_table, table) for block in found.blocks)
+    tables = [block.attn.relative_position_bias_table for block in found.blocks]
+    assert all(torch.equal(each, table) for each in tables)
     with pytest.raises(CheckpointError, match=key):
         converted(name, {**net.state_dict(), f"blocks.0.attn.{key}": torch.zeros(17, 4)})

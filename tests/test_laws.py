@@ -3,8 +3,8 @@
 A new family is covered by being registered: every test takes its models from ``list_models`` and
 what it expects from the model itself. Where numbers do not matter, all runs on the meta device.
 Models that are made of the same modules differ in depth and width only; of each such group the
-smallest (``representatives``) goes through everything, the others through one strided selection,
-or through everything too with FEATNET_EXHAUSTIVE=1.
+smallest (``representatives``) goes through everything, the largest through one strided selection;
+all go through everything with FEATNET_EXHAUSTIVE=1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import pickle
 import random
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import helpers
@@ -35,13 +34,7 @@ KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 ALL = tuple(featnet.list_models())
 EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 FULL = ALL if EXHAUSTIVE else representatives()
-OTHERS = tuple(name for name in ALL if name not in FULL)
-
-
-@pytest.fixture
-def cheap_norms() -> Iterator[None]:
-    with helpers.CheapNorms():
-        yield
+LARGE = () if EXHAUSTIVE else helpers.chosen()[1]
 
 
 def as_list(found: Any) -> list[torch.Tensor]:
@@ -56,12 +49,16 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     """Law 2 on one extractor and one input size; returns the maps."""
     x = meta(*size)
     assert x.shape[-2:] == size
-    info, maps = net.feature_info, as_list(net(x))
+    info = net.feature_info
+    with helpers.Cheap():
+        maps = as_list(net(x))
     predicted = list(zip(info.channels(), info.sizes(size), strict=True))
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
+    margin = helpers.lost(net) * 2  # pixels: nobody goes without padding past reduction 2
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
-            assert out in (side // reduction, -(-side // reduction)), (side, out, reduction)
+            most, least = -(-side // reduction), (side - margin) // reduction
+            assert least <= out <= most, (side, out, reduction)
     assert len(net) == len(info) == len(maps)
     return maps
 
@@ -90,7 +87,7 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
 def selections(total: int) -> list[Any]:
     shuffled = list(range(total))
     random.Random(0).shuffle(shuffled)
-    return [None, 2, (0,), (-1, 0), tuple(shuffled), (total - 2, -total)]
+    return [None, 2, tuple(shuffled), (total - 2, -total)]
 
 
 @pytest.mark.parametrize("name", representatives())
@@ -125,14 +122,14 @@ def test_one_truth(name: str) -> None:
 # Laws 2, 3, 4 -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     full = {level.module: level for level in meta_model(name)._levels}
-    for stride in strides(name):
+    every = strides(name)
+    for stride in every if EXHAUSTIVE else (every[0], *[s for s in (8,) if s in every[1:]]):
         with torch.device("meta"):
             net = helpers.create(name, features_only=True, output_stride=stride)
-        for size in helpers.sizes(name) if stride == strides(name)[0] else helpers.sizes(name)[:1]:
+        for size in helpers.sizes(name) if stride == every[0] else helpers.sizes(name)[:1]:
             check_info(net.eval(), size)
         for level in net.feature_info:
             assert level.channels == full[level.module].channels
@@ -152,18 +149,19 @@ def test_info_is_true(name: str) -> None:
 
 def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[torch.Tensor]]:
     """(parameters, FLOPs) of a network, and what it puts out."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, helpers.Cheap():
         found = net(meta(*size))
     parameters = sum(p.numel() for p in net.parameters())
     return (parameters, counter.get_total_flops()), as_list(found)
 
 
-@pytest.mark.usefixtures("cheap_norms")
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
     model, size = meta_model(name), helpers.sizes(name)[0]
     whole, before = price(model, size)[0], (0, 0)
-    for index, level in enumerate(model._levels):
+    total = len(model._levels)
+    for index in range(total) if EXHAUSTIVE else sorted({0, 1, total - 2, total - 1}):
+        level = model._levels[index]
         net = FeatureListNet(model, (index,))
         cost, maps = price(net, size)
         check_gradients(net, maps)
@@ -180,8 +178,7 @@ def test_pay_for_what_you_take(name: str) -> None:
         before = cost
 
 
-@pytest.mark.usefixtures("cheap_norms")
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", LARGE)
 def test_deeper_and_wider_variants(name: str) -> None:
     """Laws 2 to 4 once, with a stride and a selection that leave something away."""
     model = meta_model(name)
@@ -190,13 +187,12 @@ def test_deeper_and_wider_variants(name: str) -> None:
         net = helpers.create(
             name, features_only=True, out_indices=(total - 2, 0), output_stride=stride
         ).eval()
-    with FlopCounterMode(display=False):
-        maps = check_info(net, helpers.sizes(name)[-1])
+    maps = check_info(net, helpers.sizes(name)[-1])
     wanted = [min(model._levels[i].reduction, stride) for i in (total - 2, 0)]
     assert net.feature_info.reduction() == wanted
     check_subset(net, model)
     check_gradients(net, maps)
-    assert sum(p.numel() for p in net.parameters()) < helpers.parameter_count(name)
+    assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in model.parameters())
 
 
 # Law 5 ------------------------------------------------------------------------------------
@@ -208,14 +204,14 @@ def test_a_trous(name: str) -> None:
     reductions = original.feature_info.reduction()
     full: dict[tuple[int, int], list[torch.Tensor]] = {}
     for stride in strides(name)[1:]:
-        if not EXHAUSTIVE and stride < 8 and helpers.parameter_count(name) > 27_000_000:
-            continue  # minutes; the blocks are those of smaller variants
+        if not EXHAUSTIVE and stride != 8 and helpers.parameter_count(name) > 12_000_000:
+            continue  # one rule for all strides, and the blocks are those of smaller variants
         dense = copy.deepcopy(original)
         set_output_stride(dense, stride)
         assert dense.feature_info.reduction() == [min(r, stride) for r in reductions]
         steps = [r // min(r, stride) for r in reductions]
         sizes = helpers.law_sizes(original, dense)
-        for height, width in sizes if EXHAUSTIVE or stride == 8 else sizes[:1]:
+        for height, width in sizes if EXHAUSTIVE else sizes[:1]:
             if stride < 8:
                 height, width = (side // 64 * 32 + side % 2 for side in (height, width))
             x = picture(height, width, dtype=torch.float64)
@@ -368,5 +364,5 @@ def test_callers_model_is_left_alone() -> None:
 
 
 def test_representatives_are_current() -> None:
-    chosen = helpers.choose_representatives()
-    assert list(helpers.REPRESENTATIVES.read_text().split()) == chosen, "python tests/helpers.py"
+    chosen = tuple(map(tuple, helpers.choose_representatives()))
+    assert helpers.chosen() == chosen, "python tests/helpers.py"

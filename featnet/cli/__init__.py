@@ -1,4 +1,5 @@
-"""The command ``featnet``: run a backbone on a picture, list the models, describe one.
+"""The command ``featnet``: run a backbone on a picture, list the models, describe one, fetch
+checkpoints.
 
 Nothing here imports torch or Pillow before a subcommand needs it, so that ``--help`` is quick.
 """
@@ -44,6 +45,13 @@ def _run(args: argparse.Namespace) -> int:
         from .export import export_model
 
         return export_model(args)
+    if args.command == "prefetch":
+        return _prefetch(args)
+    if args.command == "convert":
+        from .. import convert_checkpoint
+
+        print(convert_checkpoint(args.source, args.out, model=args.model))
+        return 0
     return _info(args)
 
 
@@ -55,6 +63,15 @@ def _list(args: argparse.Namespace) -> int:
         print(f"featnet: no model matches {args.filter!r}", file=sys.stderr)
         return 1
     print("\n".join(names))
+    return 0
+
+
+def _prefetch(args: argparse.Namespace) -> int:
+    from .. import prefetch
+
+    for name in args.name:
+        for path in prefetch(name, cache_dir=args.cache_dir).values():
+            print(f"{name}: {path}", flush=True)
     return 0
 
 
@@ -94,6 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     names = commands.add_parser("list", help="print the names of the models")
     names.add_argument("filter", nargs="?", metavar="FILTER", help="such as 'resnet*'")
     names.add_argument("--pretrained", action="store_true", help="only those with a checkpoint")
+
+    fetch = commands.add_parser("prefetch", help="fetch checkpoints, for use without a network")
+    fetch.add_argument("name", nargs="+", metavar="NAME", help="also hf-hub:org/name[@revision]")
+    fetch.add_argument("--cache-dir", type=Path, metavar="DIR", help="in place of the hub's cache")
+
+    convert = commands.add_parser(
+        "convert", help="write another library's checkpoint as safetensors with featnet's names"
+    )
+    convert.add_argument("source", type=Path, metavar="IN")
+    convert.add_argument("out", type=Path, metavar="OUT")
+    convert.add_argument("--model", required=True, metavar="NAME")
 
     info = commands.add_parser("info", help="print a model's levels without building its weights")
     info.add_argument("name", metavar="NAME")

@@ -9,7 +9,7 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -17,12 +17,14 @@ from .dot_attention import Attention, attend, head_width, join_heads, split_head
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
+from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .norm_act import IdentityAct, NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
+from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
@@ -35,6 +37,13 @@ from .rotary import (
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
+from .windows import (
+    join_windows,
+    pad_to_windows,
+    relative_bias,
+    shift_mask,
+    split_windows,
+)
 
 __all__ = [
     "Attention",
@@ -67,12 +76,14 @@ __all__ = [
     "Layer",
     "LayerNorm2d",
     "LayerScale",
+    "Memo",
     "MixedRotaryEmbedding",
     "Mlp",
     "NormAct",
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
+    "Phased",
     "QuickGelu",
     "RelativePositions",
     "RmsNorm2d",
@@ -92,6 +103,7 @@ __all__ = [
     "chain",
     "check_multiple",
     "conv2d",
+    "drop_path_rates",
     "fit_to_patches",
     "fold_norm",
     "get_act",
@@ -100,16 +112,22 @@ __all__ = [
     "get_norm",
     "head_width",
     "identity_kernel",
+    "in_phases",
     "join_heads",
+    "join_windows",
     "make_divisible",
     "merge_branches",
     "narrow",
     "norm_and_act",
+    "pad_to_windows",
     "pruned_widths",
+    "relative_bias",
     "resample_grid",
     "resample_patches",
     "resample_positions",
+    "shift_mask",
     "split_heads",
+    "split_windows",
     "to_pair",
     "with_act",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from ..errors import check_rate
 
 
 def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
@@ -39,6 +41,13 @@ class Blocks(nn.Sequential):
         for block in list(self)[:stop]:
             x = self.run((block,), x)
         return x
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """A rate for each block of each stage, growing linearly from 0 at the first to ``rate``."""
+    check_rate("drop_path_rate", rate)
+    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 class DropPath(nn.Module):

@@ -71,7 +71,8 @@ class SamePadding:
         for i in (1, 0):  # F.pad begins with the last dimension
             size, kernel, dilation = x.shape[i - 2], self.kernel_size[i], self.dilation[i]
             was = -(-size // self.grow)
-            total = -(-was // full[i]) * full[i] - full[i] + dilation // self.grow * (kernel - 1) + 1
+            last = -(-was // full[i]) * full[i] - full[i]
+            total = last + dilation // self.grow * (kernel - 1) + 1
             before = _positive(total - was) // 2 * self.grow
             end = -(-size // self.stride[i]) * self.stride[i] - self.stride[i]
             after = end + dilation * (kernel - 1) + 1 - size - before

@@ -56,7 +56,8 @@ def spread(
         far = (1 - q ** (old - 1)) / (1 - q) > last
         low, high = torch.where(far, low, q), torch.where(far, q, high)
     count = torch.arange(1, old, **double)
-    reach = torch.where(torch.as_tensor(same), count, (1 - q**count) / (1 - q)).float()
+    kept = torch.as_tensor(same, device="cpu")
+    reach = torch.where(kept, count, (1 - q**count) / (1 - q)).float()
     known = torch.cat((-reach.flip(0), reach.new_zeros(1), reach))
     right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
     left = right - 1
@@ -89,8 +90,8 @@ class RelativePositions:
         like = (self.size[0] * density, self.size[1] * density)
         same: torch.Tensor | bool = False
         if torch.compiler.is_exporting():  # for every size: whether it is this one stays open
-            rows, columns = (torch.full((), side) == n for side, n in zip(size, like, strict=True))
-            same = rows & columns
+            same = torch.full((), size[0], device="cpu") == like[0]
+            same = same & (torch.full((), size[1], device="cpu") == like[1])
         elif size[0] == like[0] and size[1] == like[1]:
             if density == 1:
                 return table

@@ -213,7 +213,7 @@ class MixedRotaryEmbedding(RotaryEmbedding):
     def reset_parameters(self) -> None:
         """Axial rates, along axes that are turned at random in each head."""
         rates = 1.0 / self.temperature ** self.exponents(self.freqs.device)
-        turned = torch.rand(self.freqs.shape[1:3], device=self.freqs.device)[..., None] * 2 * math.pi
+        turned = torch.rand(*self.freqs.shape[1:3], 1, device=self.freqs.device) * 2 * math.pi
         for axis, wave in enumerate((torch.cos, torch.sin)):
             both = [rates * wave(turned), rates * wave(turned + math.pi / 2)]
             self.freqs[axis].copy_(torch.cat(both, -1))

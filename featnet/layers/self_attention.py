@@ -1,14 +1,12 @@
-"""Self-attention over a map, in place of a convolution, and its à trous form.
+"""Self-attention over a map, in place of a convolution.
 
-Every layer here is two parts: a projection of each position, and ``mix``, in which positions meet.
-On a map that is ``grow`` times denser than the one that the layer was made for (an output stride),
-``mix`` runs on each of the ``grow * grow`` interleaved maps by itself. These have the original's
-size and spacing, so that tables of positions fit, and each position finds what it found there.
+Every layer here is two parts: a projection of each position, and ``mix``, in which positions meet
+and which an output stride lets run on interleaved maps (:mod:`featnet.layers.phases`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .attention import make_divisible
+from .phases import in_phases
 
 Size = tuple[int, int]
 
@@ -25,27 +24,9 @@ def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tenso
     return torch.split(x, list(widths), dim)
 
 
-def in_phases(
-    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int
-) -> torch.Tensor:
-    """``mix`` on every ``grow``-th position of maps of one size, for each place to start from."""
-    if grow == 1:
-        return mix(*maps)
-    height, width = maps[0].shape[-2:]
-    down, right = min(grow, height), min(grow, width)
-    phases = [
-        mix(*(m[..., i::grow, j::grow] for m in maps)) for i in range(down) for j in range(right)
-    ]
-    tall, wide = phases[0].shape[-2:]  # the first is the largest
-    phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
-    y = torch.unflatten(torch.stack(phases, -1), -1, (down, right))  # (N, C, tall, wide, down, right)
-    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
-    return y[..., :height, :width]
-
-
 class SelfAttention(nn.Module):
-    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its own
-    way."""
+    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
+    own way."""
 
     grow = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
@@ -97,7 +78,7 @@ class RelativePosition(nn.Module):
             nn.init.trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
-        """(N, h, w, dim) queries -> (N, h * w, H * W) over keys in a window, by default ``size``."""
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
         height, width = window or self.size
         rows, columns = (self._reach(t, n) for t, n in (
             (self.height_rel, height), (self.width_rel, width)
@@ -117,7 +98,7 @@ class RelativePosition(nn.Module):
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of distance k - i at k."""
+    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of k - i at k."""
     n, rows, queries, _ = q.shape
     reach = table.shape[0]
     x = (q @ table.transpose(-1, -2)).reshape(-1, queries, reach)
@@ -239,8 +220,9 @@ class HaloAttention(SelfAttention):
         kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
         k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
 
-        def ask(q: torch.Tensor) -> torch.Tensor:
-            return self._attend(q, k, v, grid)
+        def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
+            times = len(q) // n
+            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
 

@@ -1,4 +1,4 @@
-"""Checkpoints of EVA, BEiT and their kin as their authors wrote them, under this library's names."""
+"""Checkpoints of EVA, BEiT and their kin in their authors' layouts, under this library's names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """BEiT, a vision transformer whose attention knows how far apart two patches are.
 
-Papers: BEiT (https://arxiv.org/abs/2106.08254), BEiT v2 (https://arxiv.org/abs/2208.06366). EVA, which
-came from it, has all that it has but the relative positions.
+Papers: BEiT (https://arxiv.org/abs/2106.08254), BEiT v2 (https://arxiv.org/abs/2208.06366). EVA,
+which came from it, has all that it has but the relative positions.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Beit(Eva):
     """A vision transformer with a table of relative positions in every block.
 
     Args:
-        img_size: of the images that the tables are made for. For others they are drawn out as BEiT's
-            fine-tuning does; the peer's linear interpolation.
+        img_size: of the images that the tables are made for; for others they are drawn out, see
+            :func:`featnet.layers.relative_position.spread`.
         fc_norm: the norm is behind the pooling; None for: with ``avg``.
 
     The other arguments are :class:`featnet.models.eva.Eva`'s.

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, InputSizeError, nearest
 from ..layers import (
     AttentionPool2d,
     BilinearAttention,
@@ -173,8 +173,8 @@ class PoolShortcut(nn.Module):
 
 
 class Residual(nn.Module):
-    """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the recipe
-    has none. The branch's children run in their order, ``last`` is its last convolution."""
+    """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the
+    recipe has none. The branch's children run in their order, ``last`` is its last convolution."""
 
     last: str
 
@@ -574,7 +574,7 @@ class ByobNet(Backbone):
         return MlpHead(channels, hidden, site.recipe) if kind == "mlp" else PlainHead()
 
     def init_weights(self, *, zero_init_last: bool = True) -> None:
-        """He initialisation of the convolutions, then what blocks and attention have of their own."""
+        """He initialisation of the convolutions, then what blocks and attention have."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -591,6 +591,13 @@ class ByobNet(Backbone):
                 module.reset_parameters()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        largest = self.img_size
+        if largest and (x.shape[-2] > largest[0] or x.shape[-1] > largest[1]):
+            raise InputSizeError(
+                f"An input of {x.shape[-2]} x {x.shape[-1]}: this network's self-attention has "
+                f"positions for inputs up to {largest[0]} x {largest[1]}; build it with a larger "
+                "img_size."
+            )
         levels = {level.module for level in self._levels}
         if "stem" in levels:
             x = self.stem(x)  # (N, C, H/2, W/2)
@@ -644,7 +651,10 @@ def blur(channels: int, stride: int) -> nn.Module:
 
 
 SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {"avg": average, "blur": blur}
-STEM_POOLS: dict[str, Layer] = {"max": partial(nn.MaxPool2d, 3, 2, 1), "avg2": partial(nn.AvgPool2d, 2)}
+STEM_POOLS: dict[str, Layer] = {
+    "max": partial(nn.MaxPool2d, 3, 2, 1),
+    "avg2": partial(nn.AvgPool2d, 2),
+}
 HEADS = ("classifier", "mlp", "attention")
 OWN_INIT = (BottleneckAttention, HaloAttention, LambdaLayer, GlobalContext, AttentionPool2d)
 
@@ -957,7 +967,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lamhalobotnet50ts_256": dict(
         stages=stages50(".@.@", local(13), halo(), bot()), img_size=256, **S50
     ),
-    "halo2botnet50ts_256": dict(stages=stages50(".@.@", halo(), halo(), bot()), img_size=256, **S50),
+    "halo2botnet50ts_256": dict(
+        stages=stages50(".@.@", halo(), halo(), bot()), img_size=256, **S50
+    ),
 }  # fmt: skip
 
 FAMILY = Family(model=ByobNet, variants=VARIANTS, weights=weights_table("byobnet"))

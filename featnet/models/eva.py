@@ -41,7 +41,7 @@ from ..layers import (
     head_width,
     split_heads,
 )
-from ..registry import Family, weights_table
+from ..registry import Family, check_arguments, weights_table
 from ._eva_keys import convert_eva
 from .vit import VisionTransformer
 
@@ -215,8 +215,8 @@ class Eva(VisionTransformer):
 
     Args:
         num_reg_tokens: number of registers behind the class token.
-        num_kv_heads: heads of keys and values, of all blocks or of each one; ``attn_layer`` must
-            take ``kv_heads`` then.
+        num_kv_heads: heads of keys and values, of all blocks or of each one; where they are fewer
+            ``attn_layer`` must take ``kv_heads``.
         init_values: first values of the branches' scales; None for no scales.
         attn_only_layer_scale: the MLPs' branches have none.
         abs_pos_embed: add learnt positions.
@@ -274,7 +274,9 @@ class Eva(VisionTransformer):
         for i, (rate, heads) in enumerate(
             zip(growing(drop_path_rate, depth), for_each(num_kv_heads, depth), strict=True)
         ):
-            one = attn() if heads is None else attn(kv_heads=heads)
+            fewer = {} if heads in (None, num_heads) else {"kv_heads": heads}
+            check_arguments(attn_layer, fewer, what="num_kv_heads")
+            one = attn(**fewer)
             self.add_stage(
                 f"blocks.{i}", block(attn=one, mlp=mlp(), drop_path=rate), channels=embed_dim,
                 reduction=self.patch_embed.reduction,

@@ -1,0 +1,100 @@
+"""Checkpoints of other libraries: recognised by their keys and shapes, brought under our names.
+
+A :class:`Layout` says by which keys a file is known, for which class of network it is, and how its
+tensors are renamed. Everything else is done here, once for all: the prefix that a wrapper added,
+what lies outside of it, a fully connected layer that is a convolution in the other library, and the
+epsilon of batch norm, which no state dict holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import mindcv, originals, torchvision, transformers
+from .draft import Draft, Layout
+
+__all__ = ["Draft", "Layout", "apply", "layouts", "recognise"]
+
+_LAYOUTS: tuple[Layout, ...] = (
+    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *mindcv.LAYOUTS
+)  # fmt: skip
+
+
+def layouts(model: nn.Module) -> Iterator[Layout]:
+    """The layouts in which other libraries keep networks of this class."""
+    classes = {cls.__name__ for cls in type(model).__mro__}
+    return (layout for layout in _LAYOUTS if layout.family in classes)
+
+
+def recognise(
+    keys: Iterable[str], among: Iterable[Layout] = _LAYOUTS
+) -> tuple[Layout, str, str] | None:
+    """The layout of a file's keys, the prefix before them, and the root that they lack."""
+    names, known = set(keys), list(among)
+    whole = [(layout, "") for layout in known]
+    rootless = [(layout, layout.root) for layout in known if layout.root]
+    for layout, root in (*whole, *rootless):
+        prefix = find_prefix(names, [mark[len(root) :] for mark in layout.marks])
+        if prefix is not None:
+            return layout, prefix, root
+    return None
+
+
+def find_prefix(names: set[str], marks: list[str]) -> str | None:
+    """The shortest prefix under which all marks are."""
+    first = marks[0]
+    found = [n[: -len(first)] for n in names if n == first or n.endswith("." + first)]
+    fitting = [p for p in found if all(p + mark in names for mark in marks)]
+    return min(fitting, key=len, default=None)
+
+
+def apply(draft: Draft, model: nn.Module) -> bool:
+    """Bring a file of another library under the model's names; False where it is none.
+
+    Raises:
+        CheckpointError: a file whose network computes something else than the model.
+    """
+    found = recognise(draft.tensors, layouts(model))
+    if found is None:
+        return False
+    layout, prefix, root = found
+    draft.strip(prefix)
+    if root:
+        draft.rename(lambda key: root + key)
+    layout.convert(draft, model)
+    draft.steps.append(f"layout of {layout.name}")
+    target = model.state_dict()
+    _reshape(draft, target)
+    if layout.eps is not None:
+        _shift_variance(draft, model, layout.eps(draft))
+    return True
+
+
+def _reshape(draft: Draft, target: dict[str, torch.Tensor]) -> None:
+    """Fully connected layers to convolutions and back, and scales without their empty axes."""
+    for key, value in list(draft.tensors.items()):
+        if key not in target or value.shape == target[key].shape:
+            continue
+        new = target[key].shape
+        same = [n for n in value.shape if n != 1] == [n for n in new if n != 1]
+        flat = value.shape[:1] == new[:1] and {value.ndim, len(new)} == {2, 4}
+        if value.numel() == new.numel() and (same or flat):
+            draft.put(key, value.reshape(new), f"{list(value.shape)} as {list(new)}")
+
+
+def _shift_variance(draft: Draft, model: nn.Module, eps: float) -> None:
+    """Batch norms of another epsilon: the running variance takes up the difference, so that in eval
+    mode the outputs are the same."""
+    for name, module in model.named_modules():
+        key, own = f"{name}.running_var", getattr(module, "eps", None)
+        if own is None or key not in draft.tensors or own == eps:
+            continue
+        value: Any = draft.tensors[key]
+        draft.put(
+            key, (value.double() + (eps - own)).to(value.dtype),
+            f"epsilon {eps:g} instead of {own:g}: added to the variance",
+        )  # fmt: skip

@@ -1,0 +1,187 @@
+"""A network that was asked for: built, loaded, dilated, and wrapped as an extractor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checkpoint, files, instant, registry
+from .backbone import Backbone
+from .dilation import set_output_stride
+from .errors import ArgumentError, nearest
+from .extractors import FeatureDictNet, FeatureHookNet, FeatureListNet, FeatureNet
+from .weights import Weights
+
+EXTRACTORS: Mapping[str, type[FeatureNet]] = {
+    "list": FeatureListNet,
+    "dict": FeatureDictNet,
+    "hook": FeatureHookNet,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a model's tensors are to be; None as torch would have it."""
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+
+def make_place(device: Any, dtype: Any) -> Place:
+    """Where ``device=`` and ``dtype=`` say.
+
+    Raises:
+        ArgumentError: no such device, or no floating-point dtype.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype={dtype!r}: a floating-point torch.dtype is expected.")
+    try:
+        return Place(None if device is None else torch.device(device), dtype)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+
+
+def build_network(build: Callable[[], nn.Module], source: Path | None, place: Place) -> nn.Module:
+    """The network: initialised in its place, or only allocated where a file will replace it."""
+    if source is not None:
+        if (place.device or torch.get_default_device()).type == "meta":
+            raise ArgumentError(f"The meta device holds no weights: {str(source)!r}.")
+        with torch.device("cpu"), instant.SkipInit():
+            return build()
+    with place.device or contextlib.nullcontext():
+        return build().to(dtype=place.dtype)
+
+
+def finish(
+    model: Any,
+    *,
+    cfg: Weights | None,
+    source: Path | None,
+    output_stride: int | None,
+    features_only: bool,
+    wrap: Mapping[str, Any],
+    place: Place = Place(),
+    build: Callable[[], nn.Module] | None = None,
+    new_classes: bool = False,
+) -> Any:
+    """Weights, output stride and extractor, for a model that was built for this.
+
+    Args:
+        build: what built the model without initialising it; None where it is initialised.
+        new_classes: a classifier that the weights lack is left as it is.
+    """
+    if isinstance(model, Backbone):
+        if cfg is not None:
+            pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
+            model.pretrained_cfg = cfg.replace(
+                first_conv=model.first_conv, classifier=model.last_fc,
+                pool_size=cfg.pool_size or pool,
+            )
+        if output_stride is not None:
+            set_output_stride(model, output_stride)
+    elif output_stride is not None and output_stride != 32:
+        raise ArgumentError(
+            f"output_stride={output_stride}: {type(model).__name__} is no featnet.Backbone."
+        )
+    if not features_only:
+        if source is not None:
+            every = functools.partial(FeatureListNet, model)
+            _load(model, source, cfg, place, _beyond(model, every) if new_classes else tuple)
+            _initialise(model, model, build)
+        return model
+    options = dict(wrap)
+    kind = _extractor(options.pop("feature_cls", FeatureListNet))
+    registry.check_arguments(kind, options, what=f"feature_cls={kind!r}")
+    own = isinstance(kind, type) and issubclass(kind, FeatureNet)
+    if source is not None:
+        alike = functools.partial(kind, model, **options)
+        _load(model, source, cfg, place, _beyond(model, alike) if own else tuple)
+    if own:
+        options["copy"] = False
+    net = kind(model, **options)
+    if source is not None:
+        _initialise(model, net, build)
+        if own:
+            net.load_report = model.load_report.restrict(net.state_dict())
+    return net
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> checkpoint.LoadReport:
+    """Load a file into a model that is there, as ``create_model(..., checkpoint_path=path)`` does.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit. The model is then what it was.
+    """
+    return checkpoint.load(model, files.read(path), source=str(path))
+
+
+def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> checkpoint.LoadReport:
+    """Write any checkpoint that featnet reads as safetensors with the names of one of its models.
+
+    The result has the file's own classes and input channels, and no classifier where it has none.
+
+    Raises:
+        UnknownModelError: no such model.
+        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written.
+    """
+    entry = registry.find(model)
+    if entry.is_function:
+        raise ArgumentError(f"{model!r} is a function of your own: save its state_dict().")
+    contents = files.read(path)
+    with torch.device("meta"):
+        likeness: Any = entry.build(**entry.row)
+    found = checkpoint.translate(likeness, contents).tensors
+    row: dict[str, Any] = {"num_classes": 0}
+    fc, stem = (f"{checkpoint.first(n)}.weight" for n in (likeness.last_fc, likeness.first_conv))
+    if fc in found:
+        row["num_classes"] = found[fc].shape[0]
+    target = likeness.state_dict()
+    if stem in found and stem in target and found[stem].ndim == target[stem].ndim == 4:
+        row["in_chans"] = likeness.in_chans * found[stem].shape[1] // target[stem].shape[1]
+    with instant.SkipInit():
+        net = entry.build(**{**entry.row, **row})
+    report = checkpoint.load(net, contents, source=str(path))
+    files.write_safetensors(net.state_dict(), Path(out))
+    return report
+
+
+def _load(
+    model: Any, source: Path, cfg: Weights | None, place: Place, spare: Callable[[], Collection[str]]
+) -> None:
+    device = place.device or torch.get_default_device()
+    model.load_report = checkpoint.load(
+        model, files.read(source), source=str(source), cfg=cfg,
+        device=device, dtype=place.dtype, spare=spare,
+    )  # fmt: skip
+    model.to(device, place.dtype)  # what no file holds
+
+
+def _beyond(model: nn.Module, wrap: Callable[[], nn.Module]) -> Callable[[], Collection[str]]:
+    """Gives the names of the tensors that an extractor of the model does not have."""
+    return lambda: set(model.state_dict()) - set(wrap().state_dict())
+
+
+def _initialise(model: Any, net: nn.Module, build: Callable[[], nn.Module] | None) -> None:
+    """What the file left out and the result has, as without a file."""
+    names = set(model.load_report.initial) & set(net.state_dict())
+    if names and build is not None:
+        instant.initialise(net, names, build)
+
+
+def _extractor(kind: Any) -> Callable[..., nn.Module]:
+    """An extractor's class (or function) by its name."""
+    if isinstance(kind, str) and kind in EXTRACTORS:
+        return EXTRACTORS[kind]
+    if not callable(kind):
+        raise ArgumentError(
+            f"feature_cls={kind!r}: one of {', '.join(EXTRACTORS)}, or a class, is expected."
+            + nearest(kind, EXTRACTORS)
+        )
+    return kind

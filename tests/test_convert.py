@@ -1,0 +1,357 @@
+"""Other libraries' checkpoints: with noise in every tensor, our network and theirs agree."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import featnet
+from featnet import checkpoint, conversion, create_model
+from featnet.cli import main
+from featnet.errors import CheckpointError
+
+State = dict[str, torch.Tensor]
+
+# torchvision's name: ours. Of each structure the smallest.
+TORCHVISION = {
+    "resnet18": "resnet18",
+    "resnet50": "resnet50",
+    "densenet121": "densenet121",
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v3_small": "mobilenetv3_small_100",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "efficientnet_b0": "efficientnet_b0",
+    "efficientnet_b5": "efficientnet_b5",
+    "efficientnet_v2_s": "efficientnetv2_s",
+    "convnext_tiny": "convnext_tiny",
+    "regnet_x_400mf": "regnetx_004_tv",
+    "regnet_y_400mf": "regnety_004",
+}
+# All of those families
+ALL = {
+    **{n: n for n in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
+    **{n: n for n in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
+    **{n: n for n in ("wide_resnet50_2", "wide_resnet101_2")},
+    **{f"densenet{n}": f"densenet{n}" for n in (121, 161, 169, 201)},
+    **{f"vgg{n}{bn}": f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")},
+    **{f"efficientnet_b{n}": f"efficientnet_b{n}" for n in range(8)},
+    **{f"efficientnet_v2_{n}": f"efficientnetv2_{n}" for n in "sml"},
+    **{f"convnext_{n}": f"convnext_{n}" for n in ("tiny", "small", "base", "large")},
+    **{n: o for n, o in TORCHVISION.items() if n.startswith("mobilenet")},
+    **{f"regnet_{xy}_{n}": f"regnet{xy}_{o}" for xy in "xy" for n, o in {
+        "400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032", "8gf": "080",
+        "16gf": "160", "32gf": "320"}.items()},
+    "regnet_y_128gf": "regnety_1280",
+    "regnet_x_400mf": "regnetx_004_tv", "regnet_y_8gf": "regnety_080_tv",
+    "regnet_y_800mf": "regnety_008_tv",
+}  # fmt: skip
+ALL = {name: ours for name, ours in ALL.items() if featnet.is_model(ours)}
+TORCHVISION = {name: ours for name, ours in TORCHVISION.items() if featnet.is_model(ours)}
+
+
+def noisy(model: nn.Module) -> Any:
+    return helpers.fill_noise(model).eval()
+
+
+def saved(state: State, path: Path) -> Path:
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return path
+
+
+def torchvision_model(name: str, **options: Any) -> nn.Module:
+    models = helpers.peer("torchvision").models
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return models.get_model(name, weights=None, **options)
+
+
+@torch.no_grad()
+def agree(ours: Any, theirs: Any, x: torch.Tensor, *, tolerance: float = 1e-10) -> None:
+    wanted = theirs(x)
+    wanted = wanted.logits if hasattr(wanted, "logits") else wanted
+    assert helpers.error(ours.eval()(x), wanted) < tolerance
+
+
+X = helpers.picture(64, 64, dtype=torch.float64)
+DOUBLE = {"dtype": torch.float64}
+
+
+def complete(model: Any, count: int) -> None:
+    """Every tensor of the file is in the model, and every one of the model's is from the file."""
+    report = model.load_report
+    assert not report.dropped and not report.initial
+    assert report.loaded + len(report.converted) == count == len(model.state_dict())
+
+
+# torchvision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name: str, tmp_path: Path) -> None:
+    theirs = noisy(torchvision_model(name, num_classes=10)).double()
+    state = theirs.state_dict()
+    path = saved(state, tmp_path / "m.safetensors")
+    model = create_model(TORCHVISION[name], num_classes=10, checkpoint_path=path, **DOUBLE)
+    agree(model, theirs, X)
+    complete(model, len(state))
+    steps = model.load_report.steps
+    native = name.startswith(("resne", "densenet"))
+    assert steps == () if native else any("torchvision" in step for step in steps)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_name_of_torchvisions(name: str, torchvision: Any) -> None:
+    """Without values: all keys are translated, all shapes fit."""
+    if name.startswith("regnet"):  # reads values where it is built
+        theirs = torchvision_model(name, num_classes=10)
+    else:
+        with torch.device("meta"):
+            theirs = torchvision_model(name, num_classes=10)
+    with torch.device("meta"):
+        model = create_model(ALL[name], num_classes=10)
+    draft = checkpoint.fit(model, featnet.files.Contents(theirs.state_dict()))
+    found = {key: value.shape for key, value in draft.tensors.items()}
+    assert found == {key: value.shape for key, value in model.state_dict().items()}
+    assert not draft.dropped
+
+
+def test_torchvisions_vgg(torchvision: Any, tmp_path: Path) -> None:
+    theirs: Any = torchvision_model("vgg11_bn", num_classes=10)
+    theirs.classifier[0] = nn.Linear(512 * 7 * 7, 32)  # the first two are huge
+    theirs.classifier[3] = nn.Linear(32, 4096)
+    theirs = noisy(theirs).double()
+    path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
+    options = {"num_classes": 10, "mlp_ratio": 32 / 4096, "checkpoint_path": path, **DOUBLE}
+    model = create_model("vgg11_bn", **options)
+    agree(model, theirs, helpers.picture(224, 224, dtype=torch.float64))
+    complete(model, len(theirs.state_dict()))
+    assert model.load_report.converted["pre_logits.fc1.weight"] == "[32, 25088] as [32, 512, 7, 7]"
+
+
+def test_the_epsilon_is_in_the_variance(torchvision: Any, tmp_path: Path) -> None:
+    theirs = noisy(torchvision_model("mobilenet_v3_small", num_classes=10))
+    path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
+    model = create_model("mobilenetv3_small_100", num_classes=10, checkpoint_path=path)
+    how = model.load_report.converted["bn1.running_var"]
+    assert how == "epsilon 0.001 instead of 1e-05: added to the variance"
+    before = theirs.state_dict()["features.0.1.running_var"]
+    torch.testing.assert_close(model.state_dict()["bn1.running_var"], before + 0.00099)
+
+
+def _old_names(state: State) -> State:
+    def old(key: str) -> str:
+        for kind in ("norm", "conv"):
+            for number in "12":
+                key = key.replace(f".{kind}{number}.", f".{kind}.{number}.") if "layer" in key else key
+        return key
+
+    return {old(key): value for key, value in state.items()}
+
+
+def test_torchvisions_densenet_of_old(torchvision: Any, tmp_path: Path) -> None:
+    theirs = noisy(torchvision_model("densenet121", num_classes=10)).double()
+    state = _old_names(theirs.state_dict())
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    path = saved(state, tmp_path / "m.safetensors")
+    model = create_model("densenet121", num_classes=10, checkpoint_path=path, **DOUBLE)
+    agree(model, theirs, X)
+    complete(model, len(state))
+
+
+# Backbones inside torchvision's segmentation and detection models
+
+
+def levels(name: str, path: Path, **options: Any) -> Any:
+    options = {"features_only": True, "checkpoint_path": path, **DOUBLE, **options}
+    return create_model(name, **options).eval()
+
+
+def test_the_resnet_of_a_segmentation_model(torchvision: Any, tmp_path: Path) -> None:
+    theirs: Any = torchvision_model("fcn_resnet50", weights_backbone=None, aux_loss=True)
+    theirs = noisy(theirs).double()
+    path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
+    net = levels("resnet50", path, output_stride=8, out_indices=(3, 4))
+    with torch.no_grad():
+        wanted = theirs.backbone(X)
+        for found, key in zip(net(X), ("aux", "out"), strict=True):
+            assert helpers.error(found, wanted[key]) < 1e-10
+    report = net.load_report
+    outside = {k for k, why in report.dropped.items() if why == "outside of 'backbone.'"}
+    assert outside == {k for k in theirs.state_dict() if not k.startswith("backbone.")}
+    assert not report.initial and "prefix 'backbone.' removed" in report.steps
+
+
+def test_the_mobilenet_of_a_segmentation_model(torchvision: Any, tmp_path: Path) -> None:
+    theirs: Any = torchvision_model("lraspp_mobilenet_v3_large", weights_backbone=None)
+    theirs = noisy(theirs).double()
+    path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
+    net = levels("mobilenetv3_large_100", path, output_stride=16, out_indices=(-1,))
+    assert any("dilates the convolution" in step for step in net.load_report.steps)
+    # torchvision dilates the convolution that lost its stride, too; without that we agree
+    convs = [m for m in theirs.backbone.modules() if getattr(m, "dilation", None) == (2, 2)]
+    convs[0].dilation, convs[0].padding = (1, 1), (2, 2)
+    with torch.no_grad():
+        wanted, (found,) = theirs.backbone(X)["high"], net(X)
+    assert helpers.error(found, wanted) < 1e-10
+
+
+DETECTION = {"resnet18": ("resnet18", {"layer4": "out"}), "mobilenet_v3_large": (
+    "mobilenetv3_large_100", {"16": "out"})}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DETECTION)
+def test_the_backbone_of_a_detector(name: str, torchvision: Any, tmp_path: Path) -> None:
+    """Its batch norms are frozen: of another epsilon than MobileNetV3's own, and without counters."""
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.ops import FrozenBatchNorm2d
+
+    ours, layers = DETECTION[name]
+    whole: Any = noisy(torchvision_model(name, norm_layer=FrozenBatchNorm2d))
+    for module in whole.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.add_(0.1).mul_(module.running_mean.add_(0.2).abs().add(0.5))
+    body = IntermediateLayerGetter(getattr(whole, "features", whole), layers).double()
+    state = {f"backbone.body.{key}": value for key, value in body.state_dict().items()}
+    state |= {"rpn.head.weight": torch.zeros(3), "backbone.fpn.weight": torch.zeros(3)}
+    path = saved(state, tmp_path / "m.safetensors")
+    net = levels(ours, path, out_indices=(-1,))
+    with torch.no_grad():
+        assert helpers.error(net(X)[0], body(X)["out"]) < 1e-10
+    assert {"rpn.head.weight", "backbone.fpn.weight"} <= set(net.load_report.dropped)
+    assert all(k.endswith("num_batches_tracked") for k in net.load_report.initial)
+    with pytest.raises(CheckpointError, match="missing"):
+        create_model(ours, checkpoint_path=path)
+    fresh = create_model(ours, checkpoint_path=path, num_classes=3)
+    assert {"classifier.weight", "fc.weight"} & set(fresh.load_report.initial)
+
+
+# transformers -----------------------------------------------------------------------------------
+
+
+def transformers_model(kind: str) -> tuple[str, Any]:
+    """A small configuration of one of ours, and the model."""
+    library = helpers.peer("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind.startswith("resnet"):
+            basic = kind == "resnet18"
+            widths = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
+            depths = [2, 2, 2, 2] if basic else [3, 4, 6, 3]
+            config = library.ResNetConfig(
+                embedding_size=64, hidden_sizes=widths, depths=depths,
+                layer_type="basic" if basic else "bottleneck", num_labels=10,
+            )  # fmt: skip
+            return kind, library.ResNetForImageClassification(config)
+        version = "ConvNextV2" if "v2" in kind else "ConvNext"
+        config = getattr(library, f"{version}Config")(
+            hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2], num_labels=10
+        )
+        return kind, getattr(library, f"{version}ForImageClassification")(config)
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50", "convnext_atto", "convnextv2_atto"])
+def test_transformers(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    name, theirs = transformers_model(kind)
+    theirs = noisy(theirs).double()
+    state = theirs.state_dict()
+    path = saved(state, tmp_path / "m.safetensors")
+    model = create_model(name, num_classes=10, checkpoint_path=path, **DOUBLE)
+    # the final norm's epsilon is 1e-12 there and 1e-6 here, which the report says
+    agree(model, theirs, X, tolerance=1e-10 if kind.startswith("resnet") else 1e-5)
+    complete(model, len(state))
+    inner = {k.partition(".")[2]: v for k, v in state.items() if not k.startswith("classifier")}
+    net = levels(name, saved(inner, tmp_path / "inner.safetensors"))
+    with torch.no_grad():
+        wanted = model.forward_intermediates(X, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(net(X), wanted, strict=True))
+
+
+# The originals ----------------------------------------------------------------------------------
+
+
+def original_convnext(state: State) -> State:
+    """Our names to those of facebookresearch's ConvNeXt, V1 and V2."""
+    names = {
+        "stem.": "downsample_layers.0.", ".blocks.": ".", "conv_dw": "dwconv", "mlp.grn.weight": "grn.gamma",
+        "mlp.grn.bias": "grn.beta", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "head.norm": "norm",
+        "head.fc": "head",
+    }  # fmt: skip
+    found = {}
+    for key, value in state.items():
+        for new, old in names.items():
+            key = key.replace(new, old)
+        if ".downsample." in key:
+            _, stage, _, rest = key.split(".", 3)
+            key = f"downsample_layers.{stage}.{rest}"
+        value = value.reshape(1, 1, 1, -1) if ".grn." in key else value
+        value = value.flatten(1) if "pwconv" in key and value.ndim == 4 else value
+        found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_the_original_convnext(name: str, timm: Any, tmp_path: Path) -> None:
+    model = noisy(create_model(name, num_classes=10))
+    state = original_convnext(model.state_dict())
+    theirs = timm.models.convnext.checkpoint_filter_fn(state, model)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), "the double is wrong"
+    torch.save({"model": state, "optimizer": {}}, tmp_path / "m.pth")
+    again = create_model(name, num_classes=10, checkpoint_path=tmp_path / "m.pth")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    complete(again, len(state))
+    assert "layout of the original ConvNeXt" in again.load_report.steps
+
+
+# What conversion is not -------------------------------------------------------------------------
+
+
+def test_a_file_of_another_family_is_refused_and_named(torchvision: Any, tmp_path: Path) -> None:
+    state = torchvision_model("mobilenet_v3_small").state_dict()
+    path = saved(state, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="It looks like torchvision's MobileNetV3"):
+        create_model("resnet18", checkpoint_path=path)
+    with pytest.raises(CheckpointError, match="does not fit MobileNetV3"):
+        create_model("mobilenetv3_large_100", checkpoint_path=path)
+
+
+def test_conversion_writes_into_nothing_that_was_given(torchvision: Any) -> None:
+    state = noisy(torchvision_model("mobilenet_v3_small")).state_dict()
+    before = {key: value.clone() for key, value in state.items()}
+    names = list(state)
+    checkpoint.load(create_model("mobilenetv3_small_100"), state, source="here")
+    assert list(state) == names and all(torch.equal(state[k], before[k]) for k in names)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    draft = conversion.Draft({"a": torch.zeros(1), "b": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="'b' and 'a' would both be 'c'"):
+        draft.rename(lambda key: "c")
+
+
+def test_on_the_command_line(
+    torchvision: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = noisy(torchvision_model("mobilenet_v3_small", num_classes=7))
+    torch.save(theirs.state_dict(), tmp_path / "m.pth")
+    out = tmp_path / "out.safetensors"
+    arguments = [str(tmp_path / "m.pth"), str(out), "--model", "mobilenetv3_small_100"]
+    assert main(["convert", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "torchvision's MobileNetV3" in printed and "converted" in printed
+    model = create_model("mobilenetv3_small_100", num_classes=7, checkpoint_path=out)
+    assert model.load_report.loaded == len(load_file(out)) and not model.load_report.steps
+    x = helpers.picture(64, 64)
+    with torch.no_grad():
+        assert helpers.error(model.eval()(x), theirs(x)) < 1e-5
+    assert main(["convert", str(out), str(out), "--model", "resnet18"]) == 2
+    assert "does not fit ResNet" in capsys.readouterr().err
+    assert load_file(out), "a conversion that fails leaves the file"
