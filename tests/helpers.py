@@ -9,6 +9,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
         net = peer_model(name, features_only=True, **dilated)
-        own = {k: k.removeprefix("model.").replace(".", "_") for k in net.state_dict()}
+        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
@@ -115,7 +116,7 @@ def small(name: str) -> dict[str, Any]:
     if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
     narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
-    if "num_kv_heads" in takes:  # which may be one for each block
+    if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
         narrow["num_kv_heads"] = 3
     for options in (narrow, {"depth": 3}):
         try:
