@@ -116,6 +116,19 @@ def test_img_size(size: Any) -> None:
     assert model.patch_embed.grid_size == (height // 16, width // 16)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "samvit_base_patch16", "test_vit_relpos"])
+def test_set_input_size(name: str) -> None:
+    model, x = tiny(name, use_rel_pos=False) if "sam" in name else tiny(name), picture(96, 80)
+    before = model.forward_intermediates(x, intermediates_only=True)
+    model.set_input_size((96, 80))
+    assert model.img_size == (96, 80) and model.patch_embed.grid_size == (6, 5)
+    after = model.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert model.pos_embed is None or isinstance(model.pos_embed, nn.Parameter)
+    with pytest.raises(InputSizeError, match="100 x 80"):
+        model.set_input_size((100, 80))
+
+
 def test_the_checkpoint_says_the_size() -> None:
     with torch.device("meta"):
         assert create_model("vit_base_patch16_384").img_size == (384, 384)
