@@ -14,7 +14,7 @@ demo: .venv/.ready
 	    --output-stride 8 --out build/demo
 
 test: .venv/.ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 bench: .venv/.ready-test
 	$(BIN)/python -m benchmarks

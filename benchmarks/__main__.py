@@ -22,6 +22,10 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--only", choices=("core", "families"), help="leave the other part of the figures away"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here too")
     args = parser.parse_args()
     if importlib.util.find_spec("timm") is None:
@@ -29,15 +33,26 @@ def main() -> int:
         return 1
     import torch
 
-    from . import core
+    from . import core, families
     from .common import machine
 
     torch.set_num_threads(args.threads)
     sections = [HEAD, machine(args.device) + "\n"]
     print(sections[1])
-    for table in core.run(args.device, quick=args.quick):
-        sections.append(str(table))
-        print(table, flush=True)
+    if args.only != "families":
+        for table in core.run(args.device, quick=args.quick):
+            sections.append(str(table))
+            print(table, flush=True)
+    tables = []
+    if args.only != "core":
+        dtype = getattr(torch, args.dtype)
+        for table in families.run(args.device, quick=args.quick, dtype=dtype):
+            tables.append(table)
+            print(table, flush=True)
+    if tables and args.out:
+        picture = args.out.with_suffix(".svg")
+        picture.write_text(families.chart(tables), encoding="utf-8")
+        sections += [f"![ratios]({picture.name})\n", *map(str, tables)]
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(sections), encoding="utf-8")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
+    from .exporting import ExportReport as ExportReport
+    from .exporting import export as export
     from .extractors import FeatureDictNet as FeatureDictNet
     from .extractors import FeatureHookNet as FeatureHookNet
     from .extractors import FeatureListNet as FeatureListNet
@@ -22,10 +24,16 @@ if TYPE_CHECKING:
     from .features import FeatureInfo as FeatureInfo
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
+    from .inputs import pad_to_divisor as pad_to_divisor
+    from .inputs import unpad as unpad
+    from .optimizing import OptimizeReport as OptimizeReport
+    from .optimizing import optimize as optimize
+    from .sources import prefetch as prefetch
     from .loading import convert_checkpoint as convert_checkpoint
     from .loading import load_checkpoint as load_checkpoint
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
+    from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -42,6 +50,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backbone": "backbone",
+    "ExportReport": "exporting",
     "Family": "registry",
     "Feature": "features",
     "FeatureDictNet": "extractors",
@@ -50,11 +59,14 @@ _PUBLIC = {
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
     "LoadReport": "checkpoint",
+    "OptimizeReport": "optimizing",
+    "SimplePyramid": "pyramid",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "convert_checkpoint": "loading",
     "create_model": "factory",
+    "export": "exporting",
     "feature_info": "factory",
     "get_weights": "registry",
     "is_model": "registry",
@@ -63,12 +75,15 @@ _PUBLIC = {
     "list_pretrained": "registry",
     "load_checkpoint": "loading",
     "model_entrypoint": "factory",
+    "optimize": "optimizing",
+    "pad_to_divisor": "inputs",
     "prefetch": "sources",
     "push_to_hub": "publish",
     "register": "registry",
     "register_model": "registry",
     "reparameterize": "reparam",
     "save_for_hub": "publish",
+    "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import trace
-from .errors import ArgumentError, InputSizeError, check_rate, nearest
+from .errors import ArgumentError, check_rate
 from .features import Feature, FeatureInfo, resolve
-from .layers import Blocks, GlobalPool, chain
+from .inputs import check_format, check_input, explain_size, to_format
+from .layers import Blocks, GlobalPool, Tokens, chain
 from .weights import Weights
-
-FORMATS = ("NCHW", "NHWC", "NLC")
 
 
 class Backbone(nn.Module):
@@ -26,20 +25,29 @@ class Backbone(nn.Module):
 
     Class attributes:
         first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        last_fc: name of the linear layer on which ``num_classes`` acts.
+        last_fc: name of the linear layer on which ``num_classes`` acts; of several, which the
+            network builds itself, the first one is the classifier.
     """
 
     # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
     first_conv: str | tuple[str, ...]
-    last_fc: str
+    last_fc: str | tuple[str, ...]
 
     num_features: int
     pretrained_cfg: Weights | None = None
     architecture: str = ""  # the registered name; model_args were given beside it
     model_args: Mapping[str, Any] = {}
     global_pool: GlobalPool
-    # (H, W) of the largest input, for a network whose attention has tables of positions
+    # (H, W) of the input that tables of positions are made for
     img_size: tuple[int, int] | None = None
+    # What the sides of an input must be multiples of
+    size_divisibility: int = 1
+    # Tokens before those of the patches: of the class, of distillation, registers
+    num_prefix_tokens: int = 0
+    # Whether its authors' dense features are under the final norm
+    dense_norm: bool = False
+    # Whether an output stride leaves every n-th position as it was: nothing sees the whole map
+    a_trous: bool = True
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()
@@ -60,10 +68,13 @@ class Backbone(nn.Module):
         self.get_submodule(parent).add_module(child, module)
         self.add_level(name, channels=channels, reduction=reduction)
 
-    def add_level(self, name: str, *, channels: int, reduction: int) -> None:
-        """Declare the output of a module that is there, however deep inside, as the next level."""
+    def add_level(
+        self, name: str, *, channels: int, reduction: int, hook_type: str = "forward"
+    ) -> None:
+        """Declare the output of a module that is there, however deep inside, as the next level;
+        with ``hook_type="forward_pre"`` its input."""
         assert isinstance(self.get_submodule(name), nn.Module)
-        self._levels.append(Feature(channels, reduction, name, len(self._levels)))
+        self._levels.append(Feature(channels, reduction, name, len(self._levels), hook_type))
 
     def add_head(
         self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
@@ -72,7 +83,7 @@ class Backbone(nn.Module):
         check_rate("drop_rate", drop_rate)
         self.num_features = num_features
         self.drop_rate = drop_rate
-        parent = self.last_fc.rpartition(".")[0]
+        parent = self._classifier_name().rpartition(".")[0]
         if parent and parent not in dict(self.named_modules()):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
         self.reset_classifier(num_classes, global_pool)
@@ -96,8 +107,11 @@ class Backbone(nn.Module):
                 yield x
 
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map; for families on tokens."""
-        return y
+        """What ``forward_levels`` yielded -> its (N, C, H, W) map; runs only for levels that are
+        asked for. For families of other layouts than that and :class:`featnet.layers.Tokens`, and
+        where levels are computed side by side. What a hook found comes here, too.
+        """
+        return y.as_map() if isinstance(y, Tokens) else y
 
     def finish(self, y: Any) -> torch.Tensor:
         """What comes after the last level: a final norm or convolution."""
@@ -131,7 +145,10 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
-        return self.get_submodule(self.last_fc)
+        return self.get_submodule(self._classifier_name())
+
+    def _classifier_name(self) -> str:
+        return self.last_fc if isinstance(self.last_fc, str) else self.last_fc[0]
 
     def make_pool(self, global_pool: str) -> GlobalPool:
         """The pooling of a name; a head of another kind has its own."""
@@ -162,7 +179,7 @@ class Backbone(nn.Module):
         near = next(self.parameters(), None)
         place: dict[str, Any] = {"device": near.device, "dtype": near.dtype} if near is not None else {}
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-        parent, _, child = self.last_fc.rpartition(".")
+        parent, _, child = self._classifier_name().rpartition(".")
         self.global_pool = pool.train(self.training)
         setattr(self.get_submodule(parent), child, linear.train(self.training))
         self.num_classes = num_classes
@@ -175,46 +192,53 @@ class Backbone(nn.Module):
         """Every level of this network."""
         return FeatureInfo(self._levels, measure=self.measure)
 
+    @property
+    def output_strides(self) -> list[int]:
+        """The output strides that this network can have, finest first."""
+        return sorted({level.reduction for level in self._levels})
+
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
             seen = trace.run(self, size)
-        return [(shape[-2], shape[-1]) for shape in seen.levels]
+        return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(
         self,
         x: torch.Tensor,
         indices: int | Sequence[int] | None = None,
         *,
-        norm: bool = False,
+        norm: bool | None = None,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
     ) -> Any:
         """Maps of levels, and the final features beside them.
 
         Args:
             x: (N, C, H, W).
             indices: which levels, as ``out_indices``: None all, an int the last n.
-            norm: apply the network's final norm to each map, where there is one.
+            norm: apply the network's final norm to each map, where there is one; None as its
+                authors' dense features have it (``dense_norm``).
             stop_early: compute nothing past the last level asked for.
             output_fmt: layout of the maps, ``NCHW``, ``NHWC`` or ``NLC``.
             intermediates_only: only the list of maps.
+            return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
 
         Returns:
             ``(features, maps)``, or ``maps``. With ``stop_early``, ``features`` is the last map.
         """
-        check_format(output_fmt)
+        read = Reading(self, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
         check_input(x, self.in_chans)
         wanted = resolve(indices, self._levels)
         last = max(wanted)
-        maps: dict[int, torch.Tensor] = {}
+        maps: dict[int, Any] = {}
         y: Any = x
         with explain_size(self, x.shape[-2:]):
             for index, y in enumerate(self.forward_levels(x)):
                 if index in wanted:
-                    value = self.as_map(self.normalize(y, index)) if norm else self.as_map(y)
-                    maps[index] = to_format(value, output_fmt)
+                    maps[index] = read(self, y, index)
                 if index == last and (stop_early or intermediates_only):
                     break
             ordered = [maps[index] for index in wanted]
@@ -227,8 +251,27 @@ class Backbone(nn.Module):
         del index
         return y
 
+    def normalized(self, level: Feature) -> Feature:
+        """What a level becomes under the final norm, where that changes its channels."""
+        return level
+
+    def set_fused_attn(self, enable: bool = True) -> None:
+        """Attention by torch's fused kernel, or explicitly.
+
+        In the explicit form every attention map goes through its module's child ``attn_drop``,
+        where hooks find it.
+
+        Raises:
+            ArgumentError: the network has no attention that can be fused.
+        """
+        found = [module for module in self.modules() if hasattr(module, "fused_attn")]
+        if not found:
+            raise ArgumentError(f"{type(self).__name__} has no attention that can be fused.")
+        for module in found:
+            module.fused_attn = enable  # type: ignore[assignment]
+
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Older layouts of the family to this one, tables of positions to this network's size.
+        """A checkpoint of another layout (older, its authors', of another size) as this network's.
 
         A new dict; the tensors are left as they are. The caller sees what changed and reports it.
         """
@@ -265,84 +308,44 @@ class Backbone(nn.Module):
         return self.pretrained_cfg
 
 
-class explain_size:
-    """Context: a RuntimeError that is due to the input's size becomes an InputSizeError.
+class Reading:
+    """How levels are read: under the norm or not, in which layout, with their prefix tokens or not.
 
-    The message has the smallest square that the network takes, found on the meta device, so that
-    nothing is paid when all is well.
-    """
-
-    def __init__(self, model: nn.Module, size: Sequence[int]) -> None:
-        self.model, self.size = model, size
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
-            return
-        height, width = self.size
-
-        def fails(size: tuple[int, int]) -> bool:
-            try:
-                trace.run(self.model, size)
-            except (RuntimeError, ValueError):
-                return True
-            return False
-
-        single = self.model.training and height * width <= 64 * 64 and "per channel" in str(error)
-        if not single and not fails((height, width)):
-            return  # the size is not to blame
-        step = next((s for s in (1, 2, 4, 8, 16, 32, 64, 128) if not fails((s, s))), None)
-        low = step // 2 if step else 0  # step // 2 fails, step works
-        while step and step - low > 1:
-            middle = (low + step) // 2
-            low, step = (middle, step) if fails((middle, middle)) else (low, middle)
-        smallest = f" The smallest square that works is {step} x {step}." if step else ""
-        if single:
-            smallest = " In training, batch norm needs more than one value per channel."
-        raise InputSizeError(
-            f"{type(self.model).__name__} cannot take an input of {height} x {width}.{smallest}"
-        ) from error
-
-
-def check_format(output_fmt: str) -> str:
-    """Refuse a layout that does not exist."""
-    if output_fmt not in FORMATS:
-        raise ArgumentError(
-            f"output_fmt={output_fmt!r}: one of {', '.join(FORMATS)} is expected."
-            + nearest(output_fmt, FORMATS)
-        )
-    return output_fmt
-
-
-def to_format(x: torch.Tensor, output_fmt: str) -> torch.Tensor:
-    """(N, C, H, W) in another layout."""
-    if output_fmt == "NHWC":
-        return x.permute(0, 2, 3, 1)
-    return x.flatten(2).transpose(1, 2) if output_fmt == "NLC" else x
-
-
-def check_input(x: Any, in_chans: int) -> None:
-    """Refuse what is no (N, in_chans, H, W) batch.
+    Args:
+        model: the network; one that is no Backbone only gives maps as they are.
+        norm: True, False, or None for ``model.dense_norm``.
+        output_fmt: ``NCHW``, ``NHWC``, ``NLC``.
+        prefix_tokens: give ``(map, prefix tokens)``.
 
     Raises:
-        ArgumentError: not a tensor.
-        InputSizeError: the wrong number of dimensions or channels.
+        ArgumentError: a value that cannot be, or that the network has nothing for.
     """
-    if torch._C._get_tracing_state() is not None:
-        return  # sizes are tensors then, and the example was checked when it first ran
-    if not isinstance(x, torch.Tensor):
-        if type(x).__name__ == "Proxy":  # torch.fx
-            return
-        raise ArgumentError(f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected.")
-    if x.ndim != 4:
-        raise InputSizeError(
-            f"The input has {x.ndim} dimensions, {tuple(x.shape)}; (N, {in_chans}, H, W) is "
-            "expected." + (" Add the batch dimension: x[None]." if x.ndim == 3 else "")
-        )
-    if x.shape[1] != in_chans:
-        raise InputSizeError(
-            f"The input has {x.shape[1]} channels, {tuple(x.shape)}; the network was built with "
-            f"in_chans={in_chans}: (N, {in_chans}, H, W) is expected."
-        )
+
+    def __init__(
+        self, model: nn.Module, *, norm: bool | None, output_fmt: str, prefix_tokens: bool
+    ) -> None:
+        self.output_fmt = check_format(output_fmt)
+        if not (norm is None or isinstance(norm, bool)):
+            raise ArgumentError(f"norm={norm!r}: True, False or None is expected.")
+        own = isinstance(model, Backbone)
+        if norm and not own:
+            raise ArgumentError(f"norm=True: {type(model).__name__} is no featnet.Backbone.")
+        self.norm = bool(getattr(model, "dense_norm", False) if norm is None else norm) and own
+        if prefix_tokens and not getattr(model, "num_prefix_tokens", 0):
+            raise ArgumentError(
+                f"return_prefix_tokens=True: {type(model).__name__} has no prefix tokens (of a "
+                "class, registers) as it was built."
+            )
+        self.prefix_tokens = bool(prefix_tokens)
+
+    def level(self, model: Any, level: Feature) -> Feature:
+        """What a level comes out as."""
+        return model.normalized(level) if self.norm else level
+
+    def __call__(self, model: Any, y: Any, index: int) -> Any:
+        """What ``forward_levels`` yielded for level ``index`` -> what comes out."""
+        if self.norm:
+            y = model.normalize(y, index)
+        as_map = getattr(model, "as_map", None)
+        found = to_format(as_map(y) if as_map else y, self.output_fmt)
+        return (found, y.before()) if self.prefix_tokens else found

@@ -177,10 +177,18 @@ def translate(model: Any, contents: files.Contents) -> Draft:
         CheckpointError: another library's network that computes something else than the model.
     """
     draft = Draft(contents.tensors, contents.steps)
-    if not conversion.apply(draft, model):
-        draft.strip(native_prefix(draft.tensors, model.state_dict().keys()))
+    if conversion.apply(draft, model):
+        _family_changes(draft, model)
+        return draft
+    wanted = model.state_dict().keys()
+    draft.strip(native_prefix(draft.tensors, wanted))
     _family_changes(draft, model)
-    return draft
+    if draft.tensors.keys() >= wanted:
+        return draft
+    whole = Draft(contents.tensors, list(contents.steps))
+    _family_changes(whole, model)  # some layouts are known by the prefix that they bring
+    better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
+    return whole if better else draft
 
 
 def fit(model: Any, contents: files.Contents, cfg: Weights | None = None) -> Draft:

@@ -20,6 +20,7 @@ from torch import nn
 from . import trace
 from .errors import OutputStrideError
 from .features import Feature
+from .layers import Phased
 
 Pair = tuple[int, int]
 
@@ -29,7 +30,8 @@ class Window(Protocol):
 
     One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
     input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
-    Self-attention, which has no kernel, needs nothing but that method.
+    Self-attention, which has no kernel, needs nothing but that method. A ``channels_last`` one
+    reads (N, H, W, C).
     """
 
     kernel_size: Any
@@ -45,6 +47,11 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
 def _stride(module: nn.Module) -> Pair:
     window: Any = module
     return _pair(getattr(window, "stride", 1) or window.kernel_size)
+
+
+def _side(module: nn.Module, shape: torch.Size) -> torch.Size:
+    """(height, width) of a map that a window reads or writes."""
+    return shape[1:3] if getattr(module, "channels_last", False) else shape[-2:]
 
 
 def _is_window(module: nn.Module) -> bool:
@@ -65,13 +72,20 @@ class PadEndConv2d(nn.Conv2d):
 
 
 class PadEndMaxPool2d(nn.MaxPool2d):
-    """Max pooling that also pads ``pad_end`` (rows, columns) after the map."""
+    """Max pooling that also pads ``pad_end`` (rows, columns) after the map.
+
+    Its padding may be more than half the kernel, which a dilated kernel needs and torch's own
+    does not do everywhere.
+    """
 
     pad_end: Pair = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, self.pad_end[1], 0, self.pad_end[0]), value=-math.inf)
-        return super().forward(x)
+        (top, left), (bottom, right) = _pair(self.padding), self.pad_end
+        x = F.pad(x, (left, left + right, top, top + bottom), value=-math.inf)
+        return F.max_pool2d(
+            x, self.kernel_size, self.stride, 0, self.dilation, ceil_mode=self.ceil_mode
+        )
 
 
 class DilatedAvgPool2d(nn.Module):
@@ -141,19 +155,24 @@ def _plan(
     known: set[Fraction] = {Fraction(1)}
     steps: dict[str, _Step] = {}
 
-    def reduction(shape: torch.Size) -> Fraction:
+    def reduction(height: int) -> Fraction:
         # Unpadded kernels make maps a little smaller than their nominal size
-        ratio = size[0] / shape[-2]
+        ratio = size[0] / height
         return min(known, key=lambda r: abs(math.log(ratio / float(r))))
 
+    # What is inside runs on maps of the original's density, and stays as it is
+    inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Phased))
     for call in seen.calls:
         module = modules[call.name]
+        if call.name.startswith(inside):
+            continue
         is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
         if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
             continue
-        if (1, 1) in (call.inputs[0][-2:], call.outputs[0][-2:]):
+        given, gave = _side(module, call.inputs[0]), _side(module, call.outputs[0])
+        if (1, 1) in (given, gave):
             continue  # behind a global pool, or one itself: no positions are left to be apart
-        r_in = reduction(call.inputs[0])
+        r_in = reduction(given[0])
         stride = _ratio(module)
         r_out = r_in * stride[0]
         known.add(r_out)
@@ -209,7 +228,8 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
             kernel, step.stride, padding, dilated, pad_end=end,
             count_include_pad=module.count_include_pad, divisor=module.divisor_override,
         ).train(module.training)  # fmt: skip
-    if end != (0, 0):
+    deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
+    if end != (0, 0) or deep:
         kinds: dict[type, Any] = {nn.Conv2d: PadEndConv2d, nn.MaxPool2d: PadEndMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
@@ -227,11 +247,11 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     """Give a Backbone an output stride, in place; parameters and their names stay.
 
     Raises:
-        OutputStrideError: not one of the reductions of the network's levels, or one that an
-            operation outside of its modules does not let it hold.
+        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
+            outside of its modules does not let it hold.
     """
     levels: list[Feature] = model._levels
-    allowed = sorted({level.reduction for level in levels})
+    allowed: list[int] = model.output_strides
     if isinstance(output_stride, bool) or not isinstance(output_stride, int):
         raise OutputStrideError(
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "
@@ -258,7 +278,8 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, widened)
     held = trace.run(model, size).levels
-    for index, (level, old, new) in enumerate(zip(levels, before.levels, held, strict=True)):
+    for index, level in enumerate(levels):
+        old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)
         wanted = old[-2] * level.reduction / reduction
         # Unpadded kernels lose a few positions at the border, now as many times more of them

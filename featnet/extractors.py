@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from . import trace
-from .backbone import Backbone, check_format, check_input, explain_size, to_format
+from .backbone import Backbone, Reading
 from .errors import ArgumentError, MissingFeatureError, nearest
-from .features import Feature, FeatureInfo, resolve, resolve_strides
-from .hooks import FeatureHooks, Taps, resolve_taps
+from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
+from .hooks import FeatureHooks, Tap, Taps, refuse_beside_taps, resolve_taps
+from .inputs import check_input, explain_size
+from .layers import Tokens
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
 SHARED = frozenset({
     "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
-    "pretrained_cfg", "set_grad_checkpointing", "size_divisibility",
+    "num_prefix_tokens", "output_strides", "pretrained_cfg", "set_fused_attn",
+    "set_grad_checkpointing", "size_divisibility",
 })  # fmt: skip
 
 
@@ -38,6 +41,8 @@ class FeatureNet(nn.Module):
         out_strides: which levels, by their reductions.
         out_map: names of the levels that come out, in their order, for dicts.
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
+        norm: under the network's final norm; None: as ``model.dense_norm`` says.
+        return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -55,25 +60,28 @@ class FeatureNet(nn.Module):
         out_strides: Sequence[int] | None = None,
         out_map: Sequence[str] | Mapping[str, str] | None = None,
         output_fmt: str = "NCHW",
+        norm: bool | None = None,
+        return_prefix_tokens: bool = False,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
-        if isinstance(model, FeatureNet):
-            model = model.body
-        levels = self._declared(model)
+        model = model.body if isinstance(model, FeatureNet) else model
+        read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        self._read, self.output_fmt = read, output_fmt
+        levels = tuple(read.level(model, level) for level in self._declared(model))
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self.output_fmt = check_format(output_fmt)
         self._adopt(trace.clone(model) if copy else model)
         self._levels = levels
-        self._asked: tuple[int, ...] = FeatureInfo(levels, out_indices).out_indices
-        self._indices: tuple[int, ...] = resolve(self._asked, levels) if levels else ()
-        self._keys = _output_keys(out_map, [levels[i].module for i in self._indices])
+        self._asked = FeatureInfo(levels, out_indices).out_indices
+        self._indices = resolve(self._asked, levels) if levels else ()
+        self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
+        self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
@@ -91,76 +99,94 @@ class FeatureNet(nn.Module):
         """Find out what the levels need, on the meta device."""
         size = trace.probe_size(self.body)
         if isinstance(self.body, Backbone):
-            seen = trace.run(self.body, size, last=max(self._indices))
+            seen = self._run_levels(size)
         else:
-            seen = self._tap([self._levels[i].module for i in self._indices], size)
+            seen = self._tap(self._level_taps(), size)
         if prune:
             trace.prune(self.body, seen)
+
+    def _run_levels(self, size: tuple[int, int], until: trace.Places = frozenset()) -> trace.Run:
+        """A Backbone's run up to the last level, as it will be read."""
+        norm = self._indices if self._read.norm else ()
+        return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
+
+    def _level_taps(self) -> list[Tap]:
+        return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
     def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
         """Hook modules; find what must run, and what is overwritten afterwards."""
         found = resolve_taps(self.body, taps)
-        if self._indices and isinstance(self.body, Backbone):  # levels: the head need not be there
-            whole = trace.run(self.body, size, last=max(self._indices))
+        places = frozenset((tap.module, tap.kind) for tap in found)
+        driven = bool(self._indices) and isinstance(self.body, Backbone)
+        if driven:  # levels: the head need not be there
+            inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
+            whole = self._run_levels(size, places if inside else frozenset())
         else:
             whole = trace.run(self.body, size, through=True)
-        fired = [call.name for call in whole.calls]
         for tap in found:
-            count = fired.count(tap.module)
+            count = sum(call.name == tap.module for call in whole.calls)
             if count == 0 or (count > 1 and tap.which is None):
                 raise MissingFeatureError(
                     f"{tap.module!r} runs {count} times in one forward"
                     + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
                 )
         self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop:
-            return trace.run(self.body, size, until=self._hooks.modules)
+        if self._hooks.can_stop and not driven:
+            return trace.run(self.body, size, until=places)
         return whole
 
     # The forward --------------------------------------------------------------------------
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: torch.Tensor) -> list[Any]:
         """The levels asked for, in the order asked."""
         body: Any = self.body
         if self._hooks is not None:
-            found = self._collect(x).values()
+            found = list(self._collect(x).values())
             if self._raw:
-                return list(found)
-            as_map = getattr(body, "as_map", lambda y: y)
-            return [to_format(as_map(y), self.output_fmt) for y in found]
+                return found
+            return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
         check_input(x, body.in_chans)
-        maps: dict[int, torch.Tensor] = {}
+        maps: dict[int, Any] = {}
         last = max(self._indices)
         with explain_size(body, x.shape[-2:]):
             for index, y in enumerate(body.forward_levels(x)):
                 if index in self._indices:
-                    maps[index] = to_format(body.as_map(y), self.output_fmt)
+                    maps[index] = self._read(body, y, index)
                 if index == last:
                     break
         return [maps[index] for index in self._indices]
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks, body = self._hooks, cast(Any, self.body)
         assert hooks is not None
+        declared: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
-        # Between levels there is a place to stop without an exception, which tracers like better
-        levels = {level.module for level in getattr(body, "_levels", ())}
-        outer = hooks.begin(found, stop=not hooks.modules <= levels)
+        places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
+
+        def enough(index: int, y: Any) -> bool:
+            name = declared[index].module
+            if isinstance(y, Tokens) and not self._raw:
+                places[name] = y.grid, y.prefix
+            elif name in hooks.missing(found):
+                body.as_map(y)  # what only this level needs may run there
+            return not hooks.missing(found)
+
+        # Between levels is a place to stop without an exception, which tracers like better
+        outer = hooks.begin(found, stop=not hooks.places <= {(f.module, "forward") for f in declared})
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
                 with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, lambda: len(found) == len(hooks.taps))
+                    trace.drive(body, x, enough)
             else:
                 body(x)
         except trace.Stop:
             pass
         finally:
             hooks.end(outer)
-        return hooks.ordered(found)
-
-    # A module like another ----------------------------------------------------------------
+        found = hooks.ordered(found)
+        return found | {k: Tokens(found[k], *p) for k, p in places.items() if k in found}
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -169,11 +195,13 @@ class FeatureNet(nn.Module):
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
-        body, hooks = self.body, self._hooks
-        with explain_size(body, size):
-            if hooks is None:
-                seen = trace.run(body, size, last=max(self._indices))
-                found = dict(enumerate(seen.levels))
+        with explain_size(self.body, size):
+            if isinstance(self.body, Backbone) and not self._raw:
+                there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
+                last = max(self._indices)
+                kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
+                norm = self._indices if self._read.norm else ()
+                found = dict(trace.run(self.body, size, levels=kept, norm=norm).levels)
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
@@ -183,43 +211,48 @@ class FeatureNet(nn.Module):
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
         assert self._hooks is not None
-        until = self._hooks.modules if self._hooks.can_stop else frozenset[str]()
-        calls = trace.run(self.body, size, until=until, through=not until).calls
+        calls = self.observe(size)[0].calls
         before = {call.name: call.inputs[:1] for call in calls}
         after = {call.name: call.outputs[:1] for call in calls}
         shapes = {}
-        for tap in self._hooks.taps:
-            found = (before if tap.kind == "forward_pre" else after)[tap.module]
-            if not found:
-                raise MissingFeatureError(f"{tap.module!r} gives no tensor.")
-            shapes[tap.module] = found[0]
+        for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
+            if not (found := (before if kind == "forward_pre" else after)[name]):
+                raise MissingFeatureError(f"{name!r} gives no tensor.")
+            shapes[name] = found[0]
         return shapes
+
+    def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
+        """A run on the meta device as far as a call goes, and the modules whose output comes out."""
+        if self._hooks is None:
+            seen = self._run_levels(size)
+            return seen, frozenset(self._levels[i].module for i in self._indices)
+        until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
+        return trace.run(self.body, size, until=until, through=not until), frozenset(
+            name for name, kind in self._hooks.places if kind == "forward"
+        )
 
     @property
     def return_layers(self) -> dict[str, str]:
         """Module names to output keys. Setting it selects other levels, as far as they are kept."""
-        return {
-            self._levels[i].module: key for i, key in zip(self._indices, self._keys, strict=True)
-        }
+        names = (self._levels[i].module for i in self._indices)
+        return dict(zip(names, self._keys, strict=True))
 
     @return_layers.setter
     def return_layers(self, layers: Mapping[str, str]) -> None:
         if self._hooks is not None:
             raise ArgumentError("return_layers cannot be changed where hooks collect.")
         index = {level.module: level.index for level in self._levels}
-        for name in layers:
-            if name not in index:
-                raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
-        present = dict(self.body.named_modules())
-        kept = [name for name in layers if name in present]
+        for name in (name for name in layers if name not in index):
+            raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
+        kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
-            there = [name for name in index if name in present]
+            there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
         self._asked = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._keys)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
@@ -238,28 +271,6 @@ class FeatureNet(nn.Module):
             body.__dict__[name] = replica.__dict__[name]
         replica.__dict__["body"] = body
         return replica
-
-
-def _output_keys(
-    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
-) -> tuple[str, ...]:
-    if out_map is None:
-        return tuple(modules)
-    if isinstance(out_map, Mapping):
-        strange = [name for name in out_map if name not in modules]
-        if strange:
-            raise ArgumentError(
-                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
-                + nearest(strange[0], modules)
-            )
-        keys = tuple(out_map.get(name, name) for name in modules)
-    else:
-        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
-    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
-        raise ArgumentError(
-            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
-        )
-    return keys
 
 
 class FeatureListNet(FeatureNet):
@@ -304,10 +315,7 @@ class FeatureHookNet(FeatureNet):
     ) -> None:
         self.__dict__["_taps"] = taps
         if taps is not None:
-            given = {"out_indices": out_indices, **options}
-            clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
-            if clash:
-                raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+            refuse_beside_taps({"out_indices": out_indices, **options})
         super().__init__(model, out_indices, **options)
         named = taps is not None or options.get("out_map") is not None
         self.return_dict = named if return_dict is None else return_dict
@@ -317,8 +325,7 @@ class FeatureHookNet(FeatureNet):
 
     def _setup(self, prune: bool) -> None:
         size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        names = [self._levels[i].module for i in self._indices]
-        seen = self._tap(names if taps is None else taps, size)
+        seen = self._tap(self._level_taps() if taps is None else taps, size)
         if taps is not None:
             self._raw = True
             self._describe(size)
@@ -339,9 +346,6 @@ class FeatureHookNet(FeatureNet):
         self._levels = tuple(rows)
         self._asked = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.return_dict:

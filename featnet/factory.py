@@ -23,7 +23,7 @@ from .weights import Weights
 # Arguments that only mean something with features_only
 FEATURE_ARGUMENTS = (
     "out_indices", "out_strides", "feature_cls", "out_map", "output_fmt", "taps",
-    "return_dict", "prune",
+    "return_dict", "prune", "norm", "return_prefix_tokens",
 )  # fmt: skip
 
 
@@ -114,6 +114,9 @@ def create_model(
         arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
         if cfg is not None:
             row.setdefault("num_classes", cfg.num_classes)
+            built_for = inspect.signature(entry.build).parameters.keys() - entry.row.keys()
+            if cfg.fixed_input_size and "img_size" in built_for:
+                row.setdefault("img_size", cfg.input_size[1:])
         what = f"create_model({model_name!r})"
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
         build = functools.partial(entry.build, **{**entry.row, **row})

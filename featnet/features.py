@@ -11,6 +11,7 @@ from .errors import ArgumentError, OutIndexError, nearest
 
 # Both vocabularies of declared levels: timm's (num_chs, module) and MindCV's (chs, name).
 _ALIASES = {"num_chs": "channels", "chs": "channels", "name": "module"}
+HOOK_TYPES = ("forward", "forward_pre")
 
 Measure = Callable[[tuple[int, int]], list[tuple[int, int]]]
 
@@ -24,12 +25,14 @@ class Feature(Mapping[str, Any]):
         reduction: input pixels per map position, along each side.
         module: dotted name of the module whose output the map is.
         index: position among all levels of the network, finest first.
+        hook_type: ``"forward"``, or ``"forward_pre"`` if the map is what the module is given.
     """
 
     channels: int
     reduction: int
     module: str
     index: int = 0
+    hook_type: str = "forward"
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:
@@ -55,7 +58,15 @@ class Feature(Mapping[str, Any]):
                     f"Level {index} of feature_info has {name} {fields[name]!r}; "
                     "it must be a positive int."
                 )
-        return cls(fields["channels"], fields["reduction"], str(fields["module"]), index)
+        hook_type = fields.get("hook_type") or "forward"
+        if hook_type not in HOOK_TYPES:
+            raise ArgumentError(
+                f"Level {index} of feature_info has hook_type {hook_type!r}; "
+                f"it is one of {', '.join(HOOK_TYPES)}.{nearest(hook_type, HOOK_TYPES)}"
+            )
+        return cls(
+            fields["channels"], fields["reduction"], str(fields["module"]), index, hook_type
+        )
 
     def __getitem__(self, key: str) -> Any:
         name = _ALIASES.get(key, key)
@@ -238,7 +249,7 @@ def resolve(
             raise refuse(f"an int asks for the last n levels, and n is from 1 to {total}")
         return tuple(range(total - count, total))
     try:
-        items = list(out_indices)
+        items = list(out_indices)  # type: ignore[arg-type]
     except TypeError:
         raise refuse("an int or a sequence of ints is expected") from None
     if not items:
@@ -277,3 +288,30 @@ def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tu
             f"out_strides={out_strides!r}: at least one, and each one once. {_describe(levels)}"
         )
     return tuple(deepest[stride] for stride in wanted)
+
+
+def output_keys(
+    out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
+) -> tuple[str, ...]:
+    """What the outputs are called: their modules' names, or ``out_map``'s.
+
+    Raises:
+        ArgumentError: names that do not fit the outputs.
+    """
+    if out_map is None:
+        return tuple(modules)
+    if isinstance(out_map, Mapping):
+        strange = [name for name in out_map if name not in modules]
+        if strange:
+            raise ArgumentError(
+                f"out_map={out_map!r}: {strange[0]!r} does not come out, {modules} do."
+                + nearest(strange[0], modules)
+            )
+        keys = tuple(out_map.get(name, name) for name in modules)
+    else:
+        keys = tuple(out_map) if isinstance(out_map, Sequence) else ()
+    if isinstance(out_map, str) or len(keys) != len(modules) or len(set(keys)) < len(keys):
+        raise ArgumentError(
+            f"out_map={out_map!r}: {len(modules)} distinct names are expected, for {modules}."
+        )
+    return keys

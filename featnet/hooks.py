@@ -194,9 +194,9 @@ class FeatureHooks:
         return Collection(self)
 
     @property
-    def modules(self) -> frozenset[str]:
-        """Names of the tapped modules."""
-        return frozenset(tap.module for tap in self.taps)
+    def places(self) -> frozenset[tuple[str, str]]:
+        """(module, kind) of the taps."""
+        return frozenset((tap.module, tap.kind) for tap in self.taps)
 
     @property
     def can_stop(self) -> bool:
@@ -225,13 +225,17 @@ class FeatureHooks:
         """Stop collecting on this thread, and go on with the collection around, if any."""
         self._local.current = outer
 
+    def missing(self, found: Mapping[Any, Any]) -> list[str]:
+        """Names of the tapped modules of which nothing was found."""
+        return [tap.module for tap in self.taps if tap.key not in found]
+
     def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
         """What was found in the order of the taps.
 
         Raises:
             MissingFeatureError: a tap without a feature.
         """
-        missing = [tap.module for tap in self.taps if tap.key not in found]
+        missing = self.missing(found)
         if missing:
             raise MissingFeatureError(
                 f"No feature from {', '.join(map(repr, missing))}: the module did not run in this "
@@ -286,3 +290,19 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
     if twice or not found:
         raise ArgumentError(f"Taps need distinct keys: {twice}." if found else "No taps are given.")
     return tuple(found)
+
+
+def refuse_beside_taps(given: Mapping[str, Any]) -> None:
+    """Refuse an extractor's arguments that are for levels, where taps say what comes out.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
+    if clash:
+        raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+    for name in ("output_fmt", "norm", "return_prefix_tokens"):
+        if given.get(name, "NCHW") not in ("NCHW", None, False):
+            raise ArgumentError(
+                f"{name}={given[name]!r} is for levels; taps= gives what the modules put out."
+            )

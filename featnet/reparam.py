@@ -1,4 +1,4 @@
-"""Re-parameterisation: training-time blocks of several branches as the one layer that they equal."""
+"""Re-parameterisation: blocks of several branches as the one layer that they equal."""
 
 from __future__ import annotations
 
@@ -27,13 +27,8 @@ def reparameterize(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
-    # several names may have one module, which stays one
-    sites = dict(model.named_modules(remove_duplicate=False))
-    names = [name for name, module in sites.items() if hasattr(module, "reparameterized")]
-    outermost = [
-        name for name in names if not any(name.startswith(f"{other}.") for other in names)
-    ]
-    if not names:
+    outermost = reparameterizable(model)
+    if not outermost:
         raise ArgumentError(
             f"{type(model).__name__} has nothing to re-parameterise: none of its modules has a "
             "method reparameterized() -> nn.Module."
@@ -62,9 +57,19 @@ def reparameterize(model: Model) -> Model:
     return copied
 
 
+def reparameterizable(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that :func:`reparameterize` would replace, of which several may have
+    one module."""
+    sites = dict(model.named_modules(remove_duplicate=False))
+    names = [name for name, module in sites.items() if hasattr(module, "reparameterized")]
+    return tuple(
+        name for name in names if not any(name.startswith(f"{other}.") for other in names)
+    )
+
+
 def _deploy(module: nn.Module, name: str) -> nn.Module:
     try:
-        deployed: nn.Module = module.reparameterized()  # type: ignore[operator, assignment]
+        deployed: nn.Module = module.reparameterized()  # type: ignore[operator]
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
     return deployed.train(module.training)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,12 +70,20 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run showed: ``calls`` in the order in which they ended, the shapes of the
-    ``levels`` it reached, and the names of the tensors it ``used``."""
+    """What one run showed.
+
+    Attributes:
+        calls: in the order in which they ended.
+        levels: shapes of those that were wanted, by index.
+        used: names of the tensors that were.
+        feeds: module to module, where nothing but the second one reads what the first one puts
+            out, and each runs once.
+    """
 
     calls: tuple[Call, ...]
-    levels: tuple[torch.Size, ...]
+    levels: Mapping[int, torch.Size]
     used: frozenset[str]
+    feeds: Mapping[str, str]
 
     @property
     def rewritten(self) -> frozenset[tuple[str, str]]:
@@ -83,28 +92,43 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
-# Norms are most of the time of a run on the meta device, where torch decomposes them in Python
-_KEEP_SHAPE = (F.batch_norm, F.layer_norm, F.group_norm)
+# Functions that keep the shape, which torch decomposes in Python on the meta device, most of the
+# time of a run; and where among their arguments ``inplace`` is
+_KEEP_SHAPE: Mapping[Any, int | None] = {
+    F.batch_norm: None, F.layer_norm: None, F.group_norm: None, F.rms_norm: None, F.gelu: None,
+    F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
+    F.hardtanh: 3,
+}  # fmt: skip
+# What asks a tensor for no values
+_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
 
 class _Used(TorchFunctionMode):
-    """Collects the ids of the tensors that any torch function is given."""
+    """Counts how often each tensor, by its id, is given to a torch function."""
 
-    def __init__(self, wanted: set[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.wanted = wanted
-        self.ids: set[int] = set()
+        self.reads: Counter[int] = Counter()
+        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if id(item) in self.wanted:
-                    self.ids.add(id(item))
+        kwargs = kwargs or {}
         if func in _KEEP_SHAPE:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
+            at, x = _KEEP_SHAPE[func], args[0] if args else kwargs["input"]
+            inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
+            found = x.zero_() if inplace else torch.empty_like(x)
+        else:
+            found = func(*args, **kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
+            return found  # a shape, not a view as Tensor.T is
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    self.reads[id(item)] += 1
+                    self.alive[id(item)] = item
+        return found
 
 
 class Stop(BaseException):
@@ -144,20 +168,25 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[], bool]) -> None:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be."""
+def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
+    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+
+    ``enough`` is given each level's index and what was yielded for it. Returns the last of what
+    the network came to.
+    """
     y: Any = x
-    for y in model.forward_levels(x):
-        if enough():
-            return
-    model.forward_head(model.finish(y))
+    for index, y in enumerate(model.forward_levels(x)):
+        if enough(index, y):
+            return y
+    return model.forward_head(model.finish(y))
 
 
 class _Seen:
-    """Tensors at one moment of a run."""
+    """Tensors at one moment of a run, and how often each had been read until then."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, reads: Mapping[int, int]) -> None:
         self.tensors = list(tensors(value))
+        self.reads = self.reads_after = [reads.get(id(t), 0) for t in self.tensors]
         self.versions = [t._version for t in self.tensors]
         self.shapes = tuple(t.shape for t in self.tensors)
 
@@ -166,75 +195,136 @@ class _Seen:
         return [t._version for t in self.tensors] != self.versions
 
 
+Places = frozenset[tuple[str, str]]  # modules, and "forward" or "forward_pre"
+
+
+class _Watch:
+    """Hooks on every module of a copy, and what they saw."""
+
+    def __init__(self, model: nn.Module, until: Places) -> None:
+        self.used = _Used()
+        self.ended: list[tuple[str, _Seen, _Seen]] = []
+        self.until, self.waiting = until, set(until)
+        self._begun: list[_Seen] = []
+        for name, module in model.named_modules(remove_duplicate=False):
+            if name:
+                module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
+                module.register_forward_hook(partial(self._leave, name), with_kwargs=True)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.until) and not self.waiting
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._begun.append(_Seen([args, kwargs], self.used.reads))
+        self.waiting.discard((name, "forward_pre"))
+        if self.done:  # reached, and then not run
+            self.ended.append((name, self._begun[-1], _Seen((), self.used.reads)))
+            raise Stop
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = self._begun.pop()
+        given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
+        self.ended.append((name, given, _Seen(output, self.used.reads)))
+        self.waiting.discard((name, "forward"))
+        if self.done:
+            raise Stop
+
+
 @torch.inference_mode(False)  # whose tensors have no version counter
 def run(
     model: nn.Module,
     size: tuple[int, int],
     *,
-    last: int | None = None,
-    until: frozenset[str] = frozenset(),
+    levels: Collection[int] | None = None,
+    norm: Collection[int] = (),
+    until: Places = frozenset(),
     through: bool = False,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
 
     Args:
-        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is driven
-            through them.
+        model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is
+            driven through them.
         size: (H, W) of the input.
-        last: with ``forward_levels``: the level after which to stop.
-        until: stop as soon as all of these modules have run.
+        levels: with ``forward_levels``: those that are wanted, by default all that were not pruned;
+            the run stops after the last of them.
+        norm: which levels are read under the network's final norm.
+        until: stop as soon as all of these modules have run (``(name, "forward")``) or were reached
+            (``(name, "forward_pre")``).
         through: with ``forward_levels``: go on through the head.
     """
     copied: Any = meta_clone(model)
     dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
     x = torch.empty(1, channels_of(model), *size, dtype=dtype, device="meta")
     names = names_of(copied)
-    ended: list[tuple[str, _Seen, _Seen]] = []
-    begun: list[_Seen] = []
-    waiting = set(until)
+    watch = _Watch(copied, until)
+    shapes: dict[int, torch.Size] = {}
+    kept: list[Any] = []
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            ended.append((name, begun.pop(), _Seen(output)))
-            waiting.discard(name)
-            if until and not waiting:
-                raise Stop
+    def enough(index: int, y: Any) -> bool:
+        if (copied._levels[index].module, "forward") in watch.waiting:
+            copied.as_map(y)  # what only this level needs may run there
+        return watch.done
 
-        return hook
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append(_Seen([args, kwargs]))
-
-    for name, module in copied.named_modules(remove_duplicate=False):
-        if name:
-            module.register_forward_pre_hook(enter, with_kwargs=True)
-            module.register_forward_hook(record(name), with_kwargs=True)
-    levels: list[torch.Size] = []
-    with torch.no_grad(), _Used(set(names)) as used:
+    with torch.no_grad(), watch.used:
         try:
             if not hasattr(copied, "forward_levels"):
-                copied(x)
+                kept.append(copied(x))
             elif until or through:
-                drive(copied, x, lambda: bool(until) and not waiting)
+                kept.append(drive(copied, x, enough))
             else:
+                if levels is None:
+                    there = dict(copied.named_modules(remove_duplicate=False))
+                    levels = [f.index for f in copied._levels if f.module in there]
                 for index, y in enumerate(copied.forward_levels(x)):
-                    levels.append(copied.as_map(y).shape)
-                    if index == last:
+                    if index in levels:
+                        y = copied.normalize(y, index) if index in norm else y
+                        kept.append((y, copied.as_map(y)))
+                        shapes[index] = kept[-1][1].shape
+                    if index == max(levels):
                         break
         except Stop:
             pass
     calls = tuple(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
-        for name, given, gave in ended
+        for name, given, gave in watch.ended
     )
-    return Run(calls, tuple(levels), frozenset(names[i] for i in used.ids))
+    reads = watch.used.reads
+    return Run(
+        calls, shapes, frozenset(names[i] for i in names if reads[i]),
+        _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
+    )  # fmt: skip
+
+
+def _feeds(
+    ended: Sequence[tuple[str, _Seen, _Seen]], reads: Mapping[int, int], kept: set[int]
+) -> dict[str, str]:
+    """See :attr:`Run.feeds`; ``kept`` are ids of tensors that left the network."""
+    count = Counter(name for name, _, _ in ended)
+    makers: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, given, gave in ended:  # what is inside ends before what is around it
+        ids = [id(t) for t in given.tensors]
+        made = [id(t) for t in gave.tensors]
+        maker = makers.get(ids[0]) if len(ids) == 1 else None
+        first = maker and given.reads[0] == 0 < given.reads_after[0]
+        if maker and first and count[maker] == count[name] == 1:
+            # changed in place it is the second one's output, which anybody may read
+            alone = reads[ids[0]] == given.reads_after[0] and ids[0] not in kept
+            if alone or made == ids:
+                found.setdefault(maker, name)
+        if len(made) == 1:
+            makers.setdefault(made[0], name)
+    return found
 
 
 def prune(model: nn.Module, seen: Run) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it.
+    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
+    which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
     called = {call.name for call in seen.calls}
     needed = called | {name.rpartition(".")[0] for name in seen.used}
@@ -246,8 +336,9 @@ def prune(model: nn.Module, seen: Run) -> None:
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
-        for child in list(module._modules):
-            if f"{prefix}{child}" not in needed:
+        for child, inner in list(module._modules.items()):
+            bare = inner is not None and not names_of(inner)
+            if f"{prefix}{child}" not in needed and not (bare and name):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in seen.used:

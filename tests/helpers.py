@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import contextlib
 import functools
 import importlib
 import inspect
 import math
 import os
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,12 +23,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet.layers import EfficientChannelAttention, SqueezeExcite
+from featnet import registry, trace
+from featnet.layers import BlurPool2d, GatedContext, GlobalContext, PatchConv
+from featnet.layers.mobile_attention import MultiQueryAttention2d
+from featnet.layers.mobile_blocks import CondConvResidual
 
-# Modules whose output at one position depends on the whole map: the à trous law is not about them.
-GLOBAL = (SqueezeExcite, EfficientChannelAttention, nn.GroupNorm, nn.InstanceNorm2d)
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def peer(name: str) -> Any:
@@ -39,11 +44,99 @@ def peer(name: str) -> Any:
 
 
 def peer_model(name: str, **options: Any) -> nn.Module:
-    """timm's model of this name, its warnings unheard."""
-    with warnings.catch_warnings():
+    """timm's model of this name as it is for its checkpoint (which decides some of its constants),
+    without that (unless ``pretrained`` is given), and its warnings unheard."""
+    timm = peer("timm")
+    skip: Any = contextlib.nullcontext()
+    if "pretrained" not in options:
+        skip = mock.patch("timm.models._builder.load_pretrained")
+    with warnings.catch_warnings(), skip:
         warnings.simplefilter("ignore")
-        model: nn.Module = peer("timm").create_model(name, **options)
+        model: nn.Module = timm.create_model(name, **{"pretrained": True, **options})
     return model
+
+
+def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
+    """timm's extractor with the classifier's weights; None where it refuses the stride, or has
+    tables of positions of another size for it."""
+    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    if attends(meta_model(name)):
+        return Intermediates(name, weights) if stride == 32 else None
+    try:
+        dilated = {} if stride == 32 else {"output_stride": stride}
+        net = peer_model(name, features_only=True, **dilated)
+        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
+        net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError):
+        return None
+    return net.eval()
+
+
+class Intermediates:
+    """Levels of timm's transformers, whose extractors are only for the last three."""
+
+    def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        self.model: Any = peer_transformer(name, **small(name)).eval()
+        self.model.load_state_dict(weights, strict=True)
+        self.feature_info = featnet.FeatureInfo(self.model.feature_info)
+
+    def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
+        model = at_size(self.model, (x.shape[-2], x.shape[-1]))
+        maps = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        if not norm and [y.shape[1] for y in maps] != self.feature_info.channels():
+            raise RuntimeError  # it thinks that a hybrid's map of an odd size is smaller
+        return maps
+
+
+def peer_transformer(name: str, **options: Any) -> nn.Module:
+    """timm's, for any input size if it can."""
+    try:
+        return peer_model(name, dynamic_img_size=True, **options)
+    except TypeError:
+        return peer_model(name, **options)
+
+
+def at_size(peer: Any, size: tuple[int, int]) -> Any:
+    """timm's model, changed to take inputs of a size if it takes but one."""
+    if getattr(peer, "dynamic_img_size", True) and hasattr(peer, "dynamic_img_size"):
+        return peer
+    if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
+        return peer
+    changed = copy.deepcopy(peer)
+    changed.set_input_size(img_size=size)
+    return changed
+
+
+@functools.cache
+def small(name: str) -> dict[str, Any]:
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
+    None for what has no such arguments, or is not the same with them."""
+    entry = registry.find(name)
+    takes = inspect.signature(entry.build).parameters.keys()
+    if not {"depth", "embed_dim", "num_heads"} <= takes:
+        return {}
+    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
+        narrow["num_kv_heads"] = 3
+    for options in (narrow, {"depth": 3}):
+        try:
+            with torch.device("meta"):
+                model = featnet.create_model(name, **options)
+                model.feature_info.sizes(trace.probe_size(model))
+            return options
+        except (RuntimeError, ValueError, TypeError):
+            continue
+    return {}
+
+
+def create(name: str, **options: Any) -> Any:
+    """The model, small where it can be."""
+    return featnet.create_model(name, **small(name), **options)
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether it is a transformer."""
+    return any(hasattr(module, "fused_attn") for module in model.modules())
 
 
 @torch.no_grad()
@@ -63,6 +156,8 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
             drawn = noise(value)
             if isinstance(owner, NORMS) and key == "weight":
                 drawn = 1 + 0.2 * drawn
+            elif value.ndim >= 3 and len(value) == 1 and not isinstance(owner, nn.Conv1d):
+                drawn = 0.5 * drawn  # tokens and positions
             elif value.ndim >= 2:
                 drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
             else:
@@ -82,27 +177,30 @@ def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float3
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
 
 
-class CheapNorms(TorchFunctionMode):
-    """Norms become their scale and shift: same shapes, same parameters used. For the meta device,
-    where torch decomposes norms in Python, most of the time of a run."""
+class Cheap(TorchFunctionMode):
+    """Norms become their scale and shift, activations a copy: same shapes, same parameters used.
+    For the meta device, where torch decomposes both in Python, most of the time of a run."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.batch_norm, F.group_norm, F.layer_norm):
+        if func not in trace._KEEP_SHAPE:
             return func(*args, **kwargs)
+        if func not in (F.batch_norm, F.group_norm, F.layer_norm, F.rms_norm):
+            return (args[0] if args else kwargs["input"]).clone()
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         x = bound["input"]
-        shape = (-1,) if func is F.layer_norm else (-1, *[1] * (x.ndim - 2))
+        shape = (1, -1, *[1] * (x.ndim - 2)) if func in (F.batch_norm, F.group_norm) else (-1,)
         weight, bias = bound.get("weight"), bound.get("bias")
-        x = x if weight is None else x * weight.reshape(shape)
-        return x.clone() if bias is None else x + bias.reshape(shape)
+        x = x.clone() if weight is None else x * weight.reshape(shape)
+        return x if bias is None else x + bias.reshape(shape)
 
 
 @functools.cache
 def meta_model(name: str) -> Any:
-    """The model on the meta device, built once for all tests. Nobody may change it."""
+    """The model (small where it can be) on the meta device, built once for all tests. Nobody may
+    change it."""
     with torch.device("meta"):
-        return featnet.create_model(name).eval()
+        return create(name).eval()
 
 
 @functools.cache
@@ -111,9 +209,13 @@ def parameter_count(name: str) -> int:
 
 
 def _signature_of(module: nn.Module) -> tuple[Any, ...]:
+    """A kind of module: its class, tensors and children, and of a window what decides how it is
+    padded and dilated."""
     facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    for key in ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad"):
-        facts.append((key, str(getattr(module, key, None))))
+    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
+    kernel = kernel if isinstance(kernel, int) else max(kernel)
+    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
+    facts.append((getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False)))
     groups = getattr(module, "groups", 1)
     facts.append(groups > 1 if isinstance(groups, int) else groups)
     facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
@@ -133,8 +235,9 @@ def signature(name: str) -> frozenset[Any]:
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
 
 
-def choose_representatives() -> list[str]:
-    """Few and small variants in which every kind of module of the registry occurs.
+def choose_representatives() -> tuple[list[str], list[str]]:
+    """Few and small variants in which every kind of module of the registry occurs; and of those with
+    the same kinds of modules the largest.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
@@ -146,41 +249,145 @@ def choose_representatives() -> list[str]:
         gains = {name: len(signature(name) & missing) for name in names}
         chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
         missing -= signature(chosen[-1])
-    return sorted(chosen)
+    largest = {signature(name): name for name in sorted(names, key=parameter_count)}
+    return sorted(chosen), sorted(set(largest.values()) - set(chosen))
+
+
+@functools.cache
+def chosen() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
+    first, second = REPRESENTATIVES.read_text().split("\n\n")
+    return tuple(first.split()), tuple(second.split())
 
 
 @functools.cache
 def representatives() -> tuple[str, ...]:
-    """What :func:`choose_representatives` chose (``python tests/helpers.py`` writes it anew); with
-    FEATNET_EXHAUSTIVE=1 the smallest variant of every combination of modules."""
+    """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
+    combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return tuple(REPRESENTATIVES.read_text().split())
+        return chosen()[0]
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
     return tuple(best.values())
 
 
+@functools.cache
+def sizes(name: str) -> tuple[tuple[int, int], ...]:
+    """Input sizes (H, W) for a model, small and different, one of them odd where it takes any."""
+    found = []
+    for size in ((64, 96), (65, 97), (128, 64), (112, 84), (84, 112), (224, 224)):
+        try:
+            meta_model(name).feature_info.sizes(size)
+        except featnet.errors.InputSizeError:
+            continue
+        found.append(size)
+        if len(found) == 3:
+            break
+    return tuple(found) or (trace.probe_size(meta_model(name)),)
+
+
 def strides(name: str) -> list[int]:
     """The output strides that a model can have, coarsest first."""
-    return sorted({level.reduction for level in meta_model(name)._levels}, reverse=True)
+    return sorted(meta_model(name).output_strides, reverse=True)
+
+
+# Attention over the whole map: the à trous law is not about it
+GLOBAL = (GatedContext, GlobalContext, MultiQueryAttention2d)
+
+
+def lost(net: nn.Module) -> int:
+    """Positions that the unpadded kernels of a network take from its maps, all told."""
+
+    def rows(value: Any) -> int:
+        return int(value[0] if isinstance(value, tuple) else value)
+
+    total = 0
+    for module in net.modules():
+        if not hasattr(module, "kernel_size") or hasattr(module, "widen"):
+            continue  # no window, or one whose padding depends on the map
+        window: Any = module
+        reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
+        padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
+        if not getattr(window, "ceil_mode", False):
+            total += max(0, reach - rows(window.stride) - padded)
+    return total
 
 
 def without_global(model: nn.Module) -> nn.Module:
-    """Replace, in place, what sees the whole map by identities; by class."""
+    """Replace, in place, attention over the whole map by identities."""
     for parent in list(model.modules()):
         for key, child in list(parent.named_children()):
-            if isinstance(child, GLOBAL) or type(child).__name__ in (
-                "SEModule", "EcaModule", "GroupNorm",  # the peer's
-            ):  # fmt: skip
+            if isinstance(child, GLOBAL):
                 setattr(parent, key, nn.Identity())
+        if isinstance(parent, CondConvResidual):  # the same mixture whatever the map holds
+            nn.init.zeros_(parent.routing_fn.weight)
     return model
+
+
+class Local(TorchFunctionMode):
+    """A context in which no position of a map depends on all others, whatever the modules: what the
+    à trous law is not about is the same everywhere.
+
+    Means and maxima over a map are zero, deviations and norms over it are one, and an upsampled map
+    is zero. Gates and norms still do all else that they do.
+    """
+
+    zero = (
+        torch.Tensor.mean, torch.mean, torch.Tensor.amax, torch.amax,
+        F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+    )  # fmt: skip
+    one = (
+        torch.Tensor.var, torch.var, torch.Tensor.std, torch.std, torch.var_mean,
+        torch.Tensor.norm, torch.norm, torch.linalg.vector_norm,
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.instance_norm:
+            return args[0]
+        if func is F.group_norm:
+            x, _, weight, bias = (*args, kwargs.get("weight"), kwargs.get("bias"))[:4]
+            across = (1, -1) + (1,) * (x.ndim - 2)
+            return x if weight is None else x * weight.view(across) + bias.view(across)
+        found = func(*args, **kwargs)
+        if func in self.zero + self.one and isinstance(found, torch.Tensor):
+            x = args[0]
+            dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            places = {d % x.ndim for d in dims} if isinstance(dims, (tuple, list)) else set()
+            spatial = places >= {2, 3} or places == {1, 2}  # of (N, C, H, W), of (N, H, W, C)
+            if spatial or getattr(func, "__module__", "") == F.__name__:
+                return torch.full_like(found, float(func in self.one))
+        return found
+
+
+def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
+    """Inputs on whose border a network and its dilated form see the same.
+
+    A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
+    without padding that loses a position where the size is odd must find none that is.
+    """
+    blurs = any(isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules())
+    loses = any(_loses(m) for m in model.modules())
+    assert not (blurs and loses)
+    return [size for size, unfit in (((64, 96), blurs), ((97, 65), loses)) if not unfit]
+
+
+def _loses(window: nn.Module) -> bool:
+    """Whether a strided window gives fewer than ``ceil(size / stride)`` positions of odd sizes."""
+    facts = [getattr(window, name, None) for name in ("kernel_size", "stride", "padding")]
+    if any(fact is None or isinstance(fact, str) for fact in facts):
+        return False
+    kernel, stride, padding = (f[0] if isinstance(f, tuple) else f for f in facts)
+    places = (4 * stride + 1 + 2 * padding - kernel) / stride + 1
+    found = math.ceil(places) if getattr(window, "ceil_mode", False) else math.floor(places)
+    return stride > 1 and found < 5
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference relative to the largest value."""
     assert a.shape == b.shape, (a.shape, b.shape)
-    return float((a - b).abs().max() / b.abs().max())
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
 def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[int]) -> float:
@@ -190,4 +397,4 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")
+    REPRESENTATIVES.write_text("\n\n".join("\n".join(n) for n in choose_representatives()) + "\n")

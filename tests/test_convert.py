@@ -51,6 +51,7 @@ ALL = {
         "16gf": "160", "32gf": "320"}.items()},
     "regnet_y_128gf": "regnety_1280",
     "regnet_x_400mf": "regnetx_004_tv", "regnet_y_8gf": "regnety_080_tv",
+    "regnet_y_800mf": "regnety_008_tv",
 }  # fmt: skip
 ALL = {name: ours for name, ours in ALL.items() if featnet.is_model(ours)}
 TORCHVISION = {name: ours for name, ours in TORCHVISION.items() if featnet.is_model(ours)}

@@ -451,6 +451,14 @@ def test_sizes_of_an_input_too_small(options: dict[str, Any]) -> None:
     refusal(InputSizeError, lambda: info.sizes((2, 2)), "2 x 2", "smallest square that works")
 
 
+def test_what_an_extractor_left_away_does_not_decide() -> None:
+    with torch.device("meta"):
+        net = create_model("legacy_seresnet18", features_only=True, out_indices=(0, 1)).eval()
+        said = "The smallest square that works is 3 x 3."
+        refusal(InputSizeError, lambda: net(torch.empty(1, 3, 1, 1)), "1 x 1", said)
+    refusal(InputSizeError, lambda: net.feature_info.sizes((1, 1)), "1 x 1", said)
+
+
 def test_an_empty_input_is_refused() -> None:
     with torch.device("meta"):
         model = create_model("resnet18", features_only=True).eval()
@@ -468,6 +476,20 @@ def test_an_error_that_is_not_the_sizes_fault_stays_itself() -> None:
     with pytest.raises(RuntimeError) as caught:
         model(x)
     assert not isinstance(caught.value, FeatnetError)
+
+
+@pytest.mark.parametrize("options", [{}, {"features_only": True, "output_stride": 8}])
+def test_an_input_beyond_a_table_of_positions(options: dict[str, Any]) -> None:
+    """Attention that was built for an ``img_size`` takes what is not larger."""
+    with torch.device("meta"):
+        model = create_model("botnet26t_256", **options).eval()
+        large = create_model("botnet26t_256", img_size=288, **options).eval()
+    x = torch.empty(1, 3, 256, 288, device="meta")
+    parts = "256 x 288", "up to 256 x 256", "img_size"
+    refusal(InputSizeError, lambda: model(x), *parts)
+    refusal(InputSizeError, lambda: model.feature_info.sizes((256, 288)), *parts)
+    large(x)
+    model(x[..., :97, :65])
 
 
 # What was registered ----------------------------------------------------------------------------

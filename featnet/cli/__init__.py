@@ -41,6 +41,10 @@ def _run(args: argparse.Namespace) -> int:
         return extract(args)
     if args.command == "list":
         return _list(args)
+    if args.command == "export":
+        from .export import export_model
+
+        return export_model(args)
     if args.command == "prefetch":
         return _prefetch(args)
     if args.command == "convert":
@@ -100,15 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("picture", type=Path, metavar="PICTURE")
     extract.add_argument("--model", required=True, metavar="NAME")
     _add_selection(extract)
-    weights = extract.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--pretrained", action="store_true", help="fetch the model's default checkpoint"
-    )
-    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="load a local checkpoint")
+    _add_weights(extract)
     extract.add_argument("--device", default="cpu", metavar="D", help="default: cpu")
-    extract.add_argument(
-        "--seed", type=int, default=0, help="of random weights, when none are loaded (default: 0)"
-    )
     extract.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     names = commands.add_parser("list", help="print the names of the models")
@@ -129,7 +126,30 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print a model's levels without building its weights")
     info.add_argument("name", metavar="NAME")
     _add_selection(info)
+
+    export = commands.add_parser("export", help="write a model as a file for other runtimes")
+    export.add_argument("model", metavar="NAME")
+    _add_selection(export)
+    _add_weights(export)
+    export.add_argument("--classifier", action="store_true", help="logits instead of levels")
+    export.add_argument(
+        "--format", choices=("onnx", "pt2", "aoti"), help="default: what the file's suffix says"
+    )
+    export.add_argument("--fixed-size", action="store_true", help="leave only the batch size free")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
     return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the weights come from."""
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--pretrained", action="store_true", help="fetch the model's default checkpoint"
+    )
+    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="load a local checkpoint")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of random weights, when none are loaded (default: 0)"
+    )
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

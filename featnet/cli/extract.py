@@ -39,7 +39,7 @@ def extract(args: argparse.Namespace) -> int:
     import torch
 
     device = _device(args.device)
-    net, source = _build(args)
+    net, source = build(args)
     info, cfg = net.feature_info, net.pretrained_cfg
     size = _input_size(args, picture=(picture.height, picture.width), cfg=cfg, info=info)
     net = net.eval().to(device)
@@ -171,8 +171,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _build(args: argparse.Namespace) -> tuple[Any, str]:
-    """The feature extractor, and where its weights are from."""
+def build(args: argparse.Namespace, *, features_only: bool = True) -> tuple[Any, str]:
+    """The feature extractor (or the classifier), and where its weights are from."""
     import torch
 
     from .. import create_model
@@ -182,7 +182,7 @@ def _build(args: argparse.Namespace) -> tuple[Any, str]:
         args.model,
         pretrained=args.pretrained,
         checkpoint_path=None if args.checkpoint is None else str(args.checkpoint),
-        features_only=True,
+        features_only=features_only,
         **selection(args),
     )
     if args.checkpoint is not None:

@@ -47,6 +47,7 @@ def densenet(draft: Draft, model: nn.Module) -> None:
 
 
 def vgg(draft: Draft, model: nn.Module) -> None:
+    """torchvision's names to this network's."""
     del model
     draft.substitute([
         (r"classifier\.0\.(.*)", r"pre_logits.fc1.\1"),
@@ -56,6 +57,7 @@ def vgg(draft: Draft, model: nn.Module) -> None:
 
 
 def convnext(draft: Draft, model: nn.Module) -> None:
+    """torchvision's names to this network's."""
     del model
 
     def new_name(key: str) -> str:
@@ -76,6 +78,7 @@ def convnext(draft: Draft, model: nn.Module) -> None:
 
 
 def regnet(draft: Draft, model: nn.Module) -> None:
+    """torchvision's names to this network's."""
     del model
     block = r"trunk_output\.block(\d+)\.block\d+-(\d+)\."
     parts = {"proj": "downsample", r"f\.a": "conv1", r"f\.b": "conv2", r"f\.c": "conv3"}
@@ -105,6 +108,7 @@ def _frozen(draft: Draft) -> bool:
 
 
 def mobilenetv3_eps(draft: Draft) -> float:
+    """1e-3, but 1e-5 where batch norms were frozen for a detector."""
     return 1e-5 if _frozen(draft) else 1e-3
 
 

@@ -1,33 +1,59 @@
 """Blocks that at least two families share."""
 
+from .activations import QuickGelu
 from .attention import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
     SqueezeExcite,
     make_divisible,
 )
-from .attention_pool import AttentionPool2d, TokenPool
+from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
-from .evonorm import EvoNorm
+from .dot_attention import Attention, attend, head_width, join_heads, split_heads
+from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
+from .memo import Memo
+from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import NormAct, with_act
+from .norm_act import IdentityAct, NormAct, with_act
+from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
+from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
+from .positions import resample_grid, resample_patches, resample_positions
+from .relative_position import RelativePositions
+from .rotary import (
+    Augment,
+    CentredRotaryEmbedding,
+    MixedRotaryEmbedding,
+    RotaryEmbedding,
+    Rotation,
+)
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
+from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
+from .windows import (
+    join_windows,
+    pad_to_windows,
+    relative_bias,
+    shift_mask,
+    split_windows,
+)
 
 __all__ = [
+    "Attention",
     "AttentionPool2d",
+    "Augment",
     "BilinearAttention",
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
+    "CentredRotaryEmbedding",
     "CondConv2d",
     "ConvNormAct",
     "DropBlock2d",
@@ -35,36 +61,73 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EvoNorm",
+    "EvoNormS0",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
     "GlobalResponseNorm",
+    "GluMlp",
     "GroupNorm",
     "HaloAttention",
+    "IdentityAct",
     "Kernel",
     "LambdaLayer",
+    "LatentPool",
     "Layer",
     "LayerNorm2d",
+    "LayerScale",
+    "Memo",
+    "MixedRotaryEmbedding",
+    "Mlp",
     "NormAct",
+    "PatchConv",
+    "PatchDropout",
+    "PatchEmbed",
+    "Phased",
+    "QuickGelu",
+    "RelativePositions",
     "RmsNorm2d",
+    "RotaryEmbedding",
+    "Rotation",
+    "SEQUENCE_POOLS",
     "SamePadding",
     "SelfAttention",
+    "SequencePool",
     "SimpleNorm2d",
     "SqueezeExcite",
+    "SwiGlu",
     "TokenPool",
+    "Tokens",
+    "attend",
     "build_act",
     "chain",
+    "check_multiple",
     "conv2d",
+    "drop_path_rates",
+    "fit_to_patches",
     "fold_norm",
     "get_act",
     "get_attention",
     "get_layer",
     "get_norm",
+    "head_width",
     "identity_kernel",
+    "in_phases",
+    "join_heads",
+    "join_windows",
     "make_divisible",
     "merge_branches",
     "narrow",
     "norm_and_act",
+    "pad_to_windows",
     "pruned_widths",
+    "relative_bias",
+    "resample_grid",
+    "resample_patches",
+    "resample_positions",
+    "shift_mask",
+    "split_heads",
+    "split_windows",
+    "to_pair",
     "with_act",
 ]

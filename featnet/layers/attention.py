@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ class SqueezeExcite(nn.Module):
         rd_ratio: of the channels, the width of the hidden layer, a multiple of ``rd_divisor``.
         rd_channels: that width itself.
         norm: normalisation of the hidden layer.
+        act: activation of the hidden layer.
     """
 
     def __init__(
@@ -38,12 +40,13 @@ class SqueezeExcite(nn.Module):
         rd_divisor: int = 8,
         rd_channels: int | None = None,
         norm: Callable[[int], nn.Module] | None = None,
+        act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
     ) -> None:
         super().__init__()
         squeezed = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.bn = norm(squeezed) if norm else nn.Identity()
-        self.act = nn.ReLU(inplace=True)
+        self.act = act()
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
         self.gate = nn.Sigmoid()
 

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError, nearest
+from .dot_attention import attend, head_width, join_heads, split_heads
+from .factory import Layer
+from .mlp import Mlp
 from .pool import GlobalPool
 
 TOKENS = ("", "token")
@@ -53,7 +56,7 @@ class AttentionPool2d(nn.Module):
         table = self.pos_embed[None]
         if size == self.size and not torch.compiler.is_exporting():
             return table
-        grid = table[:, 1:].float().unflatten(1, self.size).permute(0, 3, 1, 2)
+        grid = torch.unflatten(table[:, 1:].float(), 1, self.size).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
         return torch.cat((table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)), 1)
 
@@ -70,3 +73,36 @@ class AttentionPool2d(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return y[:, 0] if token else y.transpose(1, 2).reshape(n, c, h, w)
+
+
+class LatentPool(nn.Module):
+    """A learnt token asks all others, then an MLP (https://arxiv.org/abs/1810.00825);
+    (N, L, C) -> (N, C)."""
+
+    fused_attn = True
+
+    def __init__(
+        self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, norm: Layer, act: Layer
+    ) -> None:
+        super().__init__()
+        head_width(dim, num_heads)
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.attn_drop = nn.Dropout(0.0)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act=act)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A truncated normal for the latent."""
+        std = self.latent.shape[-1] ** -0.5
+        nn.init.trunc_normal_(self.latent, std=std, a=-2 * std, b=2 * std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (q,) = split_heads(self.q(self.latent.expand(x.shape[0], -1, -1)), 1, self.num_heads)
+        k, v = split_heads(self.kv(x), 2, self.num_heads)
+        x = self.proj(join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn)))
+        return (x + self.mlp(self.norm(x)))[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import check_rate
 
-def chain(modules: Iterable[nn.Module], x: Any) -> Any:
-    """Modules one after the other."""
+
+def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+    """Modules (or functions) one after the other."""
     for module in modules:
         x = module(x)
     return x
@@ -24,8 +26,9 @@ class Blocks(nn.Sequential):
 
     grad_checkpointing = False
 
-    def run(self, blocks: Iterable[nn.Module], x: Any) -> Any:
-        """Some of the blocks, one after the other; recomputed at once."""
+    def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+        """Some of the blocks, one after the other; recomputed at once. A block that is given more
+        than ``x`` comes as a ``functools.partial``."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(chain, blocks, x, use_reentrant=False)
         return chain(blocks, x)
@@ -38,6 +41,13 @@ class Blocks(nn.Sequential):
         for block in list(self)[:stop]:
             x = self.run((block,), x)
         return x
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """A rate for each block of each stage, growing linearly from 0 at the first to ``rate``."""
+    check_rate("drop_path_rate", rate)
+    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 class DropPath(nn.Module):

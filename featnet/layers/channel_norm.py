@@ -27,17 +27,18 @@ class RmsNorm2d(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels))
 
-    def _power(self, x: torch.Tensor) -> torch.Tensor:
+    def power(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> what is divided by the root of, (N, 1, H, W)."""
         return x.pow(2).mean(1, keepdim=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(self._power(x) + self.eps) * self.weight.reshape(1, -1, 1, 1)
+        return x * torch.rsqrt(self.power(x) + self.eps) * self.weight.reshape(1, -1, 1, 1)
 
 
 class SimpleNorm2d(RmsNorm2d):
     """Division by the standard deviation of the channels; the mean stays where it is."""
 
-    def _power(self, x: torch.Tensor) -> torch.Tensor:
+    def power(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 2, 3, 1).var(-1, keepdim=True).permute(0, 3, 1, 2)
 
 
@@ -59,7 +60,7 @@ class GlobalResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        energy = x.norm(p=2, dim=self.space, keepdim=True)  # type: ignore[no-untyped-call]
+        energy = x.norm(p=2, dim=self.space, keepdim=True)
         share = energy / (energy.mean(self.channel, keepdim=True) + self.eps)
         weight, bias = self.weight.view(self.shape), self.bias.view(self.shape)
         return x + torch.addcmul(bias, weight, x * share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -11,11 +13,11 @@ from .attention import make_divisible
 class ContextMlp(nn.Module):
     """(N, C, 1, 1) -> (N, C, 1, 1) through a narrow, normalised layer."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, act_layer: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
-        self.act = nn.ReLU()
+        self.act = act_layer()
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +39,7 @@ class GlobalContext(nn.Module):
         super().__init__()
         self.conv_attn = nn.Conv2d(channels, 1, 1)
         hidden = make_divisible(channels * rd_ratio, 1, round_limit=0.0)
-        self.mlp_add = ContextMlp(channels, hidden)
+        self.mlp_add = ContextMlp(channels, hidden, nn.ReLU)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -52,11 +54,17 @@ class GlobalContext(nn.Module):
 class GatedContext(nn.Module):
     """Gate each channel by what the attended mean of the map says, as squeeze-excite does."""
 
-    def __init__(self, channels: int, *, rd_ratio: float = 1 / 8) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        rd_ratio: float = 1 / 8,
+        act_layer: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         self.conv_attn = nn.Conv2d(channels, 1, 1)
         hidden = make_divisible(channels * rd_ratio, 1, round_limit=0.0)
-        self.mlp_scale = ContextMlp(channels, hidden)
+        self.mlp_scale = ContextMlp(channels, hidden, act_layer)
         self.gate = nn.Sigmoid()
         nn.init.kaiming_normal_(self.conv_attn.weight, mode="fan_in", nonlinearity="relu")
 

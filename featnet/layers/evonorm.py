@@ -13,9 +13,14 @@ class EvoNorm(nn.Module):
     Divides by the groups' standard deviation over the whole map. Without ``v`` it does not
     activate.
 
+    Class attributes:
+        always: divide also without ``v``.
+
     Args:
         act: activate, by ``x * sigmoid(v * x)``.
     """
+
+    always = True
 
     def __init__(
         self,
@@ -33,12 +38,20 @@ class EvoNorm(nn.Module):
         self.v = nn.Parameter(torch.ones(channels)) if act else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        grouped = x.reshape(n, self.groups, c // self.groups, h, w)
-        variance = grouped.float().var(dim=(2, 3, 4), unbiased=False, keepdim=True)
-        deviation = variance.add(self.eps).sqrt().to(x.dtype)
+        y = x
         if self.v is not None:
-            x = x * (x * self.v.view(1, -1, 1, 1).to(x.dtype)).sigmoid()
-        x = (x.reshape(grouped.shape) / deviation).reshape(n, c, h, w)
+            y = x * (x * self.v.view(1, -1, 1, 1).to(x.dtype)).sigmoid()
+        if self.v is not None or self.always:
+            n, c, h, w = x.shape
+            grouped = x.reshape(n, self.groups, c // self.groups, h, w)
+            variance = grouped.float().var(dim=(2, 3, 4), unbiased=False, keepdim=True)
+            deviation = variance.add(self.eps).sqrt().to(x.dtype)
+            y = (y.reshape(grouped.shape) / deviation).reshape(n, c, h, w)
         weight, bias = (t.view(1, -1, 1, 1).to(x.dtype) for t in (self.weight, self.bias))
-        return x * weight + bias
+        return y * weight + bias
+
+
+class EvoNormS0(EvoNorm):
+    """The form that without its activation is only a scale and a shift."""
+
+    always = False

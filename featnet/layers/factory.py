@@ -8,10 +8,11 @@ from functools import partial
 from torch import nn
 
 from ..errors import ArgumentError, nearest
+from .activations import QuickGelu
 from .attention import EffectiveSqueezeExcite, EfficientChannelAttention, SqueezeExcite
 from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext
-from .evonorm import EvoNorm
+from .evonorm import EvoNormS0
 from .norm import GroupNorm
 
 Layer = Callable[..., nn.Module]
@@ -26,6 +27,7 @@ ACTS: Mapping[str, Layer] = {
     "mish": nn.Mish,
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGelu,
     "hard_swish": nn.Hardswish,
     "hard_sigmoid": nn.Hardsigmoid,
     "sigmoid": nn.Sigmoid,
@@ -36,10 +38,12 @@ NORMS: Mapping[str, Layer] = {
     "batchnorm": nn.BatchNorm2d,
     "batchnorm2d": nn.BatchNorm2d,
     "groupnorm": GroupNorm,
+    "layernorm": partial(nn.LayerNorm, eps=1e-6),
+    "rmsnorm": partial(nn.RMSNorm, eps=1e-6),
     "layernorm2d": LayerNorm2d,
     "rmsnorm2d": RmsNorm2d,
     "simplenorm2d": SimpleNorm2d,
-    "evonorms0": partial(EvoNorm, eps=1e-5),
+    "evonorms0": partial(EvoNormS0, num_groups=32, eps=1e-5),
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }

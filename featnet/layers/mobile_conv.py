@@ -71,11 +71,12 @@ class SamePadding:
         for i in (1, 0):  # F.pad begins with the last dimension
             size, kernel, dilation = x.shape[i - 2], self.kernel_size[i], self.dilation[i]
             was = -(-size // self.grow)
-            total = -(-was // full[i]) * full[i] - full[i] + dilation // self.grow * (kernel - 1) + 1
-            before = torch.sym_max(total - was, 0) // 2 * self.grow
+            last = -(-was // full[i]) * full[i] - full[i]
+            total = last + dilation // self.grow * (kernel - 1) + 1
+            before = _positive(total - was) // 2 * self.grow
             end = -(-size // self.stride[i]) * self.stride[i] - self.stride[i]
             after = end + dilation * (kernel - 1) + 1 - size - before
-            pads += [before, torch.sym_max(after, 0)]
+            pads += [before, _positive(after)]
         return F.pad(x, pads)
 
     def widen(self, grow: int, stride: tuple[int, int]) -> Any:
@@ -85,6 +86,11 @@ class SamePadding:
         self.dilation = tuple(d * grow for d in self.dilation)
         self.stride = stride
         return self
+
+
+def _positive(size: Any) -> Any:
+    """What is below zero becomes zero; for sizes that a tracer keeps as symbols, too."""
+    return torch.sym_max(size, 0)  # type: ignore[no-untyped-call]
 
 
 class Conv2dSame(SamePadding, nn.Conv2d):
@@ -144,8 +150,10 @@ class CondConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.groups = in_chs, out_chs, groups
-        self.kernel_size, self.stride = (kernel, kernel), (stride, stride)
-        self.padding, self.dilation = (padding, padding), (1, 1)
+        self.kernel_size: tuple[int, ...] = (kernel, kernel)
+        self.stride: tuple[int, ...] = (stride, stride)
+        self.padding = (padding, padding)
+        self.dilation: tuple[int, ...] = (1, 1)
         self.shape = (out_chs, in_chs // groups, kernel, kernel)
         self.weight = nn.Parameter(torch.empty(experts, math.prod(self.shape)))
         bound = 1 / math.sqrt(math.prod(self.shape[1:]))

@@ -77,4 +77,4 @@ def with_act(norm: nn.Module, act: nn.Module) -> nn.Module:
     joined: Any = form.__new__(form)
     joined.__dict__.update(norm.__dict__)
     joined.act = act
-    return joined  # type: ignore[no-any-return]
+    return joined

@@ -1,14 +1,12 @@
-"""Self-attention over a map, in place of a convolution, and its à trous form.
+"""Self-attention over a map, in place of a convolution.
 
-Every layer here is two parts: a projection of each position, and ``mix``, in which positions meet.
-On a map that is ``grow`` times denser than the one that the layer was made for (an output stride),
-``mix`` runs on each of the ``grow * grow`` interleaved maps by itself. These have the original's
-size and spacing, so that tables of positions fit, and each position finds what it found there.
+Every layer here is two parts: a projection of each position, and ``mix``, in which positions meet
+and which an output stride lets run on interleaved maps (:mod:`featnet.layers.phases`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,31 +14,19 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .attention import make_divisible
+from .phases import in_phases
 
 Size = tuple[int, int]
 
 
-def in_phases(
-    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int
-) -> torch.Tensor:
-    """``mix`` on every ``grow``-th position of maps of one size, for each place to start from."""
-    if grow == 1:
-        return mix(*maps)
-    height, width = maps[0].shape[-2:]
-    down, right = min(grow, height), min(grow, width)
-    phases = [
-        mix(*(m[..., i::grow, j::grow] for m in maps)) for i in range(down) for j in range(right)
-    ]
-    tall, wide = phases[0].shape[-2:]  # the first is the largest
-    phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
-    y = torch.stack(phases, -1).unflatten(-1, (down, right))  # (N, C, tall, wide, down, right)
-    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
-    return y[..., :height, :width]
+def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tensor, ...]:
+    """``x`` in parts of these widths."""
+    return torch.split(x, list(widths), dim)
 
 
 class SelfAttention(nn.Module):
-    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its own
-    way."""
+    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
+    own way."""
 
     grow = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
@@ -92,7 +78,7 @@ class RelativePosition(nn.Module):
             nn.init.trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
-        """(N, h, w, dim) queries -> (N, h * w, H * W) over keys in a window, by default ``size``."""
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
         height, width = window or self.size
         rows, columns = (self._reach(t, n) for t, n in (
             (self.height_rel, height), (self.width_rel, width)
@@ -112,7 +98,7 @@ class RelativePosition(nn.Module):
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of distance k - i at k."""
+    """(N, rows, queries, dim) -> (N, rows, queries, keys): query i's value of k - i at k."""
     n, rows, queries, _ = q.shape
     reach = table.shape[0]
     x = (q @ table.transpose(-1, -2)).reshape(-1, queries, reach)
@@ -159,10 +145,10 @@ class BottleneckAttention(SelfAttention):
         n, _, h, w = maps[0].shape
         check_reach((h, w), self.pos_embed.size)
         q, k, v = (
-            t.reshape(n * self.num_heads, -1, h * w) for t in maps[0].split(self.widths, 1)
+            t.reshape(n * self.num_heads, -1, h * w) for t in split(maps[0], self.widths, 1)
         )
         q, v = q.transpose(1, 2), v.transpose(1, 2)
-        where = self.pos_embed(q.unflatten(1, (h, w)), (h, w))
+        where = self.pos_embed(torch.unflatten(q, 1, (h, w)), (h, w))
         attention = ((q @ k) * self.dim**-0.5 + where).softmax(-1)
         return (attention @ v).transpose(1, 2).reshape(n, self.widths[2], h, w)
 
@@ -232,10 +218,11 @@ class HaloAttention(SelfAttention):
         window = block + 2 * halo
         kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)
         kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
-        k, v = kv.permute(0, 2, 3, 1).split(self.widths, -1)  # (N * heads, blocks, window^2, dim)
+        k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
 
-        def ask(q: torch.Tensor) -> torch.Tensor:
-            return self._attend(q, k, v, grid)
+        def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
+            times = len(q) // n
+            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
 
@@ -298,7 +285,7 @@ class LambdaLayer(SelfAttention):
             nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, k, v = self.qkv(x).split(self.widths, 1)
+        q, k, v = split(self.qkv(x), self.widths, 1)
         return self.norm_q(q), k, self.norm_v(v)
 
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:

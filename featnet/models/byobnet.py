@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, InputSizeError, nearest
 from ..layers import (
     AttentionPool2d,
     BilinearAttention,
@@ -42,6 +42,7 @@ from ..layers import (
     fold_norm,
     get_act,
     get_attention,
+    get_layer,
     get_norm,
     identity_kernel,
     make_divisible,
@@ -172,8 +173,8 @@ class PoolShortcut(nn.Module):
 
 
 class Residual(nn.Module):
-    """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the recipe
-    has none. The branch's children run in their order, ``last`` is its last convolution."""
+    """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the
+    recipe has none. The branch's children run in their order, ``last`` is its last convolution."""
 
     last: str
 
@@ -386,7 +387,7 @@ class MobileOneBlock(Branches):
 
     def convolutions(self) -> list[ConvNormAct]:
         scale = [self.conv_scale] if self.conv_scale is not None else []
-        return [*scale, *self.conv_kxk]  # type: ignore[list-item]
+        return [*scale, *self.conv_kxk]
 
 
 # Heads --------------------------------------------------------------------------------------
@@ -408,6 +409,7 @@ class MlpHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int, recipe: Recipe) -> None:
         super().__init__()
+        self.hidden = hidden
         self.norm = recipe.norm(channels)
         layers = {"fc": nn.Linear(channels, hidden), "act": recipe.act()}
         self.pre_logits = nn.Sequential(OrderedDict(layers))
@@ -421,10 +423,6 @@ class MlpHead(nn.Module):
 
 
 # The network --------------------------------------------------------------------------------
-
-
-class ConvStem(nn.Sequential):
-    """Several convolutions, and a pool; one of them is a level."""
 
 
 class ByobNet(Backbone):
@@ -449,6 +447,10 @@ class ByobNet(Backbone):
 
     The other arguments are every Backbone's.
     """
+
+    stem: nn.Module
+    final_conv: nn.Module
+    head: AttentionPool2d | MlpHead | PlainHead
 
     def __init__(
         self,
@@ -482,7 +484,7 @@ class ByobNet(Backbone):
         self.drop_path_rate = drop_path_rate
         built = (img_size, img_size) if isinstance(img_size, int) else img_size
         site = self._add_stem(stem, recipe, built)
-        smooth = SMOOTH.get(aa_layer, aa_layer) if isinstance(aa_layer, str) else aa_layer
+        smooth = get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None
         site = dataclasses.replace(site, recipe=dataclasses.replace(recipe, smooth=smooth))
         rows = [(stage,) if isinstance(stage, Row) else tuple(stage) for stage in stages]
         site = self._add_stages(rows, site, drop_path_rate, drop_block_rate)
@@ -507,7 +509,7 @@ class ByobNet(Backbone):
             )  # fmt: skip
             self.add_stage("stem", whole, channels=site.out_chs, reduction=2)
         else:
-            self.stem = ConvStem()
+            self.stem = nn.Sequential()
             for i, width in enumerate(stem.widths):
                 stride = 2 if i == 0 or (i == last and not stem.pool) else 1
                 kernel = stem.kernel_size
@@ -559,7 +561,9 @@ class ByobNet(Backbone):
                 self.stages.add_module(str(i), Blocks(*blocks))
         return site
 
-    def _make_head(self, kind: str, channels: int, hidden: int, site: Site) -> nn.Module:
+    def _make_head(
+        self, kind: str, channels: int, hidden: int, site: Site
+    ) -> AttentionPool2d | MlpHead | PlainHead:
         if kind not in HEADS:
             raise ArgumentError(f"head={kind!r}: one of {HEADS} is expected.{nearest(kind, HEADS)}")
         if kind == "attention":
@@ -570,7 +574,7 @@ class ByobNet(Backbone):
         return MlpHead(channels, hidden, site.recipe) if kind == "mlp" else PlainHead()
 
     def init_weights(self, *, zero_init_last: bool = True) -> None:
-        """He initialisation of the convolutions, then what blocks and attention have of their own."""
+        """He initialisation of the convolutions, then what blocks and attention have."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -587,6 +591,13 @@ class ByobNet(Backbone):
                 module.reset_parameters()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        largest = self.img_size
+        if largest and (x.shape[-2] > largest[0] or x.shape[-1] > largest[1]):
+            raise InputSizeError(
+                f"An input of {x.shape[-2]} x {x.shape[-1]}: this network's self-attention has "
+                f"positions for inputs up to {largest[0]} x {largest[1]}; build it with a larger "
+                "img_size."
+            )
         levels = {level.module for level in self._levels}
         if "stem" in levels:
             x = self.stem(x)  # (N, C, H/2, W/2)
@@ -603,19 +614,17 @@ class ByobNet(Backbone):
         yield self.final_conv(x)
 
     def make_pool(self, global_pool: str) -> GlobalPool:
-        pools: Callable[[str], GlobalPool] = self.head.pools
-        return pools(global_pool)
+        return self.head.pools(global_pool)
 
     def classifier_width(self, pool: GlobalPool) -> int:
         if not isinstance(self.head, MlpHead):
             return super().classifier_width(pool)
         if pool.multiplier != 1:
             raise ArgumentError(f"global_pool={pool.pool_type!r} is too wide for this head's norm.")
-        return self.head.pre_logits.fc.out_features  # type: ignore[union-attr, return-value]
+        return self.head.hidden
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.head(x, self.global_pool)
-        return y
+        return self.head(x, self.global_pool)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
@@ -642,7 +651,10 @@ def blur(channels: int, stride: int) -> nn.Module:
 
 
 SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {"avg": average, "blur": blur}
-STEM_POOLS = {"max": partial(nn.MaxPool2d, 3, 2, 1), "avg2": partial(nn.AvgPool2d, 2)}
+STEM_POOLS: dict[str, Layer] = {
+    "max": partial(nn.MaxPool2d, 3, 2, 1),
+    "avg2": partial(nn.AvgPool2d, 2),
+}
 HEADS = ("classifier", "mlp", "attention")
 OWN_INIT = (BottleneckAttention, HaloAttention, LambdaLayer, GlobalContext, AttentionPool2d)
 
@@ -955,7 +967,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lamhalobotnet50ts_256": dict(
         stages=stages50(".@.@", local(13), halo(), bot()), img_size=256, **S50
     ),
-    "halo2botnet50ts_256": dict(stages=stages50(".@.@", halo(), halo(), bot()), img_size=256, **S50),
+    "halo2botnet50ts_256": dict(
+        stages=stages50(".@.@", halo(), halo(), bot()), img_size=256, **S50
+    ),
 }  # fmt: skip
 
 FAMILY = Family(model=ByobNet, variants=VARIANTS, weights=weights_table("byobnet"))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_rate, nearest
 from ..layers import (
     Blocks,
     DropPath,
@@ -112,8 +112,7 @@ class Stage(nn.Module):
         self.blocks = Blocks(*(make(drop_path=drop) for drop in drop_paths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
-        return x
+        return self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
 
 
 def patch_stem(in_chans: int, chs: int, norm: Layer, act: Layer, *, patch_size: int) -> nn.Module:
@@ -151,7 +150,7 @@ class ConvNeXt(Backbone):
         depths, dims: blocks and channels of each stage.
         kernel_sizes: of the depthwise convolutions; one for all stages or one for each.
         stem_type: ``"patch"``, ``"overlap"``, ``"overlap_tiered"`` or ``"overlap_act"``.
-        patch_size: of the patch stem; with 2 the first stage halves the size too.
+        patch_size: of the patch stem, by default 4; with 2 the first stage halves the size too.
         ls_init_value: see :class:`Recipe`.
         conv_mlp: 1x1 convolutions in place of matrix products with the channels last.
         use_grn: global response norm in each MLP: ConvNeXt V2.
@@ -176,7 +175,7 @@ class ConvNeXt(Backbone):
         global_pool: str = "avg",
         kernel_sizes: int | Sequence[int] = 7,
         stem_type: str = "patch",
-        patch_size: int = 4,
+        patch_size: int | None = None,
         ls_init_value: float | None = 1e-6,
         conv_mlp: bool = False,
         use_grn: bool = False,
@@ -190,28 +189,27 @@ class ConvNeXt(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
+        check_rate("drop_path_rate", drop_path_rate)
+        kernels = (kernel_sizes,) * len(dims) if isinstance(kernel_sizes, int) else kernel_sizes
+        if not len(depths) == len(dims) == len(kernels):
+            raise ArgumentError(
+                f"depths={depths!r}, dims={dims!r}, kernel_sizes={kernel_sizes!r}: one for each "
+                "stage, equally many, are expected."
+            )
         act, norm = get_act(act_layer), get_norm(norm_layer)
         if norm_eps is not None:
             norm = partial(norm, eps=norm_eps)
         mlp = partial(Mlp if conv_mlp else LinearMlp, act=act, grn=use_grn)
         recipe = Recipe(norm, mlp, ls_init_value)
-        kernels = (kernel_sizes,) * len(depths) if isinstance(kernel_sizes, int) else kernel_sizes
-        if stem_type not in STEMS:
-            raise ArgumentError(
-                f"stem_type={stem_type!r}: one of {', '.join(STEMS)} is expected."
-                + nearest(stem_type, STEMS)
-            )
-        patch = {"patch_size": patch_size} if stem_type == "patch" else {}
-        reduction = patch_size if patch else 4
-        self.stem = STEMS[stem_type](in_chans, dims[0], norm, act, **patch)
+        reduction = self._add_stem(stem_type, patch_size, dims[0], norm, act)
         self.stages = nn.Sequential()
-        drops = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         in_chs = dims[0]
-        for i, (chs, kernel, drop) in enumerate(zip(dims, kernels, drops, strict=True)):
+        for i, (chs, kernel, depth) in enumerate(zip(dims, kernels, depths, strict=True)):
             stride = 2 if i or reduction == 2 else 1
             stage = Stage(
                 in_chs, chs, stride=stride, kernel_size=kernel, recipe=recipe,
-                drop_paths=drop.tolist(),
+                drop_paths=[next(drops) for _ in range(depth)],
             )  # fmt: skip
             reduction *= stride
             self.add_stage(f"stages.{i}", stage, channels=chs, reduction=reduction)
@@ -227,6 +225,22 @@ class ConvNeXt(Backbone):
         self.head = nn.Sequential(layers)
         self.add_head(in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
         self.init_weights(head_init_scale=head_init_scale)
+
+    def _add_stem(
+        self, kind: str, patch_size: int | None, width: int, norm: Layer, act: Layer
+    ) -> int:
+        """Returns its reduction."""
+        if kind not in STEMS:
+            raise ArgumentError(
+                f"stem_type={kind!r}: one of {', '.join(STEMS)} is expected."
+                + nearest(kind, STEMS)
+            )
+        if kind != "patch" and patch_size is not None:
+            raise ArgumentError(f"patch_size={patch_size!r}: stem_type={kind!r} has no patches.")
+        reduction = 4 if patch_size is None else patch_size
+        options = {"patch_size": reduction} if kind == "patch" else {}
+        self.stem = STEMS[kind](self.in_chans, width, norm, act, **options)
+        return reduction
 
     def init_weights(self, *, head_init_scale: float = 1.0) -> None:
         """Truncated normal weights, and zero biases."""
@@ -252,7 +266,8 @@ class ConvNeXt(Backbone):
         return self.finish(y) if index == len(self._levels) - 1 else y
 
     def classifier_width(self, pool: GlobalPool) -> int:
-        if pool.multiplier > 1 and (self.hidden_size or not isinstance(self.head.norm, nn.Identity)):
+        between = self.hidden_size or not isinstance(self.head.norm, nn.Identity)
+        if pool.multiplier > 1 and between:
             raise ArgumentError(
                 f"global_pool={pool.pool_type!r} changes the width, {self.num_features}, of the "
                 "layers between pooling and classifier."
@@ -262,8 +277,9 @@ class ConvNeXt(Backbone):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         x = self.global_pool(x)
         pooled = x.ndim == 2
-        x = self.head.norm(x[..., None, None] if pooled else x).permute(0, 2, 3, 1)
-        x = self.head.pre_logits(x).permute(0, 3, 1, 2)  # (N, C, 1, 1)
+        norm, pre_logits, *_ = self.head
+        x = norm(x[..., None, None] if pooled else x).permute(0, 2, 3, 1)
+        x = pre_logits(x).permute(0, 3, 1, 2)  # (N, C, 1, 1)
         return x.flatten(1) if pooled else x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -282,7 +298,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d",
     ),
     "convnext_zepto_rms_ols": dict(
-        depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d", stem_type="overlap_act",
+        depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d",
+        stem_type="overlap_act",
     ),
     "convnext_atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True),
     "convnext_atto_ols": dict(
@@ -331,7 +348,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, act_layer="gelu_tanh",
     ),
     "test_convnext3": dict(
-        depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, kernel_sizes=(7, 5, 5, 3), act_layer="silu",
+        depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, kernel_sizes=(7, 5, 5, 3),
+        act_layer="silu",
     ),
 }
 

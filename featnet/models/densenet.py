@@ -16,41 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, BlurPool2d, GroupNorm, Layer, get_act, get_norm
+from ..layers import Blocks, BlurPool2d, Layer, get_act, get_norm, norm_and_act, with_act
 from ..registry import Family, weights_table
-
-
-class BatchNormAct2d(nn.BatchNorm2d):
-    """Batch norm and activation in one module, whose output is a level."""
-
-    def __init__(self, channels: int, *, act: Layer, **options: Any) -> None:
-        super().__init__(channels, **options)
-        self.act = act(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.act(super().forward(x))
-        return y
-
-
-class GroupNormAct(GroupNorm):
-    """Group norm and activation in one module, whose output is a level."""
-
-    def __init__(self, channels: int, *, act: Layer, **options: Any) -> None:
-        super().__init__(channels, **options)
-        self.act = act(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.act(super().forward(x))
-        return y
-
-
-def norm_act(norm: Layer, act: Layer) -> Layer:
-    """A norm that ends with an activation; norms of other kinds bring their own."""
-    options = norm.keywords if isinstance(norm, partial) else {}
-    kind = norm.func if isinstance(norm, partial) else norm
-    if kind is nn.BatchNorm2d:
-        return partial(BatchNormAct2d, act=act, **options)
-    return partial(GroupNormAct, act=act, **options) if kind is GroupNorm else norm
 
 
 class DenseLayer(nn.Module):
@@ -108,8 +75,8 @@ class DenseNet(Backbone):
         aa_layer: anti-aliasing ``f(channels, stride=2)`` that strides in place of the stem's pool.
         proj_drop_rate: dropout behind each layer.
 
-    The other arguments are every Backbone's. ``norm_layer`` is a batch or group norm, or one that
-    has its own activation.
+    The other arguments are every Backbone's. ``norm_layer`` is one that can hold an activation (see
+    :func:`featnet.layers.with_act`) or has its own.
     """
 
     first_conv, last_fc = "features.conv0", "classifier"
@@ -131,7 +98,11 @@ class DenseNet(Backbone):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        norm = norm_act(get_norm(norm_layer), get_act(act_layer))
+        plain, act = get_norm(norm_layer), get_act(act_layer)
+
+        def norm(channels: int) -> nn.Module:  # its output is a level, so it holds its activation
+            return with_act(*norm_and_act(plain, channels, act))
+
         layer = partial(
             DenseLayer, growth_rate=growth_rate, expansion=bn_size, norm=norm,
             drop_rate=proj_drop_rate,

@@ -14,16 +14,13 @@ Papers: MobileNet V1 (https://arxiv.org/abs/1704.04861), V2 (https://arxiv.org/a
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
@@ -32,14 +29,12 @@ from ..layers import (
     Blocks,
     BlurPool2d,
     CondConv2d,
-    DropPath,
-    EvoNorm,
+    EvoNormS0,
     GlobalPool,
     GroupNorm,
     Kernel,
     Layer,
     LayerNorm2d,
-    NormAct,
     build_act,
     conv2d,
     get_act,
@@ -48,10 +43,12 @@ from ..layers import (
     get_norm,
     make_divisible,
     narrow,
-    norm_and_act,
     pruned_widths,
     with_act,
 )
+from ..layers.mobile_attention import MultiQueryAttention2d
+from ..layers.mobile_blocks import KINDS, build_block
+from ..layers.mobile_recipe import Block, MobileSqueezeExcite, Recipe, Spec, activate
 from ..registry import Family, weights_table
 
 # What a network is -----------------------------------------------------------------------------
@@ -97,58 +94,6 @@ class Arch:
     def channels(self, count: int) -> int:
         """A channel count at this width."""
         return make_divisible(count * self.width, self.divisor, round_limit=self.round_limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """A block, decoded.
-
-    Attributes:
-        kind: ``cn`` convolution, ``ds`` depthwise separable (``dsa`` with a last activation), ``ir``
-            inverted residual, ``er`` edge residual (fused), ``uir`` universal, ``mqa`` attention.
-        repeats (r): how many.
-        kernel (k): of the depthwise, or only, convolution; several are mixed.
-        stride (s): of the first one.
-        channels (c): that come out.
-        expand (e): factor on the channels inside.
-        se (se): share of the channels that squeeze-excite has.
-        act (n): an activation unlike the network's.
-        start, end (a, p): kernels of the convolutions before and after the depthwise one.
-        skip (skip, noskip): force the shortcut, or forbid it.
-        group_size (gs): channels a group.
-        experts (cc): kernels to mix for each sample.
-        in_channels (fc): what ``expand`` counts from, where that is not the input.
-        heads, kv_stride, d (h, v, d): of attention; the last is the width of a key. In a separable
-            block ``d1`` moves pixels into channels, until the next stride.
-    """
-
-    kind: str
-    repeats: int = 1
-    kernel: Kernel = 3
-    stride: int = 1
-    channels: int = 0
-    expand: float = 1.0
-    se: float = 0.0
-    act: str | None = None
-    start: Kernel | None = None
-    end: Kernel | None = None
-    skip: bool | None = None
-    group_size: int | None = None
-    experts: int = 0
-    in_channels: int = 0
-    heads: int = 0
-    kv_stride: int = 1
-    d: int = 0
-
-    @property
-    def step(self) -> int:
-        """How much coarser the map gets."""
-        return self.stride * 2 if self.unfolds else self.stride
-
-    @property
-    def unfolds(self) -> bool:
-        """Whether this block moves pixels into channels."""
-        return self.d > 0 and self.kind.startswith("ds")
 
 
 def _kernel(text: str) -> Kernel:
@@ -268,42 +213,6 @@ def _unfold(stages: list[list[Spec]]) -> list[list[Spec]]:
     return result
 
 
-# Blocks ----------------------------------------------------------------------------------------
-
-
-class SqueezeExcite(nn.Module):
-    """Gate each channel by what the whole map holds, as the mobile networks do it.
-
-    Args:
-        channels: of the map.
-        rd_ratio: share of them inside.
-        act_layer: inside; the block's, unless bound before.
-        gate_layer: at the end.
-        rounding: of the count inside.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        rd_ratio: float = 0.25,
-        act_layer: Layer = nn.ReLU,
-        gate_layer: Layer = nn.Sigmoid,
-        rounding: Callable[[float], int] = round,
-    ) -> None:
-        super().__init__()
-        squeezed = rounding(channels * rd_ratio)
-        self.conv_reduce = nn.Conv2d(channels, squeezed, 1)
-        self.act1 = build_act(act_layer)
-        self.conv_expand = nn.Conv2d(squeezed, channels, 1)
-        self.gate = gate_layer()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        gate = self.conv_expand(self.act1(self.conv_reduce(gate)))
-        return x * self.gate(gate)
-
-
 SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {
     "avg": lambda channels, stride: nn.AvgPool2d(stride),
     "blur": lambda channels, stride: BlurPool2d(channels, stride=stride),
@@ -311,403 +220,17 @@ SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What all blocks of a network have in common.
-
-    Attributes:
-        act, norm: layers.
-        attention: channel attention, told ``rd_ratio`` and ``act_layer`` as far as it takes them.
-        smooth: anti-aliasing ``f(channels, stride)`` that strides in place of a convolution.
-        pad_type: see :func:`featnet.layers.conv2d`.
-        se_of_input, layer_scale: see :class:`Arch`.
-    """
-
-    act: Layer
-    norm: Layer
-    attention: Layer
-    smooth: Callable[[int, int], nn.Module] | None
-    pad_type: str
-    se_of_input: bool
-    layer_scale: float | None
-
-    def conv(self, in_chs: int, out_chs: int, kernel: Kernel, **options: Any) -> nn.Module:
-        """A convolution; where something smooths, that takes its stride."""
-        if self.smooth and options.get("stride", 1) > 1:
-            options["stride"] = 1
-        return conv2d(in_chs, out_chs, kernel, pad_type=self.pad_type, **options)
-
-    def norm_act(self, channels: int) -> tuple[nn.Module, nn.Module]:
-        """A norm and the activation after it."""
-        return norm_and_act(self.norm, channels, self.act)
-
-    def last_norm(self, channels: int) -> nn.Module:
-        """A norm without activation."""
-        return norm_and_act(self.norm, channels, None)[0]
-
-    def smoothing(self, channels: int, stride: int) -> nn.Module:
-        """The anti-aliasing after a convolution's activation."""
-        return self.smooth(channels, stride) if self.smooth and stride > 1 else nn.Identity()
-
-    def squeeze(self, channels: int, spec: Spec) -> nn.Module:
-        """The block's channel attention."""
-        if not spec.se:
-            return nn.Identity()
-        told = {"rd_ratio": spec.se / spec.expand if self.se_of_input else spec.se}
-        told["act_layer"] = self.act
-        bound = getattr(self.attention, "keywords", {})  # of a partial
-        takes = inspect.signature(self.attention).parameters
-        told = {k: v for k, v in told.items() if k in takes and k not in bound}
-        return self.attention(channels, **told)
-
-
-def _groups(group_size: int, channels: int) -> int:
-    return channels // group_size if group_size else 1
-
-
-class Block(nn.Module):
-    """``hidden``, the wide map inside, then what comes after it, and a shortcut around both.
-
-    Class attributes:
-        inner: name of the module whose output is the hidden map.
-        last: name of the convolution that reads it.
-    """
-
-    inner, last = "se", "conv_pwl"
-
-    def add_shortcut(self, in_chs: int, spec: Spec, drop_path: float) -> None:
-        fits = spec.step == 1 and in_chs == spec.channels
-        self.has_skip = fits and spec.skip is not False
-        self.drop_path = DropPath(drop_path)
-
-    @property
-    def out_channels(self) -> int:
-        return int(self.get_submodule(self.last).out_channels)
-
-    @property
-    def hidden_channels(self) -> int:
-        return int(self.get_submodule(self.last).in_channels)
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, E, h, w)."""
-        raise NotImplementedError
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        """(N, E, h, w) -> (N, C', h, w)."""
-        raise NotImplementedError
-
-    def close(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The hidden map and the block's input -> the block's output."""
-        y = self.project(y)
-        return self.drop_path(y) + x if self.has_skip else y
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.close(self.hidden(x), x)
-
-
-class ConvBnAct(Block):
-    """One convolution."""
-
-    inner, last = "aa", "conv"
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        groups = _groups(spec.group_size or 0, in_chs)
-        self.conv = recipe.conv(
-            in_chs, spec.channels, spec.kernel, stride=spec.stride, groups=groups
-        )
-        self.bn1, self.act1 = recipe.norm_act(spec.channels)
-        self.aa = recipe.smoothing(spec.channels, spec.stride)
-        self.add_shortcut(in_chs, spec, drop_path)
-        self.has_skip = self.has_skip and spec.skip is True
-
-    @property
-    def hidden_channels(self) -> int:
-        return self.out_channels
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.aa(self.act1(self.bn1(self.conv(x))))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return y
-
-
-class DepthwiseSeparable(Block):
-    """Depthwise, then 1x1 (MobileNetV1); the first one may move pixels into channels."""
-
-    last = "conv_pw"
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        wide, kernel, pad_type = in_chs, spec.kernel, recipe.pad_type
-        self.conv_s2d: nn.Module | None = None
-        if spec.unfolds:
-            wide = in_chs * 4
-            self.conv_s2d = conv2d(in_chs, wide, 2, stride=2, pad_type="same")
-            self.bn_s2d, self.act_s2d = recipe.norm_act(wide)
-            kernel = (kernel + 1) // 2
-            pad_type = "same" if kernel == 2 else pad_type
-        self.conv_dw = dataclasses.replace(recipe, pad_type=pad_type).conv(
-            wide, wide, kernel, stride=spec.stride, groups=_groups(spec.group_size or 1, wide)
-        )
-        self.bn1, self.act1 = recipe.norm_act(wide)
-        self.aa = recipe.smoothing(wide, spec.stride)
-        self.se = recipe.squeeze(wide, spec)
-        self.conv_pw = recipe.conv(wide, spec.channels, spec.end or 1)
-        if spec.kind == "dsa":
-            self.bn2, self.act2 = recipe.norm_act(spec.channels)
-        else:
-            self.bn2, self.act2 = recipe.last_norm(spec.channels), nn.Identity()
-        self.add_shortcut(in_chs, spec, drop_path)
-        self.has_skip = self.has_skip and spec.kind != "dsa"
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        if self.conv_s2d is not None:
-            x = self.act_s2d(self.bn_s2d(self.conv_s2d(x)))
-        return self.se(self.aa(self.act1(self.bn1(self.conv_dw(x)))))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.act2(self.bn2(self.conv_pw(y)))
-
-
-class InvertedResidual(Block):
-    """1x1 to a wider map, depthwise, 1x1 back (MobileNetV2)."""
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        mid = make_divisible(in_chs * spec.expand)
-        conv = partial(recipe.conv, experts=spec.experts) if spec.experts else recipe.conv
-        groups = _groups(spec.group_size or 1, mid)
-        self.conv_pw = conv(in_chs, mid, spec.start or 1)
-        self.bn1, self.act1 = recipe.norm_act(mid)
-        self.conv_dw = conv(mid, mid, spec.kernel, stride=spec.stride, groups=groups)
-        self.bn2, self.act2 = recipe.norm_act(mid)
-        self.aa = recipe.smoothing(mid, spec.stride)
-        self.se = recipe.squeeze(mid, spec)
-        self.conv_pwl = conv(mid, spec.channels, spec.end or 1)
-        self.bn3 = recipe.last_norm(spec.channels)
-        self.add_shortcut(in_chs, spec, drop_path)
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act1(self.bn1(self.conv_pw(x)))
-        return self.se(self.aa(self.act2(self.bn2(self.conv_dw(x)))))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.bn3(self.conv_pwl(y))
-
-
-class CondConvResidual(InvertedResidual):
-    """An inverted residual whose kernels are mixed by what the whole input holds."""
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__(in_chs, spec, recipe=recipe, drop_path=drop_path)
-        self.routing_fn = nn.Linear(in_chs, spec.experts)
-
-    def routing(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, experts)."""
-        return torch.sigmoid(self.routing_fn(F.adaptive_avg_pool2d(x, 1).flatten(1)))
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self._hidden(x, self.routing(x))
-
-    def close(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._close(y, x, self.routing(x))
-
-    def _hidden(self, x: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
-        y = self.act1(self.bn1(self.conv_pw(x, routing)))
-        return self.se(self.aa(self.act2(self.bn2(self.conv_dw(y, routing)))))
-
-    def _close(self, y: torch.Tensor, x: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
-        y = self.bn3(self.conv_pwl(y, routing))
-        return self.drop_path(y) + x if self.has_skip else y
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        routing = self.routing(x)
-        return self._close(self._hidden(x, routing), x, routing)
-
-
-class EdgeResidual(Block):
-    """A dense convolution to a wider map, 1x1 back: the fused form (EfficientNet-EdgeTPU, V2)."""
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        mid = make_divisible((spec.in_channels or in_chs) * spec.expand)
-        groups = _groups(spec.group_size or 0, mid)
-        self.conv_exp = recipe.conv(in_chs, mid, spec.kernel, stride=spec.stride, groups=groups)
-        self.bn1, self.act1 = recipe.norm_act(mid)
-        self.aa = recipe.smoothing(mid, spec.stride)
-        self.se = recipe.squeeze(mid, spec)
-        self.conv_pwl = recipe.conv(mid, spec.channels, spec.end or 1)
-        self.bn2 = recipe.last_norm(spec.channels)
-        self.add_shortcut(in_chs, spec, drop_path)
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.se(self.aa(self.act1(self.bn1(self.conv_exp(x)))))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv_pwl(y))
-
-
-class LayerScale2d(nn.Module):
-    """A learned factor for each channel."""
-
-    def __init__(self, channels: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), value))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.gamma.view(1, -1, 1, 1)
-
-
-def _scaling(channels: int, recipe: Recipe) -> nn.Module:
-    value = recipe.layer_scale
-    return nn.Identity() if value is None else LayerScale2d(channels, value)
-
-
-class UniversalInvertedResidual(Block):
-    """An inverted residual with depthwise convolutions before, in and after it, or without any
-    (MobileNetV4)."""
-
-    last = "pw_proj.conv"
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        mid, out, size = make_divisible(in_chs * spec.expand), spec.channels, spec.group_size or 1
-        stride = spec.stride
-
-        def unit(
-            inputs: int, outputs: int, kernel: Kernel | None, stride: int = 1, *, act: bool = False
-        ) -> nn.Module:
-            if not kernel:
-                return nn.Identity()
-            groups = 1 if kernel == 1 else _groups(size, inputs)
-            conv = recipe.conv(inputs, outputs, kernel, stride=stride, groups=groups)
-            parts = OrderedDict(conv=conv)
-            if act:
-                parts["bn"], parts["act"] = recipe.norm_act(outputs)
-            else:
-                parts["bn"] = recipe.last_norm(outputs)
-            if recipe.smooth and stride > 1:
-                parts["aa"] = recipe.smoothing(outputs, stride)
-            return nn.Sequential(parts)
-
-        self.dw_start = unit(in_chs, in_chs, spec.start, 1 if spec.kernel else stride)
-        self.pw_exp = unit(in_chs, mid, 1, act=True)
-        self.dw_mid = unit(mid, mid, spec.kernel, stride, act=True)
-        self.se = recipe.squeeze(mid, spec)
-        self.pw_proj = unit(mid, out, 1)
-        self.dw_end = unit(out, out, spec.end, 1 if spec.start or spec.kernel else stride)
-        self.layer_scale = _scaling(out, recipe)
-        self.add_shortcut(in_chs, spec, drop_path)
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.se(self.dw_mid(self.pw_exp(self.dw_start(x))))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.layer_scale(self.dw_end(self.pw_proj(y)))
-
-
-class KeyConv2d(nn.Conv2d):
-    """Thins out keys and values. What it puts out is no map of the network, so that its stride is
-    not the output stride's to take."""
-
-    def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
-        del stride
-        self.padding = tuple(p * grow for p in self.padding)  # type: ignore[union-attr]
-        self.dilation = tuple(d * grow for d in self.dilation)
-        return self
-
-
-class MultiQueryAttention2d(nn.Module):
-    """Every position asks all positions, of which several heads share keys and values
-    (https://arxiv.org/abs/1911.02150)."""
-
-    def __init__(self, in_chs: int, spec: Spec, *, norm: Layer) -> None:
-        super().__init__()
-        assert isinstance(spec.kernel, int)
-        self.heads = spec.heads
-        self.query = nn.Sequential(OrderedDict(proj=_conv1x1(in_chs, spec.heads * spec.d)))
-        self.key = self._keys(in_chs, spec, norm)
-        self.value = self._keys(in_chs, spec, norm)
-        self.output = nn.Sequential(OrderedDict(proj=_conv1x1(spec.heads * spec.d, spec.channels)))
-
-    @staticmethod
-    def _keys(in_chs: int, spec: Spec, norm: Layer) -> nn.Module:
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        if spec.kv_stride > 1:
-            parts["down_conv"] = KeyConv2d(
-                in_chs, in_chs, spec.kernel, spec.kv_stride, spec.kernel // 2, groups=in_chs,
-                bias=False,
-            )  # fmt: skip
-            parts["norm"] = norm(in_chs)
-        parts["proj"] = _conv1x1(in_chs, spec.d)
-        return nn.Sequential(parts)
-
-    def init_weights(self) -> None:
-        """Glorot's uniform distribution."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, _, h, w = x.shape
-        q = self.query(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, K, hw, d)
-        k = self.key(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, M, d)
-        v = self.value(x).flatten(2).transpose(1, 2)[:, None]
-        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
-        return self.output(y)
-
-
-def _conv1x1(in_chs: int, out_chs: int) -> nn.Module:
-    return nn.Conv2d(in_chs, out_chs, 1, bias=False)
-
-
-class MobileAttention(Block):
-    """Attention as a block (MobileNetV4)."""
-
-    inner, last = "attn", "attn.output.proj"
-
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__()
-        self.norm = recipe.last_norm(in_chs)
-        self.attn = MultiQueryAttention2d(in_chs, spec, norm=recipe.norm)
-        self.layer_scale = _scaling(spec.channels, recipe)
-        self.add_shortcut(in_chs, spec, drop_path)
-
-    @property
-    def hidden_channels(self) -> int:
-        return self.out_channels
-
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.attn(self.norm(x))
-
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.layer_scale(y)
-
-
-KINDS: dict[str, type[Block]] = {
-    "cn": ConvBnAct,
-    "ds": DepthwiseSeparable,
-    "dsa": DepthwiseSeparable,
-    "ir": InvertedResidual,
-    "er": EdgeResidual,
-    "uir": UniversalInvertedResidual,
-    "mqa": MobileAttention,
-}
-
-
-def build_block(in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> Block:
-    """The block that a spec describes."""
-    kind = CondConvResidual if spec.experts else KINDS[spec.kind]
-    if spec.act:
-        recipe = dataclasses.replace(recipe, act=get_act(spec.act))
-    return kind(in_chs, spec, recipe=recipe, drop_path=drop_path)  # type: ignore[call-arg]
-
-
 # The networks ----------------------------------------------------------------------------------
 
-Open = tuple[torch.Tensor, torch.Tensor]  # the hidden map of a block, and the block's input
+class Open(NamedTuple):
+    """A block halfway: its hidden map, its input, and itself to go on."""
+
+    hidden: torch.Tensor
+    x: torch.Tensor
+    block: Block
+
+    def close(self) -> torch.Tensor:
+        return self.block.close(self.hidden, self.x)
 
 
 class EfficientNet(Backbone):
@@ -746,7 +269,7 @@ class EfficientNet(Backbone):
         bn_eps: float | None = None,
         bn_momentum: float | None = None,
         aa_layer: str | Callable[[int, int], nn.Module] | None = None,
-        se_layer: str | Layer = SqueezeExcite,
+        se_layer: str | Layer = MobileSqueezeExcite,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         feature_location: str = "bottleneck",
@@ -807,8 +330,11 @@ class EfficientNet(Backbone):
                 narrow(self.blocks[i], pruned_widths(widths), prefix=name)
             self._ends.append(i + 1 == len(stages) or stages[i + 1][0].step > 1)
             if self._ends[i] and self.feature_location == "expansion":
-                name = f"{name}.{len(blocks) - 1}.{last.inner}"
-                self.add_level(name, channels=last.hidden_channels, reduction=reduction)
+                module, hook_type = last.hidden_at()
+                self.add_level(
+                    f"{name}.{len(blocks) - 1}.{module}", channels=last.hidden_channels,
+                    reduction=reduction, hook_type=hook_type,
+                )  # fmt: skip
             elif self._ends[i]:
                 self.add_level(name, channels=last.out_channels, reduction=reduction)
         return last.out_channels
@@ -840,27 +366,27 @@ class EfficientNet(Backbone):
                 module.init_weights()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | Open]:
-        x = self.bn1(self.conv_stem(x))  # (N, C, H/2, W/2)
-        if not isinstance(self.bn1, NormAct):
-            x = self.act1(x)
+        x = activate(self.bn1(self.conv_stem(x)), self.bn1, self.act1)  # (N, C, H/2, W/2)
         if self._levels[0].module == "bn1":
             yield x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
             if ends and self.feature_location == "expansion":
-                x = stage.through(x, -1)
-                hidden = stage[-1].hidden(x)
-                yield hidden, x
-                x = stage[-1].close(hidden, x)
+                assert isinstance(stage, Blocks)
+                x, block = stage.through(x, -1), stage[-1]
+                assert isinstance(block, Block)
+                halfway = Open(block.hidden(x), x, block)
+                yield halfway
+                x = halfway.close()
                 continue
             x = stage(x)
             if ends:
                 yield x
 
-    def as_map(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return y[0] if isinstance(y, tuple) else y
+    def as_map(self, y: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
+        return y[0] if isinstance(y, tuple) else y  # the hidden map, also of what a layer is given
 
     def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        x = self.blocks[-1][-1].close(*y) if isinstance(y, tuple) else y
+        x = y.close() if isinstance(y, Open) else y
         return x if self.conv_head is None else self.act2(self.bn2(self.conv_head(x)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -880,7 +406,8 @@ class MobileNetV3(EfficientNet):
         pooled = in_chs * GlobalPool(global_pool).multiplier
         bias = arch.head_bias and not arch.head_norm
         self.conv_head = nn.Conv2d(pooled, arch.head, 1, bias=bias)
-        self.norm_head, self.act2 = nn.Identity(), build_act(recipe.act)
+        self.norm_head: nn.Module = nn.Identity()
+        self.act2 = build_act(recipe.act)
         if arch.head_norm:
             self.norm_head, self.act2 = recipe.norm_act(arch.head)
 
@@ -895,6 +422,7 @@ class MobileNetV3(EfficientNet):
         return conv.out_channels
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.conv_head is not None
         y = self.global_pool(x)
         pooled = y.ndim == 2
         y = self.conv_head(y[..., None, None] if pooled else y)
@@ -902,7 +430,7 @@ class MobileNetV3(EfficientNet):
         return y.flatten(1) if pooled else y
 
     def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return self.blocks[-1][-1].close(*y) if isinstance(y, tuple) else y
+        return y.close() if isinstance(y, Open) else y
 
 
 # Architectures: a line a stage; see Arch and Spec
@@ -1343,7 +871,7 @@ HARDCORENAS_F = (
 )
 
 TF: dict[str, Any] = {"pad_type": "same", "bn_eps": 1e-3}  # how TensorFlow trained them
-HARD_SE = partial(SqueezeExcite, gate_layer=nn.Hardsigmoid)
+HARD_SE = partial(MobileSqueezeExcite, gate_layer=nn.Hardsigmoid)
 LCNET_SE = partial(HARD_SE, act_layer=nn.ReLU)
 V3_SE = partial(LCNET_SE, rounding=make_divisible)
 FBNET_SE = partial(HARD_SE, rounding=partial(make_divisible, round_limit=0.95))
@@ -1410,7 +938,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     "efficientnetv2_rw_t": dict(arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu"),
     "efficientnetv2_s": dict(arch=Arch(V2_S, stem=24), act_layer="silu"),
     "efficientnetv2_xl": dict(arch=Arch(V2_XL), act_layer="silu"),
-    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),
+    "fbnetc_100": dict(arch=Arch(FBNET_C, stem=16, head=1984), bn_eps=1e-3),  # its checkpoint's
     "gc_efficientnetv2_rw_t": dict(
         arch=Arch(V2_S, 0.8, 0.9, stem=24, head=1024), act_layer="silu", se_layer="gc"
     ),
@@ -1449,7 +977,7 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     ),
     "test_efficientnet_evos": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
-        norm_layer=partial(EvoNorm, group_size=8, eps=1e-5),
+        norm_layer=partial(EvoNormS0, group_size=8, eps=1e-5),
     ),
     "test_efficientnet_gn": dict(
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, nearest
-from ..layers import Blocks
+from ..layers import Blocks, chain
 from ..registry import Family, weights_table
 from .resnet import BasicBlock, Bottleneck, Residual, conv_shortcut
 
@@ -25,12 +25,27 @@ HEAD = (32, 64, 128, 256)  # planes of the Bottlenecks that widen the branches
 Maps = list[torch.Tensor]  # one a branch, finest first
 
 
+class Level(NamedTuple):
+    """What a level is made from when somebody asks for it.
+
+    Attributes:
+        branches: before their last exchange.
+        branch: the number of the one that receives.
+        done: the maps that this forward has made already, by branch.
+    """
+
+    branches: Maps
+    branch: int
+    done: dict[int, torch.Tensor]
+
+
 def conv_norm(
     in_chs: int, out_chs: int, kernel: int, *, stride: int = 1, bias: bool = False, act: bool = True
-) -> nn.Module:
+) -> nn.Sequential:
     """Convolution, norm, and if wanted activation."""
     conv = nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, bias=bias)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_chs), *[nn.ReLU(inplace=True)] * act)
+    after = [nn.ReLU(inplace=True)] if act else []
+    return nn.Sequential(conv, nn.BatchNorm2d(out_chs), *after)
 
 
 def down(in_chs: int, out_chs: int, times: int, *, act: bool) -> nn.Module:
@@ -46,9 +61,8 @@ def down(in_chs: int, out_chs: int, times: int, *, act: bool) -> nn.Module:
 
 def up(in_chs: int, out_chs: int, times: int) -> nn.Module:
     """Double the size so many times."""
-    return nn.Sequential(
-        *conv_norm(in_chs, out_chs, 1, act=False), nn.Upsample(scale_factor=2**times)
-    )
+    larger = nn.Upsample(scale_factor=2**times)
+    return conv_norm(in_chs, out_chs, 1, act=False).append(larger)
 
 
 def blocks(kind: type[Residual], in_chs: int, planes: int, depth: int) -> nn.Module:
@@ -78,10 +92,14 @@ class Transition(nn.ModuleList):
 
 
 class Fuse(nn.ModuleList):
-    """Maps of all branches -> the one of branch ``index``: their sum at its size and width."""
+    """Maps of all branches -> the one of branch ``index``: their sum at its size and width.
+
+    Of a size that halving rounds up, what upsampling adds at the end is left away.
+    """
 
     def __init__(self, index: int, widths: Sequence[int]) -> None:
         super().__init__()
+        self.index = index
         for j, in_chs in enumerate(widths):
             if j > index:
                 self.append(up(in_chs, widths[index], j - index))
@@ -91,7 +109,10 @@ class Fuse(nn.ModuleList):
                 self.append(nn.Identity())
 
     def forward(self, maps: Maps) -> torch.Tensor:
-        first, *others = (f(x) for f, x in zip(self, maps, strict=True))
+        height, width = maps[self.index].shape[-2:]
+        first, *others = (
+            f(x)[..., :height, :width] for f, x in zip(self, maps, strict=True)
+        )  # fmt: skip
         for other in others:
             first = first + other
         return F.relu(first)
@@ -105,12 +126,12 @@ class Exchange(nn.Module):
         self.branches = nn.ModuleList(blocks(BasicBlock, c, c, depth) for c in widths)
         self.fuse_layers = nn.ModuleList(Fuse(i, widths) for i in range(len(widths)))
 
-    def branch(self, maps: Maps) -> Maps:
+    def run(self, maps: Maps) -> Maps:
         """What the branches see before they exchange it."""
         return [f(x) for f, x in zip(self.branches, maps, strict=True)]
 
     def forward(self, maps: Maps) -> Maps:
-        maps = self.branch(maps)
+        maps = self.run(maps)
         return [fuse(maps) for fuse in self.fuse_layers]
 
 
@@ -130,6 +151,14 @@ class HRNet(Backbone):
     """
 
     first_conv, last_fc = "conv1", "classifier"
+
+    act1: nn.Module
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
+    transition1: nn.Module
+    transition2: nn.Module
+    transition3: nn.Module
 
     def __init__(
         self,
@@ -193,32 +222,36 @@ class HRNet(Backbone):
         )
         self.final_layer = conv_norm(wide[-1], 2048, 1, bias=bias)
 
-    def forward_levels(self, x: torch.Tensor) -> Iterator[Maps]:
-        """(N, C, H, W) -> the stem's map, then those of the branches so far: the head wants all."""
+    def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | Level]:
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
-        yield [x]
+        yield x
         x = self.act2(self.bn2(self.conv2(x)))
         maps = self.stage2(self.transition1([self.layer1(x)]))  # H/4, H/8
         maps = self.stage3(self.transition2(maps))  # H/4, H/8, H/16
         maps = self.transition3(maps)  # H/4, H/8, H/16, H/32
-        *exchanges, last = self.stage4
-        for exchange in exchanges:
-            maps = exchange(maps)
-        maps = last.branch(maps)
-        found: Maps = []
-        for i, fuse in enumerate(last.fuse_layers):
-            y = fuse(maps)
-            found = [*found, self.incre_modules[i](y) if self.feature_location else y]
-            yield found
+        *exchanges, last = self._exchanges()
+        maps = last.run(chain(exchanges, maps))  # all that the levels share
+        done: dict[int, torch.Tensor] = {}
+        for i in range(len(maps)):
+            yield Level(maps, i, done)
+
+    def _exchanges(self) -> list[Any]:
+        return list(self.stage4)
 
     def as_map(self, y: Any) -> torch.Tensor:
-        return y if isinstance(y, torch.Tensor) else y[-1]  # a hook finds the map alone
+        if isinstance(y, torch.Tensor):
+            return y
+        if y.branch not in y.done:
+            x = self._exchanges()[-1].fuse_layers[y.branch](y.branches)
+            y.done[y.branch] = self.incre_modules[y.branch](x) if self.feature_location else x
+        return y.done[y.branch]
 
-    def finish(self, y: Maps) -> torch.Tensor:
-        """Maps of all branches -> (N, 2048, H/32, W/32)."""
+    def finish(self, y: Level) -> torch.Tensor:
+        """All branches -> (N, 2048, H/32, W/32)."""
+        maps = [self.as_map(y._replace(branch=i)) for i in range(len(y.branches))]
         if not self.feature_location:
-            y = [wider(x) for wider, x in zip(self.incre_modules, y, strict=True)]
-        x, *coarser = y
+            maps = [wider(x) for wider, x in zip(self.incre_modules, maps, strict=True)]
+        x, *coarser = maps
         for smaller, other in zip(self.downsamp_modules, coarser, strict=True):
             x = other + smaller(x)
         return self.final_layer(x)

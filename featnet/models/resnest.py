@@ -49,7 +49,7 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act0(self.drop(self.bn0(self.conv(x))))
-        splits = x.unflatten(1, (self.radix, -1))  # (N, radix, C, H, W)
+        splits = torch.unflatten(x, 1, (self.radix, -1))  # (N, radix, C, H, W)
         gate = splits.sum(1).mean((2, 3), keepdim=True)
         gate = self.fc2(self.act1(self.bn1(self.fc1(gate))))
         return (splits * self.attend(gate)).sum(1)

@@ -216,14 +216,14 @@ def pool_shortcut(in_chs: int, out_chs: int, stride: int, norm: Layer) -> nn.Mod
 
 
 class ResNet(Backbone):
-    """The skeleton: a stem at half size, pooling, then four stages of residual blocks.
+    """The skeleton: a stem at half size, pooling, then stages of residual blocks, usually four.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`, or a class that is built like them; one
             for all stages or one for each.
         block_args: further arguments of the block, where its class has any.
         depths: blocks in each stage.
-        planes: width of each stage, before the block's expansion.
+        planes: width of each stage, before the block's expansion; by default 64, then doubled.
         stem: see :class:`Stem`.
         cardinality, base_width, reduce_first: see :class:`Recipe`.
         down_kernel_size: kernel of the projection shortcuts.
@@ -241,12 +241,15 @@ class ResNet(Backbone):
 
     first_conv, last_fc = "conv1", "fc"
 
+    conv1: nn.Module
+    act1: nn.Module
+
     def __init__(
         self,
         block: type[Residual] | Sequence[type[Residual]],
         depths: Sequence[int],
         *,
-        planes: Sequence[int] = (64, 128, 256, 512),
+        planes: Sequence[int] | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -283,8 +286,14 @@ class ResNet(Backbone):
         in_chs = self._add_stem(stem, recipe)
         drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         kinds = tuple(block) if isinstance(block, Sequence) else (block,) * len(depths)
+        planes = tuple(64 * 2**i for i in range(len(depths))) if planes is None else planes
+        if not len(kinds) == len(planes) == len(depths) > 0:
+            raise ArgumentError(
+                f"depths={depths!r} says how many stages there are, at least one; planes={planes!r} "
+                f"and block={block!r} must be as long."
+            )
         for i, (kind, depth, width) in enumerate(zip(kinds, depths, planes, strict=True)):
-            drop_block = _drop_block(i, drop_block_rate)
+            drop_block = _drop_block(len(depths) - i, drop_block_rate)
             shared = dataclasses.replace(recipe, drop_block=drop_block)
             make = partial(kind, recipe=shared, **(block_args or {}))
             out_chs, blocks = width * kind.expansion, []
@@ -299,7 +308,8 @@ class ResNet(Backbone):
             stage, name, channels = Blocks(*blocks), f"layer{i + 1}", out_chs
             if widths is not None:
                 narrow(stage, pruned_widths(widths), prefix=name)
-                channels = blocks[-1].get_submodule(kind.last_norm).num_features
+                last_norm: Any = blocks[-1].get_submodule(kind.last_norm)
+                channels = last_norm.num_features
             self.add_stage(name, stage, channels=channels, reduction=4 * 2**i)
         self.add_head(
             channels, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
@@ -310,7 +320,7 @@ class ResNet(Backbone):
         """conv1, bn1, act1, maxpool; returns their width."""
         *inner, width = stem.widths
         if not inner:
-            self.conv1: nn.Module = nn.Conv2d(self.in_chans, width, 7, 2, 3, bias=False)
+            self.conv1 = nn.Conv2d(self.in_chans, width, 7, 2, 3, bias=False)
         else:
             layers: list[nn.Module] = []
             in_chs, stride = self.in_chans, 2
@@ -348,10 +358,9 @@ class ResNet(Backbone):
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
         yield x
-        x = self.layer1(self.maxpool(x))  # (N, C, H/4, W/4)
-        yield x
-        for layer in (self.layer2, self.layer3, self.layer4):
-            x = layer(x)  # (N, 2C, H/8, W/8), and so on
+        x = self.maxpool(x)
+        for level in self._levels[1:]:
+            x = getattr(self, level.module)(x)  # (N, C, H/4, W/4), then (N, 2C, H/8, W/8), ...
             yield x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -359,11 +368,11 @@ class ResNet(Backbone):
         return {"stem": r"^conv1|bn1|maxpool", "blocks": blocks}
 
 
-def _drop_block(stage: int, rate: float) -> Callable[[], nn.Module]:
-    """Of the last two stages, with regions that suit their map sizes."""
-    if not rate or stage < 2:
+def _drop_block(left: int, rate: float) -> Callable[[], nn.Module]:
+    """With regions that suit the map sizes, in the last two of the stages that are left."""
+    if not rate or left > 2:
         return nn.Identity
-    size, scale = ((5, 0.25), (3, 1.0))[stage - 2]
+    size, scale = (5, 0.25) if left == 2 else (3, 1.0)
     return partial(DropBlock2d, rate, block_size=size, gamma_scale=scale)
 
 

@@ -32,6 +32,11 @@ class SEBlock(nn.Module):
 
     expansion = 1
 
+    conv1: nn.Module
+    bn1: nn.Module
+    conv2: nn.Module
+    bn2: nn.Module
+
     def __init__(
         self,
         in_chs: int,
@@ -69,6 +74,9 @@ class SENetBottleneck(SEBlock):
     """1x1 to half of the width, grouped 3x3, 1x1, gate: SENet-154's."""
 
     expansion = 4
+
+    conv3: nn.Module
+    bn3: nn.Module
 
     def convolutions(self, in_chs: int, planes: int, groups: int, stride: int) -> list[nn.Conv2d]:
         out_chs = planes * 4
@@ -119,6 +127,8 @@ class SENet(Backbone):
     """
 
     first_conv, last_fc = "layer0.conv1", "last_linear"
+
+    layer0: nn.Module
 
     def __init__(
         self,
@@ -175,10 +185,9 @@ class SENet(Backbone):
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.layer0(x)  # (N, 64, H/2, W/2)
         yield x
-        x = self.layer1(self.pool0(x))  # (N, C, H/4, W/4)
-        yield x
-        for layer in (self.layer2, self.layer3, self.layer4):
-            x = layer(x)  # (N, 2C, H/8, W/8), and so on
+        x = self.pool0(x)
+        for level in self._levels[1:]:
+            x = getattr(self, level.module)(x)  # (N, C, H/4, W/4), then (N, 2C, H/8, W/8), ...
             yield x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

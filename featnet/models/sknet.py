@@ -94,7 +94,7 @@ class SelectiveKernel(nn.Module):
         self.attn = SelectiveAttention(out_chs, count, squeezed, recipe)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = x.split(self.split, 1) if self.split else (x,) * len(self.paths)
+        parts = torch.split(x, self.split, 1) if self.split else (x,) * len(self.paths)
         maps = [path(part) for path, part in zip(self.paths, parts, strict=True)]
         stacked = torch.stack(maps, 1)  # (N, paths, C, H, W)
         return (stacked * self.attn(stacked)).sum(1)

@@ -1,0 +1,126 @@
+"""What goes into a network, and the layouts of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import trace
+from .errors import ArgumentError, InputSizeError, nearest
+
+FORMATS = ("NCHW", "NHWC", "NLC")
+
+
+class explain_size:
+    """Context: a RuntimeError that is due to the input's size becomes an InputSizeError.
+
+    The message has the smallest square that the network takes, found on the meta device, so that
+    nothing is paid when all is well.
+    """
+
+    def __init__(self, model: nn.Module, size: Sequence[int]) -> None:
+        self.model, self.size = model, size
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
+            return
+        height, width = self.size
+
+        def fails(size: tuple[int, int]) -> bool:
+            try:
+                trace.run(self.model, size)
+            except (RuntimeError, ValueError):
+                return True
+            return False
+
+        single = self.model.training and height * width <= 64 * 64 and "per channel" in str(error)
+        if not single and not fails((height, width)):
+            return  # the size is not to blame
+        step = next((s for s in (1, 2, 4, 8, 16, 32, 64, 128) if not fails((s, s))), None)
+        low = step // 2 if step else 0  # step // 2 fails, step works
+        while step and step - low > 1:
+            middle = (low + step) // 2
+            low, step = (middle, step) if fails((middle, middle)) else (low, middle)
+        smallest = f" The smallest square that works is {step} x {step}." if step else ""
+        if single:
+            smallest = " In training, batch norm needs more than one value per channel."
+        raise InputSizeError(
+            f"{type(self.model).__name__} cannot take an input of {height} x {width}.{smallest}"
+        ) from error
+
+
+def check_format(output_fmt: str) -> str:
+    """Refuse a layout that does not exist."""
+    if output_fmt not in FORMATS:
+        raise ArgumentError(
+            f"output_fmt={output_fmt!r}: one of {', '.join(FORMATS)} is expected."
+            + nearest(output_fmt, FORMATS)
+        )
+    return output_fmt
+
+
+def to_format(x: torch.Tensor, output_fmt: str) -> torch.Tensor:
+    """(N, C, H, W) in another layout."""
+    if output_fmt == "NHWC":
+        return x.permute(0, 2, 3, 1)
+    return x.flatten(2).transpose(1, 2) if output_fmt == "NLC" else x
+
+
+def check_input(x: Any, in_chans: int) -> None:
+    """Refuse what is no (N, in_chans, H, W) batch.
+
+    Raises:
+        ArgumentError: not a tensor.
+        InputSizeError: the wrong number of dimensions or channels.
+    """
+    if torch._C._get_tracing_state() is not None:
+        return  # sizes are tensors then, and the example was checked when it first ran
+    if not isinstance(x, torch.Tensor):
+        if type(x).__name__ == "Proxy":  # torch.fx
+            return
+        raise ArgumentError(f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected.")
+    if x.ndim != 4:
+        raise InputSizeError(
+            f"The input has {x.ndim} dimensions, {tuple(x.shape)}; (N, {in_chans}, H, W) is "
+            "expected." + (" Add the batch dimension: x[None]." if x.ndim == 3 else "")
+        )
+    if x.shape[1] != in_chans:
+        raise InputSizeError(
+            f"The input has {x.shape[1]} channels, {tuple(x.shape)}; the network was built with "
+            f"in_chans={in_chans}: (N, {in_chans}, H, W) is expected."
+        )
+
+
+def pad_to_divisor(x: torch.Tensor, net: nn.Module) -> torch.Tensor:
+    """(N, C, H, W) with zeros after its last row and column, so that ``net`` takes it.
+
+    ``net.size_divisibility`` is what the sides become multiples of. :func:`unpad` takes the padding
+    off the maps.
+
+    Raises:
+        ArgumentError: the network says no ``size_divisibility``.
+    """
+    step = getattr(net, "size_divisibility", None)
+    if not isinstance(step, int):
+        raise ArgumentError(f"{type(net).__name__} has no size_divisibility.")
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % step, 0, -height % step))
+
+
+def unpad(y: torch.Tensor, x: torch.Tensor, *, padded: torch.Tensor) -> torch.Tensor:
+    """A map (N, C, h, w) of a ``padded`` input, without what only padding gave.
+
+    Args:
+        x: the input (N, C, H, W) before :func:`pad_to_divisor`.
+        padded: after it.
+    """
+    (height, width), (tall, wide) = x.shape[-2:], padded.shape[-2:]
+    rows, columns = y.shape[-2:]
+    return y[..., : -(-rows * height // tall), : -(-columns * width // wide)]

@@ -1,0 +1,123 @@
+"""Attention between tokens by dot products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import ArgumentError
+from .factory import Layer
+from .rotary import Rotation
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, drop: nn.Dropout, fused: bool,
+    bias: torch.Tensor | None = None, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """softmax(q k^T * scale + bias) v.
+
+    Args:
+        q, k, v: (..., L, C), (..., S, C) and (..., S, D).
+        drop: dropout of the attention map. In the explicit form the map, (..., L, S), goes through
+            this module, so that a hook on it reads (or replaces) it.
+        fused: torch's fused kernel, which never holds the map, or the explicit form.
+        bias: added to the products; must broadcast to (..., L, S).
+        scale: 1 / sqrt(C) by default.
+    """
+    if fused:
+        rate = drop.p if drop.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
+    products = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if bias is not None:
+        products = products + bias
+    return drop(products.softmax(-1)) @ v
+
+
+def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:
+    """(N, L, parts * heads * C) -> ``parts`` times (N, heads, L, C)."""
+    n, length = x.shape[:2]
+    return x.reshape(n, length, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(x: torch.Tensor) -> torch.Tensor:
+    """(N, heads, L, C) -> (N, L, heads * C)."""
+    n, _, length, _ = x.shape
+    return x.transpose(1, 2).reshape(n, length, -1)
+
+
+def head_width(dim: int, num_heads: int) -> int:
+    """Width of one head.
+
+    Raises:
+        ArgumentError: the heads do not share ``dim`` evenly.
+    """
+    if num_heads < 1 or dim % num_heads:
+        raise ArgumentError(f"num_heads={num_heads} does not divide the width, {dim}.")
+    return dim // num_heads
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (https://arxiv.org/abs/1706.03762); (N, L, C) -> (N, L, C).
+
+    ``fused_attn`` chooses the form of :func:`attend`; ``Backbone.set_fused_attn`` switches all.
+
+    Args:
+        dim, num_heads: the width, and the number of heads that share it.
+        qkv_bias, proj_bias: of the projections in and out.
+        qk_norm: norm ``f(channels)`` of queries and keys, within each head.
+        scale_norm: norm of the heads' answers, before the projection out.
+        head_dim: of one head, where it is not ``dim / num_heads``.
+        attn_drop, proj_drop: dropout of the map, and of the output.
+    """
+
+    fused_attn = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        qk_norm: Layer | None = None,
+        scale_norm: Layer | None = None,
+        head_dim: int | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        head_dim = head_dim or head_width(dim, num_heads)
+        width = num_heads * head_dim
+        self.num_heads = num_heads
+        self.add_projections(dim, width, bias=qkv_bias)
+        self.q_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.norm = scale_norm(width) if scale_norm else nn.Identity()
+        self.proj = nn.Linear(width, dim, bias=proj_bias)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def add_projections(self, dim: int, width: int, *, bias: bool) -> None:
+        """Add what :meth:`project` uses, before the other modules."""
+        self.qkv = nn.Linear(dim, 3 * width, bias=bias)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, L, C) -> queries, keys and values (N, heads, L, C / heads)."""
+        return split_heads(self.qkv(x), 3, self.num_heads)
+
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, *, turn: Rotation | None = None
+    ) -> torch.Tensor:
+        """(N, L, C) -> (N, L, C).
+
+        Args:
+            bias: as for :func:`attend`.
+            turn: rotary embedding of queries and keys.
+        """
+        q, k, v = self.project(x)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = turn.turn(q), turn.turn(k)
+        x = join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias))
+        return self.proj_drop(self.proj(self.norm(x)))

@@ -1,0 +1,96 @@
+"""Attention as a block of a mobile network (https://arxiv.org/abs/2404.10518)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .factory import Layer
+from .mobile_recipe import Block, Recipe, Spec, layer_scale
+
+
+class KeyConv2d(nn.Conv2d):
+    """Thins out keys and values. What it puts out is no map of the network, so that its stride is
+    not the output stride's to take."""
+
+    def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
+        """As wide on a map that is ``grow`` times denser; all of the stride stays."""
+        del stride
+        assert isinstance(self.padding, tuple)
+        self.padding = tuple(p * grow for p in self.padding)
+        self.dilation = tuple(d * grow for d in self.dilation)
+        return self
+
+
+class MultiQueryAttention2d(nn.Module):
+    """Every position asks all positions, of which several heads share keys and values
+    (https://arxiv.org/abs/1911.02150)."""
+
+    def __init__(self, in_chs: int, spec: Spec, *, norm: Layer) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.query = nn.Sequential(OrderedDict(proj=_conv1x1(in_chs, spec.heads * spec.d)))
+        self.key = self._keys(in_chs, spec, norm)
+        self.value = self._keys(in_chs, spec, norm)
+        self.output = nn.Sequential(OrderedDict(proj=_conv1x1(spec.heads * spec.d, spec.channels)))
+
+    @staticmethod
+    def _keys(in_chs: int, spec: Spec, norm: Layer) -> nn.Module:
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        kernel = spec.kernel
+        if spec.kv_stride > 1:
+            assert isinstance(kernel, int)
+            parts["down_conv"] = KeyConv2d(
+                in_chs, in_chs, kernel, spec.kv_stride, kernel // 2, groups=in_chs, bias=False
+            )
+            parts["norm"] = norm(in_chs)
+        parts["proj"] = _conv1x1(in_chs, spec.d)
+        return nn.Sequential(parts)
+
+    def init_weights(self) -> None:
+        """Glorot's uniform distribution."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, _, h, w = x.shape
+        q = self.query(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, K, hw, d)
+        k = self.key(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, M, d)
+        v = self.value(x).flatten(2).transpose(1, 2)[:, None]
+        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
+        return self.output(y)
+
+
+def _conv1x1(in_chs: int, out_chs: int) -> nn.Module:
+    return nn.Conv2d(in_chs, out_chs, 1, bias=False)
+
+
+class MobileAttention(Block):
+    """Attention as a block (MobileNetV4)."""
+
+    last = "attn.output.proj"
+
+    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+        super().__init__()
+        self.norm = recipe.last_norm(in_chs)
+        self.attn = MultiQueryAttention2d(in_chs, spec, norm=recipe.norm)
+        self.layer_scale = layer_scale(spec.channels, recipe)
+        self.add_shortcut(in_chs, spec, drop_path)
+
+    @property
+    def hidden_channels(self) -> int:
+        return self.out_channels
+
+    def hidden_at(self) -> tuple[str, str]:
+        return "attn", "forward"
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(self.norm(x))
+
+    def project(self, y: torch.Tensor) -> torch.Tensor:
+        return self.layer_scale(y)

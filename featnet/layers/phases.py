@@ -1,0 +1,76 @@
+"""The à trous form of whatever positions meet in: the interleaved maps, each by itself.
+
+On a map that is ``grow`` times denser than the one that a layer was made for (an output stride),
+the layer runs on each of the ``grow * grow`` interleaved maps. These have the original's size and
+spacing, so that windows and tables of positions fit, and each position finds what it found there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def in_phases(
+    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int, *, lost: int = 1
+) -> torch.Tensor:
+    """``mix`` on every ``grow``-th position of maps of one size, for each place to start from.
+
+    Args:
+        mix: of (N, C, H, W) maps, gives one of ``ceil(H / lost)`` rows, and columns alike.
+        lost: the stride of ``mix``, which the result is not to have: there are as many more places
+            to start from.
+    """
+    if grow * lost == 1:
+        return mix(*maps)
+    height, width = maps[0].shape[-2:]
+    down, right = min(grow * lost, height), min(grow * lost, width)
+    alike: dict[tuple[int, int], list[int]] = {}  # places whose maps are of one size run together
+    for place, (i, j) in enumerate(itertools.product(range(down), range(right))):
+        alike.setdefault((-(-(height - i) // grow), -(-(width - j) // grow)), []).append(place)
+    found: dict[int, torch.Tensor] = {}
+    for places in alike.values():
+        starts = [divmod(place, right) for place in places]
+        y = mix(*(torch.cat([m[..., i::grow, j::grow] for i, j in starts]) for m in maps))
+        found |= zip(places, y.chunk(len(places)), strict=True)
+    tall, wide = found[0].shape[-2:]  # the first is the largest
+    phases = [found[place] for place in range(down * right)]
+    phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
+    y = torch.stack(phases, -1).reshape(*phases[0].shape, down, right)
+    y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)  # (N, C, tall * down, ...)
+    return y[..., :height, :width]
+
+
+class Phased(nn.Module):
+    """A block over (N, H, W, C), written as :meth:`run`, that runs as it is on the interleaved maps.
+
+    What is inside keeps its strides and its reach, whatever it is: an output stride acts on the
+    block as a whole.
+    """
+
+    channels_last = True
+    stride = 1  # of the block; a map of odd size keeps its last row
+    grow, lost = 1, 1
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), C')."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grow * self.lost == 1:
+            return self.run(x)
+        y = in_phases(self._planes, (x.permute(0, 3, 1, 2),), self.grow, lost=self.lost)
+        return y.permute(0, 2, 3, 1)
+
+    def _planes(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
+        """This block for a map that is ``grow`` times denser, with what is left of its stride."""
+        self.grow, self.lost = self.grow * grow, self.lost * (self.stride // stride[0])
+        self.stride = stride[0]
+        return self

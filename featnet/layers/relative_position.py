@@ -1,0 +1,120 @@
+"""Learnt biases of attention by how far apart two positions of a map are, for maps of any size."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from .memo import Memo
+
+Size = tuple[int, int]
+
+
+def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.Tensor:
+    """(L, L), the row of a bias table for each query and key of a map of ``size``.
+
+    The table has a row for every offset from (1 - H, 1 - W) to (H - 1, W - 1), and with ``prefix``
+    three more for a token before the map: from it to the map, from the map to it, to itself.
+    """
+    height, width = size
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    down = rows[:, None] - rows + (height - 1)
+    right = columns[:, None] - columns + (width - 1)
+    index = down * (2 * width - 1) + right
+    if prefix:
+        first, length = (2 * height - 1) * (2 * width - 1), height * width
+        index = torch.cat((index.new_full((length, 1), first + 1), index), 1)
+        itself = index.new_full((1, 1), first + 2)
+        index = torch.cat((torch.cat((itself, index.new_full((1, length), first)), 1), index))
+    return index
+
+
+def spread(
+    old: int, new: int, *, density: int, same: torch.Tensor | bool, device: torch.device
+) -> torch.Tensor:
+    """(2 * new - 1, 2 * old - 1): linear interpolation of a table's rows for another window.
+
+    Near offsets keep their biases, and what is far apart is drawn out: the known offsets are put
+    at 0, 1, 1 + q, 1 + q + q^2, ... so that they reach as far as the new window does (as in BEiT,
+    https://arxiv.org/abs/2106.08254; q is 1.01 or more). Beyond them the last one goes on.
+
+    Args:
+        density: positions of the new window for each of the old one's, in the same space.
+        same: both windows are as large, and the known offsets stay where they are.
+    """
+    if old == 1:
+        return torch.ones(2 * new - 1, 1, device=device)
+    wanted = torch.arange(1 - new, new, device="cpu").float() / density
+    last = wanted[-1].double() + 1 / density - 1  # in positions of the old window
+    double: Any = {"dtype": torch.float64, "device": "cpu"}
+    low, high = torch.tensor(1.01, **double), torch.tensor(1.5, **double)
+    for _ in range(19):  # to 1e-6
+        q = (low + high) / 2
+        far = (1 - q ** (old - 1)) / (1 - q) > last
+        low, high = torch.where(far, low, q), torch.where(far, q, high)
+    count = torch.arange(1, old, **double)
+    kept = torch.as_tensor(same, device="cpu")
+    reach = torch.where(kept, count, (1 - q**count) / (1 - q)).float()
+    known = torch.cat((-reach.flip(0), reach.new_zeros(1), reach))
+    right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
+    left = right - 1
+    share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)[:, None]
+    one_hot = torch.eye(2 * old - 1, device="cpu")
+    return ((1 - share) * one_hot[left] + share * one_hot[right]).to(device)
+
+
+class RelativePositions:
+    """Biases (heads, L, L) from tables that were learnt for maps of one size.
+
+    Not a module: it holds no tensors but tables of the last few sizes.
+
+    Args:
+        size: (H, W) of the map for which the tables are.
+        prefix: a token comes before the map.
+    """
+
+    def __init__(self, size: Size, *, prefix: bool) -> None:
+        self.size, self.prefix = size, prefix
+        self._index, self._spread = Memo(), Memo(16)
+
+    @property
+    def length(self) -> int:
+        """Rows of a table."""
+        return (2 * self.size[0] - 1) * (2 * self.size[1] - 1) + 3 * self.prefix
+
+    def resample(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
+        """(length, heads) -> a table for maps of another size, or of closer positions."""
+        like = (self.size[0] * density, self.size[1] * density)
+        same: torch.Tensor | bool = False
+        if torch.compiler.is_exporting():  # for every size: whether it is this one stays open
+            same = torch.full((), size[0], device="cpu") == like[0]
+            same = same & (torch.full((), size[1], device="cpu") == like[1])
+        elif size[0] == like[0] and size[1] == like[1]:
+            if density == 1:
+                return table
+            same = True
+        (height, width), device = self.size, table.device
+        make = partial(spread, density=density, same=same, device=device)
+        across, along = (
+            self._spread.get((old, new, density, same, device), partial(make, old, new))
+            for old, new in zip(self.size, size, strict=True)
+        )
+        count = (2 * height - 1) * (2 * width - 1)
+        grid = table[:count].float().reshape(2 * height - 1, 2 * width - 1, -1)
+        grid = torch.einsum("yh,hwc,xw->yxc", across, grid, along).flatten(0, 1)
+        return torch.cat((grid.to(table.dtype), table[count:]))
+
+    def bias(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
+        """(length, heads) -> (heads, L, L) for maps of any size.
+
+        Args:
+            density: positions of the map for each of the table's, along each axis.
+        """
+        index = self._index.get(
+            (size, table.device),
+            lambda: relative_index(size, prefix=self.prefix, device=table.device),
+        )
+        return self.resample(table, size, density)[index].permute(2, 0, 1)

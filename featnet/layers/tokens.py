@@ -1,0 +1,94 @@
+"""Levels that are sequences of tokens, and pooling of such a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, check_rate, nearest
+from .pool import GlobalPool
+
+Size = tuple[int, int]
+
+SEQUENCE_POOLS = ("", "token", "avg", "max", "avgmax")
+
+
+class Tokens(NamedTuple):
+    """What a transformer yields as a level.
+
+    Attributes:
+        x: (N, prefix + h * w, C).
+        grid: (h, w) of the patches' tokens.
+        prefix: how many tokens (of the class, registers) stand before them.
+    """
+
+    x: torch.Tensor
+    grid: Size
+    prefix: int = 0
+
+    def as_map(self) -> torch.Tensor:
+        """(N, C, h, w), without the prefix."""
+        x = self.x[:, self.prefix :] if self.prefix else self.x
+        height, width = self.grid
+        return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+    def before(self) -> torch.Tensor:
+        """(N, prefix, C), the tokens that belong to no position."""
+        return self.x[:, : self.prefix]
+
+
+class SequencePool(GlobalPool):
+    """(N, prefix + L, C) -> (N, C); unchanged for ``""``.
+
+    Args:
+        pool_type: ``""``, ``token`` (the first), or over the others ``avg``, ``max``, ``avgmax``
+            (their mean). A network that pools by attention does so itself; here is no change.
+        prefix: tokens before those of the patches.
+        over_prefix: reduce over them too.
+        allowed: what the network has: no ``token`` without a class, ``map`` with attention.
+    """
+
+    def __init__(
+        self, pool_type: str = "token", *, prefix: int = 0, over_prefix: bool = False,
+        allowed: Sequence[str] = SEQUENCE_POOLS,
+    ) -> None:  # fmt: skip
+        nn.Module.__init__(self)
+        if pool_type not in allowed:
+            raise ArgumentError(
+                f"global_pool={pool_type!r}: this network has {', '.join(map(repr, allowed))}."
+                + nearest(pool_type, allowed)
+            )
+        self.pool_type, self.multiplier = pool_type, 1
+        self.skip = 0 if over_prefix else prefix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pool_type == "token":
+            return x[:, 0]
+        rest = x[:, self.skip :] if self.skip else x
+        if self.pool_type == "avg":
+            return rest.mean(1)
+        if self.pool_type == "max":
+            return rest.amax(1)
+        return 0.5 * (rest.amax(1) + rest.mean(1)) if self.pool_type == "avgmax" else x
+
+
+class PatchDropout(nn.Module):
+    """Keep a random share of the patches' tokens in training (https://arxiv.org/abs/2212.00794)."""
+
+    def __init__(self, rate: float = 0.0, *, prefix: int = 0) -> None:
+        super().__init__()
+        check_rate("patch_drop_rate", rate)
+        self.rate, self.prefix = rate, prefix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.rate:
+            return x
+        first, rest = x[:, : self.prefix], x[:, self.prefix :]
+        n, length = rest.shape[:2]
+        order = torch.rand(n, length, device=x.device).argsort(1)
+        kept = order[:, : max(1, int(length * (1 - self.rate)))]
+        rest = rest.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+        return torch.cat((first, rest), 1)

@@ -1,0 +1,291 @@
+"""ViT over the map of a convolutional network, in place of patches of the image.
+
+Papers: ViT (https://arxiv.org/abs/2010.11929), AugReg (https://arxiv.org/abs/2106.10270); the
+ResNets are of BiT (https://arxiv.org/abs/1912.11370), with standardised weights
+(https://arxiv.org/abs/1903.10520); the three convolutions are MobileCLIP's
+(https://arxiv.org/abs/2311.17049).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..layers import (
+    Blocks,
+    ConvNormAct,
+    GroupNorm,
+    Layer,
+    PatchConv,
+    PatchEmbed,
+    SamePadding,
+    fit_to_patches,
+    to_pair,
+    with_act,
+)
+from ..registry import Family, weights_table
+from .resnet import VARIANTS as RESNETS
+from .resnet import ResNet
+from .vit import LARGE, SMALL, TINY, VisionTransformer
+
+Size = tuple[int, int]
+
+
+class StdConv2d(SamePadding, nn.Conv2d):
+    """A convolution with standardised weights and SAME padding."""
+
+    def __init__(self, in_chs: int, out_chs: int, kernel: int, *, stride: int = 1) -> None:
+        super().__init__(in_chs, out_chs, kernel, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        flat = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-8)
+        weight = flat.reshape_as(self.weight)
+        return F.conv2d(self.pad(x), weight, None, self.stride, 0, self.dilation)
+
+
+class SameMaxPool2d(SamePadding, nn.MaxPool2d):  # type: ignore[misc]  # tuples of what are unions
+    """Max pooling with SAME padding of a map that nowhere is negative."""
+
+    def __init__(self, kernel: int, *, stride: int) -> None:
+        super().__init__((kernel, kernel), (stride, stride), dilation=(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.pad(x))
+
+
+def norm_act(channels: int) -> nn.Module:
+    """Group norm and ReLU."""
+    return with_act(GroupNorm(channels), nn.ReLU(inplace=True))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1, of standardised convolutions."""
+
+    def __init__(self, in_chs: int, chs: int, *, stride: int, project: bool) -> None:
+        super().__init__()
+        mid = chs // 4
+        self.downsample: nn.Module | None = None
+        if project:
+            conv = StdConv2d(in_chs, chs, 1, stride=stride)
+            self.downsample = nn.Sequential(OrderedDict(conv=conv, norm=GroupNorm(chs)))
+        self.conv1, self.norm1 = StdConv2d(in_chs, mid, 1), norm_act(mid)
+        self.conv2, self.norm2 = StdConv2d(mid, mid, 3, stride=stride), norm_act(mid)
+        self.conv3, self.norm3 = StdConv2d(mid, chs, 1), GroupNorm(chs)
+        self.act3 = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        y = self.norm3(self.conv3(y))
+        return self.act3(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Trunk(Protocol):
+    """What stands before a hybrid's blocks: ``width`` channels at 1 / ``reduction``.
+
+    An input's sides must be multiples of ``multiple``.
+    """
+
+    first_conv: str | tuple[str, ...]
+    width: int
+    reduction: int
+
+    @property
+    def multiple(self) -> int: ...
+
+
+class Stem(nn.Sequential):
+    """A strided 7x7 convolution and a pool; (N, C, H, W) -> (N, 64, H/4, W/4)."""
+
+    first_conv, width, reduction, multiple = "conv", 64, 4, 1
+
+    def __init__(self, in_chans: int) -> None:
+        super().__init__(OrderedDict(
+            conv=StdConv2d(in_chans, 64, 7, stride=2), norm=norm_act(64),
+            pool=SameMaxPool2d(3, stride=2),
+        ))  # fmt: skip
+
+
+class StdResNet(nn.Sequential):
+    """The stem, and stages of bottlenecks.
+
+    Args:
+        depths: blocks in each stage.
+    """
+
+    first_conv, multiple = "stem.conv", 1
+
+    def __init__(self, in_chans: int, *, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.stem, self.stages = Stem(in_chans), nn.Sequential()
+        self.width, self.reduction = 64, 4 * 2 ** (len(depths) - 1)
+        for i, depth in enumerate(depths):
+            blocks, chs = Blocks(), 256 * 2**i
+            for j in range(depth):
+                stride = 2 if i and not j else 1
+                blocks.append(Bottleneck(self.width, chs, stride=stride, project=not j))
+                self.width = chs
+            self.stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNetTrunk(ResNet):
+    """A ResNet up to a level.
+
+    Args:
+        variant: name of a row of its table.
+        level: the last level that is kept.
+    """
+
+    multiple = 1
+
+    def __init__(self, in_chans: int, *, variant: str, level: int = 4) -> None:
+        row = RESNETS[variant]
+        super().__init__(**row, in_chans=in_chans, num_classes=0)
+        for later in self._levels[level + 1 :]:
+            setattr(self, later.module, None)
+        self.level = level
+        self.width, self.reduction = self._levels[level].channels, self._levels[level].reduction
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index, x in enumerate(self.forward_levels(x)):
+            if index == self.level:
+                break
+        return x
+
+
+class ConvStem(nn.Sequential):
+    """Three convolutions, each over squares side by side; (N, C, H, W) -> (N, D, H/16, W/16)."""
+
+    first_conv, reduction = "0.conv", 16
+
+    def __init__(self, in_chans: int, *, widths: Sequence[int], kernels: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for chs, kernel in zip(widths, kernels, strict=True):
+            layer = ConvNormAct(in_chans, chs, kernel_size=kernel, stride=kernel, act=nn.GELU)
+            layer.conv.padding = (0, 0)
+            layers.append(layer)
+            in_chans = chs
+        last: Any = layers[-1]
+        last.conv = nn.Conv2d(last.conv.in_channels, in_chans, kernels[-1], kernels[-1])
+        last.bn, last.act = nn.Identity(), nn.Identity()
+        super().__init__(*layers)
+        self.width = in_chans
+
+    @property
+    def multiple(self) -> int:
+        """The stride that the convolutions have."""
+        convs: list[Any] = [layer.conv for layer in self]
+        return math.prod(max(to_pair(conv.stride)) for conv in convs)
+
+
+class HybridEmbed(PatchEmbed):
+    """Patches of a trunk's map to vectors; (N, C, H, W) -> (N, h, w, D).
+
+    Args:
+        trunk: ``f(in_chans)``, see :class:`Trunk`.
+        project: False takes the trunk's channels as they are.
+
+    The other arguments are :class:`featnet.layers.PatchEmbed`'s.
+    """
+
+    def __init__(
+        self, patch_size: int | Size, *, trunk: Callable[[int], Any], img_size: int | Size,
+        in_chans: int, embed_dim: int, bias: bool = True, norm: Layer | None = None,
+        pad: bool = False, project: bool = True,
+    ) -> None:  # fmt: skip
+        nn.Module.__init__(self)
+        self.patch_size, self.img_size, self.pad = to_pair(patch_size), to_pair(img_size), pad
+        self.backbone = trunk(in_chans)
+        names = self.backbone.first_conv
+        self.first_conv = f"backbone.{names if isinstance(names, str) else names[0]}"
+        proj: Any = nn.Identity()
+        if project:
+            proj = PatchConv(self.backbone.width, embed_dim, self.patch_size, bias=bias)
+        self.proj = proj
+        self.norm = norm(embed_dim) if norm else nn.Identity()
+
+    @property
+    def grid_size(self) -> Size:
+        height, width = (-(-side // self.backbone.reduction) for side in self.img_size)
+        return height // self.patch_size[0], width // self.patch_size[1]
+
+    @property
+    def reduction(self) -> int:
+        return self.backbone.reduction * max(self.patch_size)
+
+    @property
+    def stride(self) -> Size:
+        """Of the patches on the trunk's map."""
+        return to_pair(getattr(self.proj, "stride", 1))
+
+    @property
+    def multiple(self) -> int:
+        step = max(self.stride)
+        return self.backbone.multiple if step == 1 else step * self.backbone.reduction
+
+    @property
+    def output_strides(self) -> list[int]:
+        """Powers of two within the trunk, then what divides the patches."""
+        inner, side = self.backbone.reduction, max(self.patch_size)
+        strides = {2**i for i in range(inner.bit_length())}
+        return sorted(strides | {inner * s for s in range(1, side + 1) if side % s == 0})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = fit_to_patches(x, (self.multiple, self.multiple), pad=self.pad)
+        return self.norm(self.proj(self.backbone(x)).permute(0, 2, 3, 1))
+
+
+def bit(depths: Sequence[int]) -> Layer:
+    """Patch embedding behind a ResNet of BiT's."""
+    return partial(HybridEmbed, trunk=partial(StdResNet, depths=depths))
+
+
+def resnet(variant: str, *, level: int = 4) -> Layer:
+    """Patch embedding behind a ResNet."""
+    return partial(HybridEmbed, trunk=partial(ResNetTrunk, variant=variant, level=level))
+
+
+CONV_STEM: dict[str, Any] = {
+    "no_embed_class": True,
+    "embed_layer": partial(
+        HybridEmbed, project=False,
+        trunk=partial(ConvStem, widths=(192, 192, 768), kernels=(4, 2, 2)),
+    ),
+}  # fmt: skip
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vit_base_mci_224": dict(**CONV_STEM, patch_size=1),
+    "vit_base_r26_s32_224": dict(embed_layer=bit((2, 2, 2, 2)), patch_size=1),
+    "vit_base_r50_s16_224": dict(embed_layer=bit((3, 4, 9)), patch_size=1),
+    "vit_base_r50_s16_384": dict(embed_layer=bit((3, 4, 9)), patch_size=1),
+    "vit_base_resnet26d_224": dict(embed_layer=resnet("resnet26d"), patch_size=1),
+    "vit_base_resnet50d_224": dict(embed_layer=resnet("resnet50d"), patch_size=1),
+    "vit_large_r50_s32_224": dict(**LARGE, embed_layer=bit((3, 4, 6, 3)), patch_size=1),
+    "vit_large_r50_s32_384": dict(**LARGE, embed_layer=bit((3, 4, 6, 3)), patch_size=1),
+    "vit_small_r26_s32_224": dict(**SMALL, embed_layer=bit((2, 2, 2, 2)), patch_size=1),
+    "vit_small_r26_s32_384": dict(**SMALL, embed_layer=bit((2, 2, 2, 2)), patch_size=1),
+    "vit_small_resnet26d_224": dict(
+        embed_layer=resnet("resnet26d"), depth=8, num_heads=8, mlp_ratio=3, patch_size=1,
+    ),
+    "vit_small_resnet50d_s16_224": dict(
+        embed_layer=resnet("resnet50d", level=3), depth=8, num_heads=8, mlp_ratio=3, patch_size=1,
+    ),
+    "vit_tiny_r_s16_p8_224": dict(
+        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8,
+    ),
+    "vit_tiny_r_s16_p8_384": dict(
+        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8,
+    ),
+}
+
+FAMILY = Family(model=VisionTransformer, variants=VARIANTS, weights=weights_table("vit_hybrid"))

@@ -1,0 +1,104 @@
+"""``export``: files that other runtimes read, run against the network at sizes they have not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import fill_noise, picture
+
+import featnet
+from featnet.cli import main
+from featnet.errors import ArgumentError, FeatnetError, InputSizeError
+
+
+def noisy(name: str = "test_resnet", **options: Any) -> Any:
+    return fill_noise(featnet.create_model(name, **options)).eval()
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "hook"])
+def test_pt2(tmp_path: Path, kind: str) -> None:
+    net = noisy(features_only=True, feature_cls=kind, out_indices=(3, 1), output_stride=16)
+    report = featnet.export(net, tmp_path / "net.pt2", example=picture(64, 96, batch=2))
+    assert report.checked == ((2, 3, 64, 96), (1, 3, 96, 144)) and report.difference <= 1e-5
+    assert report.outputs == ("layer3", "layer1") and report.bytes > 10_000
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    x = picture(33, 65, batch=3)
+    with torch.no_grad():
+        found = program(x)
+        for a, b in zip(featnet.trace.tensors(found), featnet.trace.tensors(net(x)), strict=True):
+            assert helpers.error(a, b) <= 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def test_onnx(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        helpers.peer(package)
+    import onnxruntime
+
+    net = noisy(features_only=True, feature_cls="dict", out_indices=(1, 2))
+    report = featnet.export(net, tmp_path / "net.onnx", example=picture(64, 96, batch=2))
+    assert report.checked == ((2, 3, 64, 96), (1, 3, 96, 144)) and report.difference <= 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    assert [output.name for output in session.get_outputs()] == ["layer1", "layer2"]
+    x = picture(72, 40, batch=3)
+    found = session.run(["layer2"], {"image": x.numpy()})[0]
+    with torch.no_grad():
+        assert helpers.error(torch.from_numpy(found), net(x)["layer2"]) <= 1e-4
+
+
+def test_one_size_only(tmp_path: Path) -> None:
+    report = featnet.export(
+        noisy(), tmp_path / "net.pt2", example=picture(64, 64, batch=2), dynamic=["batch"]
+    )
+    assert report.dynamic == ("batch",) and report.outputs == ("logits",)
+    with pytest.raises(Exception, match="64|size|shape"):
+        torch.export.load(tmp_path / "net.pt2").module()(picture(96, 96))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "levels.pt2"
+    assert main(["export", "test_resnet", "--out-indices", "0", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "weights are random (seed 0)" in said and "image -> act1; free: batch, height" in said
+    assert out.is_file()
+    assert main(["export", "test_resnet", "--out", str(tmp_path / "x.bin")]) == 2
+    assert ".onnx, .pt2" in capsys.readouterr().err
+
+
+def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = noisy(features_only=True)
+    with pytest.raises(ArgumentError, match=r"'onxx': one of onnx, pt2, aoti.*'onnx'"):
+        featnet.export(net, tmp_path / "a", format="onxx")
+    with pytest.raises(ArgumentError, match="'heigth' is none of batch, height, width.*'height'"):
+        featnet.export(net, tmp_path / "a.pt2", dynamic=["heigth"])
+    with pytest.raises(ArgumentError, match=r"N >= 2"):
+        featnet.export(net, tmp_path / "a.pt2", example=picture(64, 64))
+    with pytest.raises(InputSizeError, match="3 channels|in_chans=3"):
+        featnet.export(net, tmp_path / "a.pt2", example=torch.zeros(2, 4, 64, 64))
+    with pytest.raises(FeatnetError, match="not a folder"):
+        featnet.export(net, tmp_path / "none" / "a.pt2")
+    with pytest.raises(ArgumentError, match="packed.*before optimize"):
+        featnet.export(featnet.optimize(net), tmp_path / "a.pt2")
+    with pytest.raises(ArgumentError, match="training mode"):
+        featnet.export(net.train(), tmp_path / "a.pt2")
+    monkeypatch.setitem(featnet.exporting.NEEDED, "onnx", ("a_package_that_is_not_there",))
+    with pytest.raises(FeatnetError, match=r"a_package.*pip install 'featnet\[onnx\]'"):
+        featnet.export(net.eval(), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Branches(torch.nn.Module):
+    """Goes another way for other values, which no graph can."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu() if x.sum() > 0 else x
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    with pytest.raises(FeatnetError, match="Branches cannot be exported.*free: "):
+        featnet.export(Branches().eval(), tmp_path / "a.pt2", example=picture(8, 8, batch=2))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,153 @@
+"""Re-parameterisation: fewer layers, the same function; of models, extractors, dilated networks."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import error, fill_noise, peer_model, picture
+from torch import nn
+
+import featnet
+from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, reparameterize
+from featnet.dilation import set_output_stride
+from featnet.errors import ArgumentError, MissingFeatureError
+from featnet.models.byobnet import ByobNet, MobileOneBlock, RepVggBlock, Row, Stem
+
+TOLERANCE = 1e-4  # relative to the largest value, float32
+KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
+
+
+def small(block: Any, *, group_size: int = 0, **options: Any) -> Any:
+    """Every kind of branch in a network that is quick: with and without identity, groups, SE."""
+    stages = tuple(
+        (Row(block, 1, width, group_size=0), Row(block, 2, width, group_size=group_size))
+        for width in (16, 16, 32, 48)
+    )
+    return fill_noise(ByobNet(stages, Stem((16,), block=block), num_classes=5, **options)).eval()
+
+
+def several(site: Any) -> nn.Module:
+    """MobileOne's block with three branches."""
+    return MobileOneBlock(site, branches=3)
+
+
+CASES = {
+    "repvgg": lambda: small(RepVggBlock),
+    "grouped": lambda: small(RepVggBlock, group_size=4, attn_layer="se"),
+    "mobileone": lambda: small(MobileOneBlock, group_size=1, attn_layer="se"),
+    "several": lambda: small(several, group_size=8),
+}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def as_list(found: Any) -> list[torch.Tensor]:
+    return list(found.values()) if isinstance(found, dict) else list(found)
+
+
+def levels(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [*model.forward_intermediates(x, intermediates_only=True), model(x)]
+
+
+def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.std() > 1e-3 and error(a, b) < TOLERANCE
+
+
+@every_case
+def test_the_same_function_in_fewer_layers(case: str) -> None:
+    model, x = CASES[case](), picture(65, 96)
+    before, weights = levels(model, x), copy.deepcopy(model.state_dict())
+    deployed = reparameterize(model)
+    assert_same(levels(deployed, x), before)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (deployed, model)]
+    assert sizes[0] < sizes[1]
+    assert deployed.feature_info == model.feature_info
+    # the caller's model is what it was
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(levels(model, x), before, strict=True))
+
+
+@every_case
+@pytest.mark.parametrize("stride", [16, 8, 2])
+def test_before_and_after_an_output_stride(case: str, stride: int) -> None:
+    model, x = CASES[case](), picture(65, 64)
+    dense = copy.deepcopy(model)
+    set_output_stride(dense, stride)
+    wanted = levels(dense, x)
+    assert_same(levels(reparameterize(dense), x), wanted)
+    deployed = reparameterize(model)
+    set_output_stride(deployed, stride)
+    assert_same(levels(deployed, x), wanted)
+
+
+@every_case
+@pytest.mark.parametrize("kind", KINDS)
+def test_extractors(case: str, kind: Any) -> None:
+    dense = CASES[case]()
+    set_output_stride(dense, 16)
+    net, x = kind(dense, (3, 0)).eval(), picture(64, 65)
+    with torch.no_grad():
+        wanted = as_list(net(x))
+        deployed = reparameterize(net)
+        found = as_list(deployed(x))
+        assert_same(found, wanted)
+        assert all(torch.equal(a, b) for a, b in zip(as_list(net(x)), wanted, strict=True))
+        assert type(deployed) is kind and deployed.feature_info == net.feature_info
+        assert deployed.feature_info.sizes((64, 65)) == [tuple(y.shape[2:]) for y in found]
+        assert "stages.3.0" not in "".join(deployed.state_dict())  # still pruned
+        for copied in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+            assert all(torch.equal(a, b) for a, b in zip(as_list(copied(x)), found, strict=True))
+
+
+def test_deployed_models_compile_and_train() -> None:
+    net = reparameterize(FeatureListNet(CASES["mobileone"](), (1, 4)))
+    x = picture(64, 64)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert_same(compiled(x), net(x))
+    torch.compiler.reset()
+    sum(y.sum() for y in net(x)).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert not net.training and reparameterize(CASES["repvgg"]().train()).training
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+def test_registered_models(name: str) -> None:
+    with torch.device("meta"):
+        model = featnet.create_model(name)
+    deployed = reparameterize(model)
+    assert deployed.feature_info == model.feature_info
+    assert len(deployed.state_dict()) < len(model.state_dict()) / 4
+
+
+def test_keys_of_the_deploy_form_are_the_peers(timm: Any) -> None:
+    from timm.utils.model import reparameterize_model
+
+    with torch.device("meta"):
+        wanted = reparameterize_model(peer_model("mobileone_s4")).state_dict()
+        deployed = reparameterize(featnet.create_model("mobileone_s4")).state_dict()
+    assert {k: v.shape for k, v in deployed.items()} == {k: v.shape for k, v in wanted.items()}
+
+
+def test_what_cannot_be_is_said() -> None:
+    with pytest.raises(ArgumentError, match="nothing to re-parameterise"):
+        reparameterize(featnet.create_model("resnet10t"))
+    with pytest.raises(ArgumentError, match="not a torch.nn.Module"):
+        reparameterize("repvgg_a0")  # type: ignore[type-var]
+    model = CASES["repvgg"]()
+    with pytest.raises(ArgumentError, match="nothing to re-parameterise"):
+        reparameterize(reparameterize(model))
+    with pytest.raises(ArgumentError, match=r"stem: GroupNorm"):
+        reparameterize(small(RepVggBlock, norm_layer=partial(nn.GroupNorm, 1)))
+    taps = FeatureHookNet(model, taps=["stages.0.0.conv_1x1"])
+    with pytest.raises(MissingFeatureError, match=r"'stages\.0\.0\.conv_1x1'"):
+        reparameterize(taps)
