@@ -241,6 +241,10 @@ def load(
         f"{k} {tuple(v.shape)}, not {tuple(target[k].shape)}"
         for k, v in found.items()
         if k in target and v.shape != target[k].shape
+    ] + [
+        f"{k} of {v.dtype}, not {target[k].dtype}"
+        for k, v in found.items()
+        if k in target and not _castable(v.dtype, target[k].dtype)
     ]
     if missing or unexpected or misshaped:
         raise CheckpointError(_diff(model, source, contents, missing, unexpected, misshaped))
@@ -281,6 +285,13 @@ def _head(model: Any) -> set[str]:
     return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
 
 
+def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Between floating-point types values keep their meaning; counters may have become floats."""
+    if given.is_complex or given is torch.bool:
+        return given is wanted
+    return given.is_floating_point or not wanted.is_floating_point
+
+
 def _place(
     value: torch.Tensor, like: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None
 ) -> torch.Tensor:
@@ -306,7 +317,8 @@ def _diff(
         if hint:
             lines.append(f"  {unexpected[0]}:{hint}")
     if misshaped:
-        lines.append(f"  of another shape ({len(misshaped)}): {some(misshaped)}")
+        kind = "shape" if all("(" in item for item in misshaped) else "shape or kind"
+        lines.append(f"  of another {kind} ({len(misshaped)}): {some(misshaped)}")
     if missing and set(missing) <= _head(model):
         lines.append(
             "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "
