@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .optimizing import optimize as optimize
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
+    from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -66,6 +67,7 @@ _PUBLIC = {
     "GraphExtractor": "graphnet",
     "LoadReport": "checkpoint",
     "OptimizeReport": "optimizing",
+    "SimplePyramid": "pyramid",
     "Tap": "hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",

@@ -180,13 +180,21 @@ def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True
         CheckpointError: another library's network that computes something else than the model.
     """
     draft = Draft(contents.tensors, contents.steps)
-    if not conversion.apply(draft, model):
-        target = model.state_dict()
-        draft.strip(native_prefix(draft.tensors, target.keys()))
-        if auto_mapping:
-            keymap.apply(draft, target)
+    if conversion.apply(draft, model):
+        _family_changes(draft, model)
+        return draft
+    target = model.state_dict()
+    wanted = target.keys()
+    draft.strip(native_prefix(draft.tensors, wanted))
+    if auto_mapping:
+        keymap.apply(draft, target)
     _family_changes(draft, model)
-    return draft
+    if draft.tensors.keys() >= wanted:
+        return draft
+    whole = Draft(contents.tensors, list(contents.steps))
+    _family_changes(whole, model)  # some layouts are known by the prefix that they bring
+    better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
+    return whole if better else draft
 
 
 def fit(
@@ -243,6 +251,10 @@ def load(
         f"{k} {tuple(v.shape)}, not {tuple(target[k].shape)}"
         for k, v in found.items()
         if k in target and v.shape != target[k].shape
+    ] + [
+        f"{k} of {v.dtype}, not {target[k].dtype}"
+        for k, v in found.items()
+        if k in target and not _castable(v.dtype, target[k].dtype)
     ]
     if missing or unexpected or misshaped:
         raise CheckpointError(_diff(model, source, contents, missing, unexpected, misshaped))
@@ -283,6 +295,13 @@ def _head(model: Any) -> set[str]:
     return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
 
 
+def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Between floating-point types values keep their meaning; counters may have become floats."""
+    if given.is_complex or given is torch.bool:
+        return given is wanted
+    return given.is_floating_point or not wanted.is_floating_point
+
+
 def _place(
     value: torch.Tensor, like: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None
 ) -> torch.Tensor:
@@ -308,7 +327,8 @@ def _diff(
         if hint:
             lines.append(f"  {unexpected[0]}:{hint}")
     if misshaped:
-        lines.append(f"  of another shape ({len(misshaped)}): {some(misshaped)}")
+        kind = "shape" if all("(" in item for item in misshaped) else "shape or kind"
+        lines.append(f"  of another {kind} ({len(misshaped)}): {some(misshaped)}")
     if missing and set(missing) <= _head(model):
         lines.append(
             "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "

@@ -256,7 +256,7 @@ def _runner(kind: str, path: Path) -> Callable[[torch.Tensor], list[torch.Tensor
     if kind == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             return None
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda x: [

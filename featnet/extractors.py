@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -184,11 +184,11 @@ class FeatureNet(nn.Module):
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
         """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, self.body
+        hooks, body = self._hooks, cast(Any, self.body)
         assert hooks is not None
         own: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
-        places: dict[str, Any] = {}  # (grid, prefix) of bare tokens
+        places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
 
         def enough(index: int, y: Any) -> bool:
             name = own[index].module

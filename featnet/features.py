@@ -255,7 +255,7 @@ def resolve(
             raise refuse(f"an int asks for the last n levels, and n is from 1 to {total}")
         return tuple(range(total - count, total))
     try:
-        items = list(out_indices)
+        items = list(out_indices)  # type: ignore[arg-type]
     except TypeError:
         raise refuse("an int or a sequence of ints is expected") from None
     if not items:

@@ -125,7 +125,7 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
         "contiguous" if best == "contiguous" else "channels_last", bool(compile), milliseconds,
         difference,
     )  # fmt: skip
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check(net: Any, example: Any, backend: bool | str) -> None:
@@ -203,7 +203,7 @@ def _fold(model: nn.Module, feeds: dict[str, str]) -> tuple[tuple[str, ...], dic
         if norm.running_var is None or "weight" not in layer._parameters:
             left[name] = "statistics of the batch, or a weight that is computed"
             continue
-        if getattr(layer, "transposed", False) and layer.groups > 1:
+        if getattr(layer, "transposed", False) and getattr(layer, "groups", 1) > 1:
             left[name] = "a transposed convolution in groups feeds it"
             continue
         made = _folded(layer, norm)
@@ -238,7 +238,7 @@ def _folded(layer: Any, norm: Any) -> nn.Module:
     made._parameters = dict(layer._parameters)
     for key, value in (("weight", weight), ("bias", bias)):
         made._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 @torch.inference_mode()
@@ -276,9 +276,8 @@ def _channels_last(model: nn.Module) -> nn.Module:
 
 
 def _can_pack(x: torch.Tensor) -> bool:
-    return (
-        x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    )
+    mkldnn: Any = torch.backends.mkldnn
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(mkldnn.is_available())
 
 
 def _reader(name: str, modules: dict[str, nn.Module], feeds: dict[str, str]) -> str:
@@ -314,7 +313,7 @@ def _pack(
 
 def _race(forms: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
     """Median milliseconds of each form, called in turn."""
-    wait = torch.cuda.synchronize if x.is_cuda else (lambda: None)
+    wait: Any = torch.cuda.synchronize if x.is_cuda else (lambda: None)
 
     taken: dict[str, list[float]] = {form: [] for form in forms}
     with torch.inference_mode():

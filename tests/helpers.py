@@ -9,6 +9,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
         net = peer_model(name, features_only=True, **dilated)
-        own = {k: k.removeprefix("model.").replace(".", "_") for k in net.state_dict()}
+        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
@@ -81,7 +82,10 @@ class Intermediates:
 
     def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
         model = at_size(self.model, (x.shape[-2], x.shape[-1]))
-        return model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        maps = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        if not norm and [y.shape[1] for y in maps] != self.feature_info.channels():
+            raise RuntimeError  # it thinks that a hybrid's map of an odd size is smaller
+        return maps
 
 
 def peer_transformer(name: str, **options: Any) -> nn.Module:
@@ -108,9 +112,13 @@ def small(name: str) -> dict[str, Any]:
     """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
     None for what has no such arguments, or is not the same with them."""
     entry = registry.find(name)
-    if not {"depth", "embed_dim", "num_heads"} <= inspect.signature(entry.build).parameters.keys():
+    takes = inspect.signature(entry.build).parameters.keys()
+    if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
-    for options in ({"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}):
+    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
+        narrow["num_kv_heads"] = 3
+    for options in (narrow, {"depth": 3}):
         try:
             with torch.device("meta"):
                 model = featnet.create_model(name, **options)
@@ -227,8 +235,9 @@ def signature(name: str) -> frozenset[Any]:
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
 
 
-def choose_representatives() -> list[str]:
-    """Few and small variants in which every kind of module of the registry occurs.
+def choose_representatives() -> tuple[list[str], list[str]]:
+    """Few and small variants in which every kind of module of the registry occurs; and of those with
+    the same kinds of modules the largest.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
@@ -240,15 +249,23 @@ def choose_representatives() -> list[str]:
         gains = {name: len(signature(name) & missing) for name in names}
         chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
         missing -= signature(chosen[-1])
-    return sorted(chosen)
+    largest = {signature(name): name for name in sorted(names, key=parameter_count)}
+    return sorted(chosen), sorted(set(largest.values()) - set(chosen))
+
+
+@functools.cache
+def chosen() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
+    first, second = REPRESENTATIVES.read_text().split("\n\n")
+    return tuple(first.split()), tuple(second.split())
 
 
 @functools.cache
 def representatives() -> tuple[str, ...]:
-    """What :func:`choose_representatives` chose (``python tests/helpers.py`` writes it anew); with
-    FEATNET_EXHAUSTIVE=1 the smallest variant of every combination of modules."""
+    """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
+    combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return tuple(REPRESENTATIVES.read_text().split())
+        return chosen()[0]
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
@@ -337,8 +354,9 @@ class Local(TorchFunctionMode):
         if func in self.zero + self.one and isinstance(found, torch.Tensor):
             x = args[0]
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            spatial = isinstance(dims, (tuple, list)) and {d % x.ndim for d in dims} >= {2, 3}
-            if spatial or func.__module__ == F.__name__:
+            places = {d % x.ndim for d in dims} if isinstance(dims, (tuple, list)) else set()
+            spatial = places >= {2, 3} or places == {1, 2}  # of (N, C, H, W), of (N, H, W, C)
+            if spatial or getattr(func, "__module__", "") == F.__name__:
                 return torch.full_like(found, float(func in self.one))
         return found
 
@@ -379,4 +397,4 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")
+    REPRESENTATIVES.write_text("\n\n".join("\n".join(n) for n in choose_representatives()) + "\n")

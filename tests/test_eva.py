@@ -296,6 +296,15 @@ def test_norm_is_what_the_authors_give() -> None:
         assert torch.equal(net(x)[0], plain(x)[0]) is not normed
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_rope_mixed_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"],
+)
+def test_what_weight_decay_leaves_alone_is_the_peers(timm: Any, name: str) -> None:
+    peer: Any = helpers.peer_model(name, **options(name))
+    assert small(name).no_weight_decay() == peer.no_weight_decay()
+
+
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     net, x = small("vit_small_patch16_rope_mixed_224").train(), picture(32, 32)
     grads = []
@@ -309,6 +318,7 @@ def test_bad_arguments() -> None:
     for given, why in (
         ({"num_kv_heads": (4, 4, 4)}, "3 entries for 2 blocks"),
         ({"num_kv_heads": 3}, "3 kv_heads"),
+        ({"num_kv_heads": 2, "attn_layer": eva.KeylessAttention}, "num_kv_heads.*kv_heads"),
         ({"global_pool": "token", "class_token": False}, "token"),
     ):
         with pytest.raises(ArgumentError, match=why):

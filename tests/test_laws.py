@@ -3,8 +3,8 @@
 A new family is covered by being registered: every test takes its models from ``list_models`` and
 what it expects from the model itself. Where numbers do not matter, all runs on the meta device.
 Models that are made of the same modules differ in depth and width only; of each such group the
-smallest (``representatives``) goes through everything, the others through one strided selection,
-or through everything too with FEATNET_EXHAUSTIVE=1.
+smallest (``representatives``) goes through everything, the largest through one strided selection;
+all go through everything with FEATNET_EXHAUSTIVE=1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 ALL = tuple(featnet.list_models())
 EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 FULL = ALL if EXHAUSTIVE else representatives()
-OTHERS = tuple(name for name in ALL if name not in FULL)
+LARGE = () if EXHAUSTIVE else helpers.chosen()[1]
 
 
 def as_list(found: Any) -> list[torch.Tensor]:
@@ -178,7 +178,7 @@ def test_pay_for_what_you_take(name: str) -> None:
         before = cost
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", LARGE)
 def test_deeper_and_wider_variants(name: str) -> None:
     """Laws 2 to 4 once, with a stride and a selection that leave something away."""
     model = meta_model(name)
@@ -364,5 +364,5 @@ def test_callers_model_is_left_alone() -> None:
 
 
 def test_representatives_are_current() -> None:
-    chosen = helpers.choose_representatives()
-    assert list(helpers.REPRESENTATIVES.read_text().split()) == chosen, "python tests/helpers.py"
+    chosen = tuple(map(tuple, helpers.choose_representatives()))
+    assert helpers.chosen() == chosen, "python tests/helpers.py"

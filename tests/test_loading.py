@@ -398,3 +398,248 @@ def test_batches_tracked_may_be_missing(state: State) -> None:
 
 def test_a_report_is_public() -> None:
     assert featnet.LoadReport is checkpoint.LoadReport
+
+
+# Building without initialising ------------------------------------------------------------------
+
+
+class Counting(torch.overrides.TorchFunctionMode):
+    """Counts what writes random or constant numbers into a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("normal_", "uniform_", "fill_", "zero_", "copy_", "erfinv_"):
+            target = args[0] if args else (kwargs or {}).get("tensor")
+            self.written += isinstance(target, torch.nn.Parameter)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [NAME, "convnext_atto", "test_efficientnet"])
+def test_nothing_is_initialised_that_a_file_replaces(name: str, tmp_path: Path) -> None:
+    path = _safetensors(helpers.fill_noise(create_model(name)).state_dict(), tmp_path)
+    with Counting() as counting:
+        create_model(name)
+    assert counting.written, "initialisation is seen"
+    with Counting() as counting:
+        create_model(name, checkpoint_path=path)
+    assert not counting.written
+
+
+@pytest.mark.parametrize("name", [NAME, "convnext_atto", "test_efficientnet"])
+def test_what_is_left_has_its_own_distribution(name: str, tmp_path: Path) -> None:
+    """A new classifier's, in a model that is otherwise a file's: as in a model without a file."""
+    state = helpers.fill_noise(create_model(name)).state_dict()
+    path = _safetensors(state, tmp_path)
+    classes = 500
+    torch.manual_seed(1)
+    found = create_model(name, num_classes=classes, checkpoint_path=path)
+    fresh = create_model(name, num_classes=classes)
+    for key in found.load_report.initial:
+        a, b = found.state_dict()[key], fresh.state_dict()[key]
+        torch.testing.assert_close(a.mean(), b.mean(), rtol=0.1, atol=0.02)
+        torch.testing.assert_close(a.std(), b.std(), rtol=0.1, atol=1e-6)
+        assert not torch.equal(a, b) or not b.std()
+    torch.manual_seed(1)
+    again = create_model(name, num_classes=classes, checkpoint_path=path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in found.state_dict().items())
+
+
+@pytest.mark.parametrize("name", featnet.list_models("test_*"))
+def test_random_weights_come_from_the_seed(name: str) -> None:
+    def drawn() -> State:
+        torch.manual_seed(7)
+        return create_model(name).state_dict()
+
+    first, second = drawn(), drawn()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", featnet.list_models("test_*"))
+def test_buffers_that_no_file_holds(name: str, tmp_path: Path) -> None:
+    """Positions, windows, filters: computed as without a file, in the dtype that was asked for."""
+    whole = create_model(name, num_classes=10)
+    path = _safetensors({k: v.contiguous() for k, v in whole.state_dict().items()}, tmp_path)
+    loaded = create_model(name, num_classes=10, checkpoint_path=path)
+    wanted = dict(whole.named_buffers())
+    for key, value in loaded.named_buffers():
+        assert torch.equal(value, wanted[key]) and value.dtype == wanted[key].dtype, key
+    half = create_model(name, num_classes=10, checkpoint_path=path, dtype=torch.float16)
+    for key, value in (*half.named_buffers(), *half.named_parameters()):
+        if value.is_floating_point():
+            assert value.dtype == torch.float16, key
+
+
+def test_tensors_are_mapped_not_copied(state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    model = create_model(NAME, num_classes=10, checkpoint_path=path)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc")
+    spans = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(path) in line]
+    spans_ = [(int(a, 16), int(b, 16)) for a, b in spans]
+    assert spans_
+    for value in model.parameters():
+        assert any(a <= value.data_ptr() < b for a, b in spans_)
+        assert value.untyped_storage().nbytes() == value.nbytes, "saving it saves only itself"
+
+
+# Places and precision ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_dtype(dtype: torch.dtype, features_only: bool, state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    options: dict[str, Any] = {"features_only": features_only, "dtype": dtype}
+    options |= {} if features_only else {"num_classes": 10}
+    for more in ({}, {"checkpoint_path": path}):
+        model = create_model(NAME, **options, **more)
+        kinds = {v.dtype for v in model.state_dict().values()}
+        assert kinds == {dtype, torch.int64}
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_a_file_of_half_precision_is_loaded_as_asked(
+    stored: torch.dtype, state: State, tmp_path: Path
+) -> None:
+    half = {k: v.to(stored) for k, v in state.items()}  # the counters too
+    path = _safetensors(half, tmp_path)
+    for dtype, wanted in ((None, torch.float32), (stored, stored)):
+        model = create_model(NAME, num_classes=10, checkpoint_path=path, dtype=dtype)
+        assert {v.dtype for v in model.state_dict().values()} == {wanted, torch.int64}
+        assert torch.equal(model.fc.weight, half["fc.weight"].to(wanted))
+
+
+def test_a_device(state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    assert {p.device.type for p in create_model(NAME, device="meta").parameters()} == {"meta"}
+    model = create_model(NAME, num_classes=10, device="cpu", checkpoint_path=path)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("features_only", [False, True])
+def test_straight_to_the_gpu(features_only: bool, state: State, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    path = _safetensors(state, tmp_path)
+    options: dict[str, Any] = {"features_only": features_only, "device": "cuda", "dtype": torch.float16}
+    options |= {} if features_only else {"num_classes": 10}
+    for more in ({}, {"checkpoint_path": path}):
+        model = create_model(NAME, **options, **more)
+        assert {v.device.type for v in model.state_dict().values()} == {"cuda"}
+        assert {v.device.type for v in model.buffers()} == {"cuda"}
+    with torch.device("cuda"):
+        again = create_model(NAME, num_classes=10, checkpoint_path=path)
+    assert {v.device.type for v in again.state_dict().values()} == {"cuda"}
+
+
+def test_places_that_are_none(state: State, tmp_path: Path) -> None:
+    from featnet.errors import ArgumentError
+
+    path = _safetensors(state, tmp_path)
+    for options in ({"device": "gpuu"}, {"dtype": torch.int8}, {"dtype": "float16"}, {"device": 3.5}):
+        with pytest.raises(ArgumentError, match=next(iter(options))):
+            create_model(NAME, **options)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="meta device holds no weights"):
+        create_model(NAME, device="meta", checkpoint_path=path)
+    with torch.device("meta"), pytest.raises(ArgumentError, match="meta device holds no weights"):
+        create_model(NAME, checkpoint_path=path)
+
+
+# The report -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_classes": 10}, {"num_classes": 3, "in_chans": 1}, {"features_only": True},
+                {"features_only": True, "out_indices": (0, 1)}], ids=str,
+)  # fmt: skip
+def test_a_report_counts_every_tensor_once(
+    kind: str, options: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    path = FORMATS[kind](state, tmp_path)
+    if not options:
+        options = {"num_classes": 10, "in_chans": 2}
+    net = create_model(NAME, checkpoint_path=path, **options)
+    report, names = net.load_report, set(net.state_dict())
+    parts = [set(report.taken), set(report.converted), set(report.initial)]
+    assert set().union(*parts) == names and sum(map(len, parts)) == len(names)
+    assert len(report.taken) + len(report.converted) + len(report.dropped) == len(state)
+    text = str(report)
+    assert text.startswith(f"{path}: {report.loaded} tensors loaded")
+    assert ("averaged weights" in text) == ("ema" in kind)
+    assert ("removed" in text) == ("module prefix" in kind or "compiled" in kind)
+
+
+def test_what_lies_outside_of_a_prefix_is_reported(state: State, tmp_path: Path) -> None:
+    more = {f"detector.backbone.{k}": v for k, v in state.items()} | {"detector.head.w": torch.ones(2)}
+    model = create_model(NAME, num_classes=10, checkpoint_path=_safetensors(more, tmp_path))
+    assert model.load_report.dropped == {"detector.head.w": "outside of 'detector.backbone.'"}
+    assert model.load_report.steps == ("prefix 'detector.backbone.' removed",)
+
+
+# From extractor to classifier and back -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [NAME, "convnext_atto", "vgg11", "test_efficientnet"])
+def test_a_file_of_an_extractor(name: str, tmp_path: Path) -> None:
+    options = {"mlp_ratio": 0.01} if name == "vgg11" else {}
+    net = helpers.fill_noise(create_model(name, features_only=True, **options))
+    path = _safetensors(net.state_dict(), tmp_path)
+    again = create_model(name, features_only=True, checkpoint_path=path, **options)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+    assert not again.load_report.initial and not again.load_report.dropped
+    with pytest.raises(CheckpointError, match="missing"):
+        create_model(name, checkpoint_path=path, **options)
+    model = create_model(name, num_classes=7, checkpoint_path=path, **options)
+    kept = model.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    assert set(model.load_report.initial) == set(kept) - set(net.state_dict())
+    values = [kept[k] for k in model.load_report.initial if k.endswith("weight")]
+    assert all(v.isfinite().all() and v.std() > 0 for v in values if v.ndim > 1)
+
+
+def test_a_file_of_some_levels(tmp_path: Path) -> None:
+    some = {"features_only": True, "out_indices": (0, 1)}
+    net = helpers.fill_noise(create_model(NAME, **some))
+    path = _safetensors(net.state_dict(), tmp_path)
+    again = create_model(NAME, checkpoint_path=path, **some)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+    with pytest.raises(CheckpointError, match="missing"):
+        create_model(NAME, features_only=True, checkpoint_path=path)
+
+
+@pytest.mark.parametrize("chans", [(3, 1), (3, 5), (13, 3), (13, 26), (13, 1), (1, 3), (4, 4)])
+@pytest.mark.parametrize("name", [NAME, "test_efficientnet", "resnet10t"])
+def test_channels_from_any_number_to_any(name: str, chans: tuple[int, int], tmp_path: Path) -> None:
+    """Of a constant picture the responses agree: the first channels repeat, and their scale keeps
+    the sum where one number divides the other."""
+    have, want = chans
+    old = helpers.fill_noise(create_model(name, in_chans=have)).eval()
+    path = _safetensors(old.state_dict(), tmp_path)
+    new = create_model(name, in_chans=want, checkpoint_path=path).eval()
+    key = f"{new.first_conv}.weight"
+    a, b = old.state_dict()[key], new.state_dict()[key]
+    assert b.shape[1] == want
+    if want % have == 0 or want == 1:
+        torch.testing.assert_close(a.sum(1), b.sum(1), rtol=1e-4, atol=1e-4)
+    others = {k for k, v in old.state_dict().items() if not torch.equal(v, new.state_dict()[k])} - {key} \
+        if have != want else set()  # fmt: skip
+    assert not others
+
+
+def test_into_a_model_that_is_there(donor: Any, state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    model = create_model(NAME, num_classes=10)
+    report = featnet.load_checkpoint(model, path)
+    assert report.loaded == len(state)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    empty = create_model(NAME, num_classes=10, device="meta")
+    featnet.load_checkpoint(empty, path)
+    assert all(torch.equal(v, state[k]) for k, v in empty.state_dict().items())

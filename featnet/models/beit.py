@@ -81,11 +81,12 @@ class Beit(Eva):
         )  # fmt: skip
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
-        return [{"grid": grid, "density": self.patch_embed.dense}] * len(self.blocks)
+        where = {"grid": grid, "density": self.patch_embed.dense}
+        return [where for _ in self.blocks.children()]
 
     def no_weight_decay(self) -> set[str]:
         tables = {n for n, _ in self.named_parameters() if n.endswith("position_bias_table")}
-        return {"cls_token", *tables}
+        return {"pos_embed", "cls_token", *tables}
 
 
 LARGE: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-05}

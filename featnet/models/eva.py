@@ -41,7 +41,7 @@ from ..layers import (
     head_width,
     split_heads,
 )
-from ..registry import Family, weights_table
+from ..registry import Family, check_arguments, weights_table
 from ._eva_keys import convert_eva
 from .vit import VisionTransformer
 
@@ -215,8 +215,8 @@ class Eva(VisionTransformer):
 
     Args:
         num_reg_tokens: number of registers behind the class token.
-        num_kv_heads: heads of keys and values, of all blocks or of each one; ``attn_layer`` must
-            take ``kv_heads`` then.
+        num_kv_heads: heads of keys and values, of all blocks or of each one; where they are fewer
+            ``attn_layer`` must take ``kv_heads``.
         init_values: first values of the branches' scales; None for no scales.
         attn_only_layer_scale: the MLPs' branches have none.
         abs_pos_embed: add learnt positions.
@@ -274,7 +274,9 @@ class Eva(VisionTransformer):
         for i, (rate, heads) in enumerate(
             zip(growing(drop_path_rate, depth), for_each(num_kv_heads, depth), strict=True)
         ):
-            one = attn() if heads is None else attn(kv_heads=heads)
+            fewer = {} if heads in (None, num_heads) else {"kv_heads": heads}
+            check_arguments(attn_layer, fewer, what="num_kv_heads")
+            one = attn(**fewer)
             self.add_stage(
                 f"blocks.{i}", block(attn=one, mlp=mlp(), drop_path=rate), channels=embed_dim,
                 reduction=self.patch_embed.reduction,
@@ -316,16 +318,20 @@ class Eva(VisionTransformer):
             self.head.weight.mul_(head_init_scale)
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
-        """What the attention of each block is given, for a grid of patches."""
-        depth, prefix, dense = len(self.blocks), self.num_prefix_tokens, self.patch_embed.dense
+        """What the attention of each block (that is there) is given, for a grid of patches."""
+        depth = len(list(self.blocks.children()))
         if self.rope is None:
             return [{}] * depth
-        turns = self.rope(grid, prefix=prefix, depth=depth, device=device, density=dense)
+        turns = self.rope(
+            grid, prefix=self.num_prefix_tokens, depth=depth, device=device,
+            density=self.patch_embed.dense,
+        )  # fmt: skip
         return [{"turn": turn} for turn in turns]
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)
-        for block, context in zip(self.blocks, self.context(grid, x.device), strict=True):
+        contexts = self.context(grid, x.device)
+        for block, context in zip(self.blocks.children(), contexts, strict=True):
             x = self.blocks.run((partial(block, **context),), x)
             yield Tokens(x, grid, prefix)  # (N, prefix + h * w, D)
 
@@ -336,7 +342,8 @@ class Eva(VisionTransformer):
         return super().pool(x)
 
     def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token", "reg_token", "rope.freqs"}
+        learnt = {"rope.freqs"} if isinstance(self.rope, MixedRotaryEmbedding) else set()
+        return {"pos_embed", "cls_token", "reg_token", *learnt}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return convert_eva(state, self)

@@ -39,9 +39,12 @@ from ..layers import (
     SequencePool,
     SwiGlu,
     Tokens,
+    check_multiple,
     get_act,
     get_norm,
+    resample_grid,
     resample_positions,
+    to_pair,
 )
 from ..registry import Family, weights_table
 from ._vit_blocks import (
@@ -297,6 +300,27 @@ class VisionTransformer(Backbone):
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return convert(state, self)
+
+    @torch.no_grad()
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resample the positions for a size once and for all; other sizes are taken still.
+
+        Raises:
+            InputSizeError: no whole number of patches.
+        """
+        embed, old = self.patch_embed, self.patch_embed.grid_size
+        size = to_pair(img_size)
+        check_multiple(*size, (embed.reduction, embed.reduction))
+        embed.img_size = size
+        if self.pos_embed is None or embed.grid_size == old:
+            return
+        table = self.pos_embed
+        if table.ndim == 4:
+            table = resample_grid(table, embed.grid_size)
+        else:
+            before = 0 if self.no_embed_class else self.num_prefix_tokens
+            table = resample_positions(table, embed.grid_size, old=old, prefix=before)
+        self.pos_embed = nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad)
 
     def get_intermediate_layers(
         self, x: torch.Tensor, n: int | Sequence[int] = 1, *, reshape: bool = False,

@@ -1,0 +1,133 @@
+"""MindSpore's files, read without it, and MindCV's networks: their numbers are in tests/golden.
+
+``mindspore.ckpt`` and ``mindspore.npz`` were written by MindSpore 2.10, with a checksum. The outputs
+in ``mindcv.json.gz`` are MindCV 0.3's, with parameters drawn as :func:`drawn` draws them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+
+from featnet import create_model, files, mindspore
+from featnet.errors import CheckpointError
+
+np = pytest.importorskip("numpy")
+GOLDEN = Path(__file__).parent / "golden"
+REFERENCE = json.loads(gzip.decompress((GOLDEN / "mindcv.json.gz").read_bytes()))
+
+
+def test_a_file_that_mindspore_wrote() -> None:
+    wanted = np.load(GOLDEN / "mindspore.npz")
+    found = files.read(GOLDEN / "mindspore.ckpt").tensors
+    assert list(found) == list(wanted)
+    for name, value in found.items():
+        assert value.dtype == torch.from_numpy(wanted[name]).dtype, name
+        assert torch.equal(value.reshape(-1), torch.from_numpy(wanted[name]).reshape(-1)), name
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def encode(name: str, value: Any, *, pieces: int = 1) -> bytes:
+    """A parameter as MindSpore writes it, a large one in several pieces."""
+    dims = b"".join(varint(1 << 3) + varint(n) for n in value.shape)
+    kind = {"float32": b"Float32", "int64": b"Int64", "float16": b"Float16"}[value.dtype.name]
+    out = b""
+    for piece in np.array_split(value.reshape(-1), pieces):
+        tensor = dims + field(2, kind) + field(3, piece.tobytes())
+        out += field(1, field(1, name.encode()) + field(2, tensor))
+    return out
+
+
+def test_the_writer_of_these_tests_writes_what_mindspore_does() -> None:
+    wanted = np.load(GOLDEN / "mindspore.npz")
+    content = (GOLDEN / "mindspore.ckpt").read_bytes()
+    assert encode("conv.weight", wanted["conv.weight"]) in content
+
+
+def test_a_large_parameter_in_pieces(tmp_path: Path) -> None:
+    value = np.arange(77, dtype=np.float32).reshape(7, 11)
+    path = tmp_path / "m.ckpt"
+    path.write_bytes(encode("a", value, pieces=5) + encode("b", value[:2]))
+    found = files.read(path).tensors
+    assert torch.equal(found["a"], torch.from_numpy(value)) and found["b"].shape == (2, 11)
+
+
+def drawn(rng: Any, name: str, shape: list[int]) -> Any:
+    value = rng.standard_normal(shape).astype(np.float32)
+    if name.endswith("gamma"):
+        value = 1 + 0.2 * value
+    elif name.endswith("moving_variance"):
+        value = 0.5 + np.abs(value) * 0.5
+    elif len(shape) >= 2:
+        value = value * (1.2 / np.sqrt(np.prod(shape[1:])))
+    else:
+        value = 0.1 * value
+    return value.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_mindcv(name: str, tmp_path: Path) -> None:
+    wanted, rng = REFERENCE[name], np.random.default_rng(0)
+    path = tmp_path / "m.ckpt"
+    path.write_bytes(b"".join(encode(n, drawn(rng, n, s)) for n, s in wanted["parameters"]))
+    x = rng.standard_normal(wanted["x"]).astype(np.float32)
+    assert float(x.ravel()[0]) == pytest.approx(wanted["first"]), "numpy draws other numbers now"
+    options = {"num_classes": 10, "checkpoint_path": path}
+    if name.startswith("convnext"):
+        with pytest.raises(CheckpointError, match='act_layer="gelu_tanh"'):
+            create_model(name, **options)
+        options["act_layer"] = "gelu_tanh"
+    model = create_model(name, **options).eval()
+    with torch.no_grad():
+        found = model(torch.from_numpy(x))
+    assert helpers.error(found, torch.tensor([wanted["outputs"]])) < 1e-5
+    report = model.load_report
+    assert report.loaded + len(report.converted) == len(wanted["parameters"])
+    assert all(key.endswith("num_batches_tracked") for key in report.initial) and not report.dropped
+
+
+def test_networks_that_are_others_under_the_same_name(tmp_path: Path) -> None:
+    value, path = np.ones((4, 3), dtype=np.float32), tmp_path / "m.ckpt"
+    path.write_bytes(encode("bn1.gamma", value) + encode("layer1.0.conv1.weight", value))
+    with pytest.raises(CheckpointError, match="MindCV's ResNet is not loaded: its pooling"):
+        create_model("resnet18", checkpoint_path=path)
+    path.write_bytes(encode("features.1.gamma", value) + encode("features.3.layers.0.weight", value))
+    with pytest.raises(CheckpointError, match="MindCV's MobileNetV3 is not loaded: its depthwise"):
+        create_model("mobilenetv3_small_100", checkpoint_path=path)
+
+
+BAD = {
+    "cut": lambda content: content[:-30],
+    "checksum": lambda content: content[:20] + b"\x7f" + content[21:],
+    "twice": lambda content: encode("a", np.ones(3, "f4")) + encode("a", np.ones(4, "f4")),
+    "too little": lambda content: encode("a", np.ones(3, "f4")).replace(b"Float32", b"Float64"),
+    "unknown dtype": lambda content: encode("a", np.ones(3, "f4")).replace(b"Float32", b"Float39"),
+    "nothing": lambda content: encode("a", np.ones(3, "f4")).replace(b"Float32", b"strings"),
+    "huge": lambda content: b"\n\x08\n\x01a" + b"\xff" * 9 + b"\x01",
+    "endless": lambda content: b"\n\x08\n\x01a" + b"\xff" * 20,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_such_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    path.write_bytes(BAD[kind]((GOLDEN / "mindspore.ckpt").read_bytes()))
+    assert mindspore.is_checkpoint(path.read_bytes()[:64])
+    with pytest.raises(CheckpointError, match="is truncated, encrypted or not a MindSpore"):
+        files.read(path)
