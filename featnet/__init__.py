@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
-    from .discover import discover as discover
+    from .discovery import discover as discover
     from .exporting import ExportReport as ExportReport
     from .exporting import export as export
-    from .extract import extract as extract
-    from .extract import list_taps as list_taps
+    from .tapping import extract as extract
+    from .tapping import list_taps as list_taps
     from .extractors import FeatureDictNet as FeatureDictNet
     from .extractors import FeatureListNet as FeatureListNet
     from .factory import build_model_with_cfg as build_model_with_cfg
@@ -74,9 +74,9 @@ _PUBLIC = {
     "convert_checkpoint": "loading",
     "create_feature_extractor": "graph",
     "create_model": "factory",
-    "discover": "discover",
+    "discover": "discovery",
     "export": "exporting",
-    "extract": "extract",
+    "extract": "tapping",
     "feature_info": "factory",
     "get_graph_node_names": "graph",
     "get_weights": "registry",
@@ -84,7 +84,7 @@ _PUBLIC = {
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
-    "list_taps": "extract",
+    "list_taps": "tapping",
     "load_checkpoint": "loading",
     "model_entrypoint": "factory",
     "optimize": "optimizing",

@@ -203,6 +203,7 @@ class _Watch:
             raise Stop
 
 
+@torch.inference_mode(False)  # whose tensors have no version counter
 def run(
     model: nn.Module,
     size: tuple[int, int],
@@ -244,7 +245,6 @@ def run(
     return _run(structure.real_clone(model), x, **how)
 
 
-@torch.inference_mode(False)  # whose tensors have no version counter
 def _run(
     copied: Any, x: torch.Tensor, *, levels: Collection[int] | None, norm: Collection[int],
     until: Places, through: bool,

@@ -27,7 +27,7 @@ ORDER = (
     {"files", "mindspore", "instant"},
     {
         "dilation", "pools", "stride", "hooks", "declared", "extractors", "hooknet", "nodes",
-        "effects", "graph", "graphnet", "discover", "extract", "adapters", "conversion", "keymap",
+        "effects", "graph", "graphnet", "discovery", "tapping", "adapters", "conversion", "keymap",
         "checkpoint", "hub", "reparam", "packed", "optimizing", "exporting", "pyramid",
     },
     {"loading", "sources", "publish"},
@@ -209,6 +209,8 @@ def test_public_names() -> None:
     assert featnet.__all__ == PUBLIC
     assert all(getattr(featnet, name).__name__ == name for name in PUBLIC)
     assert set(PUBLIC) <= set(dir(featnet))
+    # importing a module puts it in its package's namespace, in the place of such a name
+    assert not {*PUBLIC} & {part(path) for path in FILES}
     with pytest.raises(AttributeError, match="'nothing'"):
         featnet.nothing  # noqa: B018
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import structure, trace
-from .discover import discover
+from .discovery import discover
 from .errors import ArgumentError, TraceError
 from .extractors import FeatureDictNet
 from .features import FeatureInfo
