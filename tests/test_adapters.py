@@ -28,9 +28,10 @@ def x() -> torch.Tensor:
 
 
 def optional(name: str) -> Any:
-    """A consumer that is not a peer: without it the test is skipped."""
+    """A consumer that is not a peer: without it the test is skipped. Many import timm's layers."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+    helpers.peer("timm")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
@@ -119,21 +120,18 @@ def test_every_kind_of_extractor(x: torch.Tensor) -> None:
     ],
 )
 def test_bad_arguments(given: Any, options: Any, message: str) -> None:
+    with torch.device("meta"):
+        made = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+        last = featnet.create_model("resnet18", features_only=True, output_fmt="NHWC")
     with pytest.raises(ArgumentError, match=message):
-        adapters.TransformersBackbone(net() if given is None else given, **options)
+        adapters.TransformersBackbone(made if given is None else given, **options)
     with pytest.raises(ArgumentError, match="NCHW"):
-        adapters.Detectron2Backbone(net(output_fmt="NHWC"))
+        adapters.Detectron2Backbone(last)
 
 
-# Consumers, unmodified, featnet in timm's place -----------------------------------------------
+# Consumers, unmodified, featnet where they call timm --------------------------------------------
 
 
-@pytest.fixture
-def as_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", featnet)
-
-
-@pytest.mark.usefixtures("as_timm")
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "convnext_atto"])
 def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     optional("segmentation_models_pytorch")
@@ -150,7 +148,6 @@ def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch)
         assert [64 // m.shape[-1] for m in dense(x)] == [1, 2, 4, 8, 8, 8]
 
 
-@pytest.mark.usefixtures("as_timm")
 def test_segmentation_models_pytorch_unet(monkeypatch: pytest.MonkeyPatch) -> None:
     smp = optional("segmentation_models_pytorch")
     from segmentation_models_pytorch.encoders import timm_universal
@@ -179,3 +176,108 @@ def test_transformers_timm_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [m.shape[1] for m in output.feature_maps] == [64, 128, 256, 512] == list(backbone.channels)
         every = backbone(x, output_hidden_states=True)
     assert torch.equal(every.feature_maps[-1], output.feature_maps[-1])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # its own
+def test_transformers_timm_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("transformers")
+    from transformers.models.timm_wrapper import configuration_timm_wrapper as configuration
+    from transformers.models.timm_wrapper import modeling_timm_wrapper as module
+
+    monkeypatch.setattr(module, "timm", featnet)
+    config = configuration.TimmWrapperConfig(architecture="resnet18", num_labels=4)
+    whole = module.TimmWrapperForImageClassification(config).eval()
+    assert type(whole.timm_model).__module__.startswith("featnet")
+    x = helpers.picture(64, 64)
+    with torch.no_grad():
+        output = whole(x, output_hidden_states=True)
+        assert output.logits.shape == (1, 4) and len(output.hidden_states) == 5
+        assert torch.equal(output.logits, whole.timm_model(x))
+        body = module.TimmWrapperModel(config).eval()
+        found = body(x, output_hidden_states=[1, 4])
+    assert [h.shape[1] for h in found.hidden_states] == [64, 512]
+    assert found.pooler_output.shape == (1, 512)
+    body.gradient_checkpointing_enable()
+    body.train()(x).pooler_output.sum().backward()
+    config = configuration.TimmWrapperConfig(architecture="resnet19")
+    with pytest.raises(ImportError, match="'resnet19' is not supported"):
+        module.TimmWrapperModel(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet18", {}), ("test_vit", {"pool": "", "proj": "mlp"}), ("resnet18", {"proj": ""})],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of timm, where it imports helpers
+def test_open_clips_tower(name: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("open_clip")
+    from open_clip import timm_model as module
+
+    monkeypatch.setattr(module, "timm", featnet)
+    tower = module.TimmModel(name, 16, image_size=160, **options)
+    assert type(tower.trunk).__module__.startswith("featnet")
+    assert tower(helpers.picture(160, 160)).shape == (1, 16)
+    tower.set_grad_checkpointing()
+    tower.lock(unlocked_groups=1)
+    frozen = [n for n, p in tower.trunk.named_parameters() if not p.requires_grad]
+    assert 0 < len(frozen) < len([*tower.trunk.parameters()])
+    tower.lock()
+    assert not any(p.requires_grad for p in tower.trunk.parameters())
+
+
+def test_torchvisions_layer_getter(x: torch.Tensor) -> None:
+    helpers.peer("torchvision")
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    body = net()
+    getter = IntermediateLayerGetter(body, {"layer2": "a", "layer4": "b"})
+    found, want = getter(x), body(x)
+    assert torch.equal(found["a"], want[1]) and torch.equal(found["b"], want[3])
+
+
+def test_a_lightning_module_over_a_pyramid(x: torch.Tensor) -> None:
+    lightning: Any = optional("lightning")
+
+    class Segmenter(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = net()
+            self.head = nn.Conv2d(self.backbone.feature_info.channels()[-1], 2, 1)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return self.head(self.backbone(batch)[-1]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    model = Segmenter()
+    before = model.backbone.conv1.weight.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = lightning.Trainer(
+            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, torch.utils.data.DataLoader([x[0], x[0]], batch_size=2))
+    assert not torch.equal(before, model.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_wrappers_by_hand(name: str, x: torch.Tensor) -> None:
+    """How anomaly detectors choose levels by their modules' names, and what wrappers of the mm
+    family set on what they get."""
+    names = [row["module"] for row in featnet.create_model(
+        name, pretrained=False, features_only=True, exportable=True).feature_info.info]  # fmt: skip
+    wanted = [names.index(names[1]), names.index(names[2])]
+    body = featnet.create_model(
+        model_name=name, pretrained=False, pretrained_cfg=None, features_only=True,
+        exportable=True, out_indices=wanted, in_chans=3, checkpoint_path="", output_stride=None,
+    )  # fmt: skip
+    for gone in ("fc", "classifier", "global_pool"):
+        setattr(body, gone, None)
+    assert [y.shape[1] for y in body(x)] == body.feature_info.channels()
+    rows = body.feature_info.get_dicts(keys=["num_chs", "reduction"])
+    assert [row["num_chs"] for row in rows] == body.feature_info.channels()
+    model = featnet.create_model(name)
+    model.reset_classifier(0, "")
+    assert model(x).shape == model.forward_features(x).shape
