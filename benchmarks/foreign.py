@@ -146,7 +146,8 @@ def sweep() -> Iterator[Table]:
     for name in featnet.list_models():
         with torch.device("meta"):
             model = featnet.create_model(name).eval()
-        want = [(f.channels, f.reduction) for f in model.feature_info]
+        last = {f.reduction: f.channels for f in model.feature_info}  # at each resolution
+        want = [(channels, reduction) for reduction, channels in last.items()]
         try:
             found = featnet.discover(model, (model.in_chans, *(model.img_size or (256, 256))))
         except ValueError as error:
@@ -161,7 +162,10 @@ def sweep() -> Iterator[Table]:
             extra = [f"{f.module} {f.channels}/{f.reduction}" for f, g in zip(found, got, strict=True)
                      if g not in want]  # fmt: skip
             rows.append([name, str(missing), ", ".join(extra)])
-    note = f"{agree} of {count} agree in channels and reduction of every level."
+    note = (
+        f"{agree} of {count} ({agree / count:.1%}) have the channels of the last declared level at "
+        "each resolution, and no other resolutions."
+    )
     header = ("model", "declared and not found", "found and not declared")
     yield Table("discover beside the declaration", header, rows, note)
 

@@ -18,8 +18,9 @@ from .layout import Layout
 def discover(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> FeatureInfo:
     """The levels of any model: at each resolution the last module that puts out a map of it.
 
-    Modules inside a block that itself ends at a coarser resolution are that block's business: the
-    1 x 1 convolution at the beginning of a stage, for instance, is no level. Maps may be
+    Modules inside a block that itself ends at a coarser resolution, or in a vector, are that block's
+    business: the 1 x 1 convolution at the beginning of a stage, for instance, or the keys of a head
+    that pools by attention. Maps may be
     (N, C, H, W), (N, H, W, C) or tokens, with or without prefix tokens; each level says its
     ``layout``. The model runs twice on the meta device, at this size and at twice this size, which
     tells a map from what merely has its shape; of one that takes a single size, once.
@@ -112,12 +113,13 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 def _levels(
     model: nn.Module, calls: list[_Call], channels: int, returned: Sequence[torch.Size]
 ) -> list[Feature]:
-    """The last call of each resolution that is not within a step to a coarser one."""
+    """The last call of each resolution that is not within a step to a coarser one, or to a vector."""
     count = Counter(call.name for call in calls)
     modules = dict(model.named_modules(remove_duplicate=False))
     classes = {shape[1] for shape in returned if len(shape) == 2}
     networks = _networks(calls)
     steps = {c.name: c.gives.reduction for c in calls if c.gives and c.name not in networks}
+    heads = {c.name: c.reads for c in calls if c.gives is None and c.reads and c.reads > 1}
     last: dict[int, tuple[str, Layout]] = {}
     for call in calls:
         found = call.gives
@@ -127,7 +129,11 @@ def _levels(
             continue  # maps of scores, for one
         if found.reduction == 1 and found.channels == channels:
             continue  # the picture itself, normalised perhaps
-        if not any(steps.get(outer, 0) > found.reduction for outer in _outer(call.name)):
+        inner = any(
+            steps.get(outer, 0) > found.reduction or heads.get(outer, 0) >= found.reduction
+            for outer in _outer(call.name)
+        )
+        if not inner:
             last[found.reduction] = call.name, found
     return [
         Feature(found.channels, reduction, name, index, layout=found.axes, prefix=found.prefix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import warnings
 from typing import Any
 
@@ -15,17 +14,9 @@ from torch import nn
 from featnet.instant import SkipInit
 
 
-def _kind(name: str) -> tuple[Any, ...]:
-    """What tells torchvision's families apart: the part before the size."""
-    models = helpers.peer("torchvision.models")
-    stem = re.match(r"[a-z]+(_[vxy](?![a-z])\d?)?", name)
-    assert stem
-    return models.get_model_builder(name).__module__, stem.group(), name.endswith("_bn")
-
-
 @functools.cache
 def torchvision_names() -> tuple[str, ...]:
-    """The smallest of each of torchvision's families; with FEATNET_EXHAUSTIVE=1 all of its
+    """The smallest of each of torchvision's files; with FEATNET_EXHAUSTIVE=1 all of its
     classification models."""
     models = helpers.peer("torchvision.models")
     names = models.list_models(module=models)
@@ -37,8 +28,18 @@ def torchvision_names() -> tuple[str, ...]:
         return int(models.get_model_weights(name).DEFAULT.meta["num_params"])
 
     for name in sorted(names, key=size):
-        smallest.setdefault(_kind(name), name)
+        smallest.setdefault(models.get_model_builder(name).__module__, name)
     return tuple(smallest.values())
+
+
+# Enough to meet every kind of operation, in seconds
+_SOME = ("resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "swin_t")
+
+
+def some_torchvision_names() -> tuple[str, ...]:
+    """A few of torchvision's classification models; with FEATNET_EXHAUSTIVE=1 all."""
+    exhaustive = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
+    return torchvision_names() if exhaustive else _SOME
 
 
 def light(names: tuple[str, ...], *, also: str) -> tuple[str, ...]:
@@ -57,6 +58,8 @@ def light(names: tuple[str, ...], *, also: str) -> tuple[str, ...]:
 def torchvision_model(name: str, *, device: str = "cpu", **options: Any) -> Any:
     """A torchvision model in eval mode, of seeded noise, or on the meta device."""
     models = helpers.peer("torchvision.models")
+    if name in ("googlenet", "inception_v3"):
+        options.setdefault("init_weights", False)  # what it does takes long
     with warnings.catch_warnings(), SkipInit():
         warnings.simplefilter("ignore")
         model = models.get_model(name, weights=None, **options).eval()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import foreign
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 import featnet
-from featnet import layout
+from featnet import layout, trace
 from featnet.errors import ArgumentError, MissingFeatureError, TraceError
 from featnet.features import Feature
 
@@ -40,9 +43,10 @@ def test_torchvisions_models(tv_name: str) -> None:
     assert isotropic == (len(reductions) == 1)
     net = featnet.FeatureListNet(model, feature_info=info)
     maps = net(torch.empty(1, 3, 224, 224, device="meta"))
+    sizes = info.sizes((224, 224))
     assert [m.shape[1] for m in maps] == info.channels()
-    assert [tuple(m.shape[2:]) for m in maps] == info.sizes((224, 224))
-    for size, r in zip(info.sizes((224, 224)), reductions, strict=True):
+    assert [tuple(m.shape[2:]) for m in maps] == sizes
+    for size, r in zip(sizes, reductions, strict=True):
         assert 0.55 * 224 / r <= size[0] <= 224 / r + 1  # unpadded kernels lose some
     weights = helpers.peer("torchvision.models").get_model_weights(tv_name).DEFAULT
     last = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -68,24 +72,65 @@ def test_the_modules_that_end_a_resolution(name: str, modules: list[str]) -> Non
 
 
 def _families() -> list[str]:
-    found: dict[str, str] = {}
-    for name in helpers.representatives():
-        found.setdefault(type(helpers.meta_model(name)).__name__, name)
-    return list(found.values())
+    """A model of every family; with FEATNET_EXHAUSTIVE=1 all that differ."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
+        return list(helpers.representatives())
+    rows = (Path(featnet.__file__).parent / "models" / "index.txt").read_text().splitlines()
+    family = dict(row.split()[:2] for row in rows)
+    return list({family[name]: name for name in reversed(helpers.chosen()[0])}.values())
+
+
+@functools.cache
+def _hidden(name: str) -> tuple[dict[int, Feature], featnet.FeatureInfo]:
+    """Declared levels, of each resolution the last; and what is found."""
+    model = helpers.meta_model(name)
+    found = featnet.discover(model, (model.in_chans, *(model.img_size or (256, 256))))
+    return {level.reduction: level for level in model.feature_info}, found
 
 
 @pytest.mark.parametrize("name", _families())
 def test_our_own_with_their_declaration_hidden(name: str) -> None:
-    """Every declared level but the last is found. Of the last, what is found ends as coarse, and
-    later: a convolution that belongs to the head."""
+    """Every declared resolution is found. Where the level is another, its module runs later (it is
+    the head's), or the declared one is inside of a step to a coarser resolution."""
     model = helpers.meta_model(name)
-    info = featnet.discover(model, (model.in_chans, *(model.img_size or (256, 256))))
-    declared = [(f.channels, f.reduction) for f in model.feature_info]
-    found = [(f.channels, f.reduction) for f in info]
-    assert set(declared[:-1]) <= set(found)
-    if declared[-1] not in found:
-        assert found[-1][1] == declared[-1][1]
-        assert not info[-1].module.startswith(model.feature_info[-1].module)
+    declared, info = _hidden(name)
+    found = {level.reduction: level for level in info}
+    calls = trace.run(model, trace.probe_size(model), through=True).calls
+    order = [call.name for call in calls]
+    height = {call.name: call.outputs[0][-2] for call in calls if call.outputs and len(call.outputs[0]) == 4}
+    assert found.keys() == declared.keys()
+    for reduction, level in declared.items():
+        mine = found[reduction]
+        if mine.channels != level.channels:
+            outer = level.module.rpartition(".")[0]
+            later = order.index(mine.module) > order.index(level.module)
+            assert later or height[outer] < height[level.module], (mine, level)
+
+
+def test_the_share_that_agrees() -> None:
+    """Of all families; docs/foreign_models.md says which do not."""
+    agree = [
+        [(f.channels, f.reduction) for f in info] == [(f.channels, r) for r, f in declared.items()]
+        for declared, info in map(_hidden, _families())
+    ]
+    assert sum(agree) / len(agree) >= 0.8
+
+
+class Pooled(nn.Module):
+    """A head of its own layers; (N, C, H, W) -> (N, 2C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.kv = nn.Conv2d(channels, 2 * channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kv(x).mean((2, 3))
+
+
+def test_what_a_head_does_before_it_pools_is_no_level() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1), Pooled(8))
+    for model in (body, nn.Sequential(body, nn.Linear(16, 5))):
+        assert featnet.discover(model).channels() == [4, 8]
 
 
 class Tokens(nn.Module):

@@ -51,8 +51,7 @@ def without_global(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def test_the_a_trous_law(convnet: str) -> None:
     """At sizes that suit the borders, in float64."""
-    options = {"init_weights": False} if convnet in ("googlenet", "inception_v3") else {}
-    model = without_global(foreign.torchvision_model(convnet, **options).double())
+    model = without_global(foreign.torchvision_model(convnet).double())
     side = {"squeezenet": 66, "inception_": 160}.get(convnet[:10], 64)
     info = featnet.discover(model, (max(64, side), max(64, side)))
     names = info.module_name()

@@ -64,16 +64,12 @@ def test_names_are_torchvisions(tv_name: str) -> None:
         assert len(set(mine)) == len(mine)
 
 
-# Of each family enough to meet every kind of operation, in seconds
-SOME = ("resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "swin_t")
-
-
-@pytest.mark.parametrize("name", SOME)
-def test_outputs_are_torchvisions(name: str) -> None:
+@pytest.mark.parametrize("some_name", foreign.some_torchvision_names())
+def test_outputs_are_torchvisions(some_name: str) -> None:
     """Many nodes at once, in any order, and each is what the peer gives for it alone."""
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model = foreign.torchvision_model(name, **options)
-    x = helpers.picture(64, 64)
+    model = foreign.torchvision_model(some_name)
+    side = foreign.side_of(model)
+    x = helpers.picture(side, side)
     every = featnet.get_graph_node_names(model, suppress_diff_warning=True)[1]
     top = [n for n, _ in model.named_children() if any(e.startswith(f"{n}.") for e in every)]
     chosen = random.Random(0).sample(every[1:], 6) + top[-1:]
