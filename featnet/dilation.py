@@ -220,7 +220,11 @@ def widen(module: nn.Module, step: Step) -> nn.Module:
         return widened
     before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
     padding = (before[0] * grow, before[1] * grow)
-    dilated = (dilation[0] * grow, dilation[1] * grow)
+    # A kernel of one position has no reach: it is computed as it was
+    dilated = (
+        dilation[0] * grow if kernel[0] > 1 else dilation[0],
+        dilation[1] * grow if kernel[1] > 1 else dilation[1],
+    )
     end = (0, 0)
     # An unpadded kernel longer than its stride drops border positions: then nothing is added
     drops = any(d * (k - 1) + 1 - s > 2 * p for d, k, s, p in
