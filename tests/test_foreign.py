@@ -165,6 +165,24 @@ def test_a_stride_that_is_not_held_names_the_place_and_changes_nothing() -> None
         featnet.set_output_stride(net, 8)
 
 
+def test_a_module_that_would_need_two_strides() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+            self.conv = nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.down(self.conv(self.stem(x))))
+
+    with pytest.raises(OutputStrideError, match="conv runs at two resolutions"):
+        featnet.set_output_stride(Twice(), 2)
+    on_meta = featnet.set_output_stride(foreign.torchvision_model("resnet18", device="meta"), 8)
+    assert next(on_meta.parameters()).is_meta
+    with pytest.raises(ArgumentError, match="_orig_mod"):
+        featnet.set_output_stride(torch.compile(Twice(), backend="eager"), 2)
+
+
 # timm's models ---------------------------------------------------------------------------------
 
 
