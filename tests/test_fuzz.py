@@ -1,4 +1,7 @@
-"""Broken and hostile files: each ends in one CheckpointError; no crash, no leftover, nothing loaded."""
+"""Broken and hostile files: each ends in one CheckpointError; no crash, no leftover, nothing loaded.
+
+``FEATNET_FUZZ=5000`` tries more of each kind.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 FEW = hypothesis.settings(
-    max_examples=150, deadline=None, database=None, derandomize=True,
+    max_examples=int(os.environ.get("FEATNET_FUZZ", "50")), deadline=None, database=None, derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),
 )  # fmt: skip
 
