@@ -26,10 +26,10 @@ State = dict[str, torch.Tensor]
 
 # Where training scripts keep the weights, best first
 CONTAINERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "teacher", "state_dict", "model", "module",
-    "params",
+    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
+    "module", "params", "encoder",
 )  # fmt: skip
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "teacher")
+AVERAGED = CONTAINERS[:5]
 
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
 

@@ -450,6 +450,66 @@ def test_the_original_convnext(name: str, timm: Any, tmp_path: Path) -> None:
     assert "layout of the original ConvNeXt" in again.load_report.steps
 
 
+def test_the_convnext_of_clip(tmp_path: Path) -> None:
+    model = noisy(create_model("convnext_atto", num_classes=12))
+    state = {f"visual.trunk.{k}": v for k, v in model.state_dict().items() if ".fc." not in k or "stages" in k}
+    state |= {"visual.head.proj.weight": model.head.fc.weight.detach(), "logit_scale": torch.ones(1)}
+    nn.init.zeros_(model.head.fc.bias)
+    again = create_model(
+        "convnext_atto", num_classes=12, checkpoint_path=saved(state, tmp_path / "m.safetensors")
+    )
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    assert again.load_report.dropped == {"logit_scale": "outside of 'visual.'"}
+    assert "layout of open_clip's ConvNeXt" in again.load_report.steps
+
+
+def clip_resnet(state: State) -> State:
+    """Our names to those of OpenAI's CLIP."""
+    found = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "stem":  # stem.conv1.bn.weight
+            name = f"{parts[2]}{parts[1][-1]}.{parts[3]}"
+        elif parts[0] == "head":
+            old = {"pos_embed": "positional_embedding", "proj": "c_proj"}
+            name = ".".join(["attnpool", old.get(parts[1], f"{parts[1]}_proj"), *parts[2:]])
+        elif parts[3] == "shortcut":
+            name = f"layer{int(parts[1]) + 1}.{parts[2]}.downsample.{int(parts[5] == 'bn')}.{parts[6]}"
+        else:
+            name = f"layer{int(parts[1]) + 1}.{parts[2]}.{parts[4]}{parts[3][4]}.{parts[5]}"
+        found[f"visual.{name}"] = value
+    return found
+
+
+def test_the_resnet_of_clip(timm: Any) -> None:
+    with torch.device("meta"):
+        peer: Any = timm.create_model("resnet50_clip")
+        model, flat = create_model("resnet50_clip"), create_model("resnet50_clip_gap", num_classes=0)
+    wanted = model.state_dict()
+    state = clip_resnet(wanted)
+    theirs = timm.models.byobnet.checkpoint_filter_fn(dict(state), peer)
+    assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
+    contents = featnet.files.Contents({**state, "text.x": torch.ones(1)})
+    draft = checkpoint.fit(model, contents)
+    assert list(draft.tensors) == list(wanted) and draft.dropped == {"text.x": "outside of 'visual.'"}
+    assert all(v is wanted[k] for k, v in draft.tensors.items())
+    draft = checkpoint.fit(flat, contents)
+    assert list(draft.tensors) == list(flat.state_dict())
+    assert set(draft.dropped.values()) == {"outside of 'visual.'", "the model pools without attention"}
+
+
+def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
+    """As those that learnt by filling in masks; a name of the tables says that it has no classes."""
+    state = noisy(create_model("convnextv2_atto", num_classes=0)).state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith("head.")}
+    overlay = {"file": str(saved(state, tmp_path / "m.safetensors"))}
+    model = create_model("convnextv2_atto.fcmae", pretrained_cfg_overlay=overlay)
+    assert set(model.load_report.initial) == {"head.norm.weight", "head.norm.bias"}
+    assert model.head.norm.weight.eq(1).all() and model.head.norm.bias.eq(0).all()
+    with pytest.raises(CheckpointError, match=r"missing \(4\): head.norm.weight"):
+        create_model("convnextv2_atto", checkpoint_path=overlay["file"])
+
+
 # What conversion is not -------------------------------------------------------------------------
 
 

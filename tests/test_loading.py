@@ -74,6 +74,8 @@ FORMATS: dict[str, Callable[[State, Path], Path]] = {
     "model": _saved("m.pth", lambda s: {"model": s, "optimizer": {"lr": 0.1}}),
     "ema first": _saved("m.pth", lambda s: {"state_dict": _zeros(s), "state_dict_ema": s}),
     "model_ema first": _saved("m.pth", lambda s: {"model": _zeros(s), "model_ema": s}),
+    "params_ema first": _saved("m.pth", lambda s: {"params": _zeros(s), "params_ema": s}),
+    "encoder, module prefix": _saved("m.pth", lambda s: {"encoder": {f"module.{k}": v for k, v in s.items()}, "opt": {}}),
     "module prefix": _saved("m.pth", lambda s: {f"module.{k}": v for k, v in s.items()}),
     "compiled, parallel": _saved(
         "m.pth", lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}}
