@@ -32,6 +32,7 @@ def leaves(draft: Draft) -> None:
 
 
 def densenet(draft: Draft, model: nn.Module) -> None:
+    """Its layers are the cells of a list, counted from 0."""
     del model
     leaves(draft)
 
@@ -46,6 +47,7 @@ def densenet(draft: Draft, model: nn.Module) -> None:
 
 
 def mobilenetv2(draft: Draft, model: nn.Module) -> None:
+    """The same modules in the same order."""
     leaves(draft)
     torchvision.in_order(draft, model)
 
