@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -31,7 +33,10 @@ CONTAINERS = (
 )  # fmt: skip
 AVERAGED = CONTAINERS[:5]
 
+POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has for a large file
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
+
+STALE = 3600.0  # seconds after which a temporary file belongs to nobody
 
 # Bits of an element, by the names of the safetensors format
 BITS = {
@@ -78,7 +83,7 @@ def _read(path: Path) -> Contents:
         return Contents(_read_shards(path))
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(POINTER):
         raise CheckpointError(
             f"Checkpoint {str(path)!r} is a Git LFS pointer, not the file: run 'git lfs pull'."
         )
@@ -101,7 +106,10 @@ def read_json(path: Path) -> Any:
     """
     if path.stat().st_size > MAX_JSON:
         raise ValueError(f"{path.stat().st_size} bytes are too many")
-    return parse_json(path.read_bytes())
+    text = path.read_bytes()
+    if text.startswith(POINTER):
+        raise ValueError("it is a Git LFS pointer, not the file: run 'git lfs pull'")
+    return parse_json(text)
 
 
 def parse_json(text: bytes) -> Any:
@@ -332,6 +340,10 @@ def replace(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+            with contextlib.suppress(OSError):  # of a process that was killed, not of one at work
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
         write(temporary)
         os.replace(temporary, path)
     except Exception as error:
