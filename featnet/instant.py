@@ -38,6 +38,13 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def likeness(build: Callable[[], Any]) -> Any:
+    """The network on the meta device: its structure and shapes. Initialisers are skipped, which torch
+    would run there all the same, and import its compiler for."""
+    with torch.device("meta"), SkipInit():
+        return build()
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, names: Collection[str], build: Callable[[], nn.Module]) -> None:
     """Give the named parameters the initial values that the network's constructor gives.

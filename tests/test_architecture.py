@@ -24,7 +24,7 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers"},
     {"registry", "backbone", "inputs", "trace"},
-    {"files", "mindspore", "instant"},
+    {"files", "mindspore", "instant", "writing"},
     {
         "dilation", "hooks", "extractors", "graph", "discover", "conversion", "checkpoint", "hub",
         "reparam", "packed", "optimizing", "exporting", "pyramid",
@@ -44,7 +44,7 @@ FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("b
 FAMILY_EDGES |= {("beit", "_eva_keys"), ("_eva_keys", "_vit_keys")}
 FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin"), ("swin_v2_cr", "swin_v2")}
 # Grown once, with a reason each; shrink only.
-LONGER = {"trace.py": 380, "extractors.py": 356, "backbone.py": 352, "files.py": 351}
+LONGER = {"trace.py": 380, "extractors.py": 356, "backbone.py": 352}
 
 PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet",
