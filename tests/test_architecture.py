@@ -197,6 +197,7 @@ def test_creating_a_model_loads_its_family_and_no_hub() -> None:
     )
     assert families_in(modules) == {"featnet.models.resnet"}
     assert not modules & {"torchvision", "timm", "huggingface_hub", "PIL"}
+    assert "torch._dynamo" not in modules  # torch's initialisers import it on the meta device
     assert "featnet.cli" not in modules
 
 
