@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -399,6 +400,31 @@ def test_batches_tracked_may_be_missing(state: State) -> None:
     report = checkpoint.load(create_model(NAME, num_classes=10), old, source="here")
     assert report.loaded == len(old)
     assert all(k.endswith("num_batches_tracked") for k in report.initial)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(enabled: bool, state: State, tmp_path: Path) -> None:
+    path = _safetensors(state, tmp_path)
+    seen = []
+    was = gc.isenabled()
+
+    def look(phase: str, info: Any) -> None:
+        seen.append(phase)
+
+    try:
+        gc.enable() if enabled else gc.disable()
+        create_model(NAME, checkpoint_path=path, num_classes=10)
+        assert gc.isenabled() == enabled
+        with pytest.raises(CheckpointError):
+            create_model(NAME, checkpoint_path=tmp_path / "nothing")
+        assert gc.isenabled() == enabled
+        gc.collect()
+        gc.callbacks.append(look)
+        create_model("densenet201", device="meta")
+        assert len(seen) <= 2, "collections while a network is built"
+    finally:
+        gc.callbacks[:] = [c for c in gc.callbacks if c is not look]
+        gc.enable() if was else gc.disable()
 
 
 def test_a_report_is_public() -> None:
