@@ -10,7 +10,8 @@ from pathlib import Path
 HEAD = """# Benchmarks
 
 featnet against timm, written by `python -m benchmarks --out docs/benchmarks.md`. Both are called
-in turn in one process, the order reversed from round to round; "times timm's speed" is the median
+in turn in one process (of imports and of loading each measurement has its own), the order reversed
+from round to round; "times timm's speed" is the median
 of the rounds' ratios (above 1: featnet is faster), and the middle half is where the ratios' 25 to
 75 % lie. A ratio whose middle half contains 1 shows no difference.
 """
