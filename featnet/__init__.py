@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoint import LoadReport as LoadReport
+    from .discovery import discover as discover
     from .exporting import ExportReport as ExportReport
     from .exporting import export as export
+    from .tapping import extract as extract
+    from .tapping import list_taps as list_taps
     from .extractors import FeatureDictNet as FeatureDictNet
-    from .extractors import FeatureHookNet as FeatureHookNet
     from .extractors import FeatureListNet as FeatureListNet
     from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
@@ -22,15 +24,18 @@ if TYPE_CHECKING:
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
+    from .graph import create_feature_extractor as create_feature_extractor
+    from .graph import get_graph_node_names as get_graph_node_names
+    from .graphnet import GraphExtractor as GraphExtractor
+    from .hooknet import FeatureHookNet as FeatureHookNet
     from .hooks import FeatureHooks as FeatureHooks
     from .hooks import Tap as Tap
     from .inputs import pad_to_divisor as pad_to_divisor
     from .inputs import unpad as unpad
-    from .optimizing import OptimizeReport as OptimizeReport
-    from .optimizing import optimize as optimize
-    from .sources import prefetch as prefetch
     from .loading import convert_checkpoint as convert_checkpoint
     from .loading import load_checkpoint as load_checkpoint
+    from .optimizing import OptimizeReport as OptimizeReport
+    from .optimizing import optimize as optimize
     from .publish import push_to_hub as push_to_hub
     from .publish import save_for_hub as save_for_hub
     from .pyramid import SimplePyramid as SimplePyramid
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from .registry import register_model as register_model
     from .reparam import reparameterize as reparameterize
     from .sources import prefetch as prefetch
+    from .stride import set_output_stride as set_output_stride
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -54,10 +60,11 @@ _PUBLIC = {
     "Family": "registry",
     "Feature": "features",
     "FeatureDictNet": "extractors",
-    "FeatureHookNet": "extractors",
+    "FeatureHookNet": "hooknet",
     "FeatureHooks": "hooks",
     "FeatureInfo": "features",
     "FeatureListNet": "extractors",
+    "GraphExtractor": "graphnet",
     "LoadReport": "checkpoint",
     "OptimizeReport": "optimizing",
     "SimplePyramid": "pyramid",
@@ -65,14 +72,19 @@ _PUBLIC = {
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "convert_checkpoint": "loading",
+    "create_feature_extractor": "graph",
     "create_model": "factory",
+    "discover": "discovery",
     "export": "exporting",
+    "extract": "tapping",
     "feature_info": "factory",
+    "get_graph_node_names": "graph",
     "get_weights": "registry",
     "is_model": "registry",
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
+    "list_taps": "tapping",
     "load_checkpoint": "loading",
     "model_entrypoint": "factory",
     "optimize": "optimizing",
@@ -83,6 +95,7 @@ _PUBLIC = {
     "register_model": "registry",
     "reparameterize": "reparam",
     "save_for_hub": "publish",
+    "set_output_stride": "stride",
     "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)

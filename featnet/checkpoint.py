@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import conversion, files
+from . import conversion, files, keymap
 from .conversion import Draft
 from .errors import CheckpointError, nearest
 from .files import State, some
@@ -170,8 +170,11 @@ def _adapt_classes(
                 draft.drop(key, f"{old.shape[0]} classes, the model has {new.shape[0]}")
 
 
-def translate(model: Any, contents: files.Contents) -> Draft:
+def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True) -> Draft:
     """Tensors under the model's names, with the file's own input channels and classes.
+
+    Args:
+        auto_mapping: match names that were flattened or prefixed.
 
     Raises:
         CheckpointError: another library's network that computes something else than the model.
@@ -180,8 +183,11 @@ def translate(model: Any, contents: files.Contents) -> Draft:
     if conversion.apply(draft, model):
         _family_changes(draft, model)
         return draft
-    wanted = model.state_dict().keys()
+    target = model.state_dict()
+    wanted = target.keys()
     draft.strip(native_prefix(draft.tensors, wanted))
+    if auto_mapping:
+        keymap.apply(draft, target)
     _family_changes(draft, model)
     if draft.tensors.keys() >= wanted:
         return draft
@@ -191,7 +197,9 @@ def translate(model: Any, contents: files.Contents) -> Draft:
     return whole if better else draft
 
 
-def fit(model: Any, contents: files.Contents, cfg: Weights | None = None) -> Draft:
+def fit(
+    model: Any, contents: files.Contents, cfg: Weights | None = None, *, auto_mapping: bool = True
+) -> Draft:
     """Tensors under the model's names, with its input channels and classes.
 
     Nothing is written into the tensors or the model.
@@ -199,7 +207,7 @@ def fit(model: Any, contents: files.Contents, cfg: Weights | None = None) -> Dra
     Raises:
         CheckpointError: as :func:`translate`.
     """
-    draft, target = translate(model, contents), model.state_dict()
+    draft, target = translate(model, contents, auto_mapping=auto_mapping), model.state_dict()
     _adapt_input(draft, model, target)
     _adapt_classes(draft, model, target, (cfg.label_offset if cfg is not None else 0) or 0)
     return draft
@@ -217,12 +225,14 @@ def load(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     spare: Callable[[], Collection[str]] = tuple,
+    auto_mapping: bool = True,
 ) -> LoadReport:
     """Put a state dict into a model, adapted; the tensors themselves where dtype and device fit.
 
     Args:
         device, dtype: of the tensors that are put in; by default as the model's.
         spare: gives names of the model's tensors that may be absent, when something is.
+        auto_mapping: match names that were flattened or prefixed.
 
     Raises:
         CheckpointError: anything is missing, unexpected or of another shape. The model is then
@@ -230,7 +240,7 @@ def load(
     """
     contents = state if isinstance(state, files.Contents) else files.Contents(dict(state))
     target = model.state_dict()
-    draft = fit(model, contents, cfg)
+    draft = fit(model, contents, cfg, auto_mapping=auto_mapping)
     found = draft.tensors
     missing = _missing(model, draft, target, cfg)
     if missing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -48,7 +49,8 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _stride(module: nn.Module) -> Pair:
+def stride_of(module: nn.Module) -> Pair:
+    """(rows, columns) that a window moves by."""
     window: Any = module
     return _pair(getattr(window, "stride", 1) or window.kernel_size)
 
@@ -58,7 +60,8 @@ def _side(module: nn.Module, shape: torch.Size) -> torch.Size:
     return shape[1:3] if getattr(module, "channels_last", False) else shape[-2:]
 
 
-def _is_window(module: nn.Module) -> bool:
+def is_window(module: nn.Module) -> bool:
+    """Whether a module slides a window over a map."""
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
         return False
     if isinstance(module, nn.AvgPool2d) or hasattr(module, "widen"):
@@ -153,7 +156,7 @@ class DilatedAvgPool2d(_Padded, nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
+class Step:
     """How far a window's input and output, and so its step and its reach, change."""
 
     grow: int  # r_in / min(r_in, s): how much denser the input is now
@@ -161,13 +164,12 @@ class _Step:
     scale: Fraction  # of an upsampling: its factor
 
 
-def _plan(
-    model: nn.Module, seen: trace.Run, output_stride: int, size: Pair
-) -> dict[str, _Step]:
-    """Every window and upsampling that changes, from a run of the original network."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+def plan(
+    modules: Mapping[str, nn.Module], calls: Iterable[trace.Call], output_stride: int, size: Pair
+) -> dict[str, Step]:
+    """Every window and upsampling, by name, from a run of the original network."""
     known: set[Fraction] = {Fraction(1)}
-    steps: dict[str, _Step] = {}
+    steps: dict[str, Step] = {}
 
     def reduction(height: int) -> Fraction:
         # Unpadded kernels make maps a little smaller than their nominal size
@@ -176,12 +178,12 @@ def _plan(
 
     # What is inside runs on maps of the original's density, and stays as it is
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Phased))
-    for call in seen.calls:
+    for call in calls:
         module = modules[call.name]
         if call.name.startswith(inside):
             continue
         is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
-        if not (_is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
+        if not (is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
             continue
         given, gave = _side(module, call.inputs[0]), _side(module, call.outputs[0])
         if (1, 1) in (given, gave):
@@ -199,7 +201,7 @@ def _plan(
                 f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
                 f"reduction {r_in} and writes at {r_out}, which has no whole stride there."
             )
-        step = _Step(int(grow), (int(new), int(new)), scale=1 / new)
+        step = Step(int(grow), (int(new), int(new)), scale=1 / new)
         if steps.setdefault(call.name, step) != step:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} runs at two resolutions, which need "
@@ -214,14 +216,14 @@ def _ratio(module: Any) -> tuple[Fraction, Fraction]:
         factor: Any = module.scale_factor
         rows, columns = factor if isinstance(factor, tuple) else (factor, factor)
         return 1 / Fraction(rows).limit_denominator(64), 1 / Fraction(columns).limit_denominator(64)
-    rows, columns = _stride(module)
+    rows, columns = stride_of(module)
     return Fraction(rows), Fraction(columns)
 
 
-def _widen(module: nn.Module, step: _Step) -> nn.Module:
+def widen(module: nn.Module, step: Step) -> nn.Module:
     """The module with another stride and reach; a new one that shares its tensors if need be."""
     window: Any = module
-    grow, stride = step.grow, _stride(module)
+    grow, stride = step.grow, stride_of(module)
     lost = step.stride != stride
     kernel = _pair(getattr(window, "kernel_size", 0))
     if not lost and (grow == 1 or kernel == (1, 1)):
@@ -232,9 +234,17 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
         return widened
     before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
     padding = (before[0] * grow, before[1] * grow)
-    dilated = (dilation[0] * grow, dilation[1] * grow)
+    # A kernel of one position has no reach: it is computed as it was
+    dilated = (
+        dilation[0] * grow if kernel[0] > 1 else dilation[0],
+        dilation[1] * grow if kernel[1] > 1 else dilation[1],
+    )
     end = (0, 0)
-    if lost or getattr(module, "ceil_mode", False):  # keep the size: what is missing goes after
+    # An unpadded kernel longer than its stride drops border positions: then nothing is added
+    drops = any(d * (k - 1) + 1 - s > 2 * p for d, k, s, p in
+                zip(dilation, kernel, stride, before, strict=True))  # fmt: skip
+    ceil = getattr(module, "ceil_mode", False)
+    if ceil or (lost and not drops):  # keep the size: what is missing goes after
         reach = [d * (k - 1) + 1 - s for d, k, s in zip(dilated, kernel, step.stride, strict=True)]
         end = (max(0, reach[0] - 2 * padding[0]), max(0, reach[1] - 2 * padding[1]))
     if isinstance(module, nn.AvgPool2d):
@@ -261,15 +271,12 @@ def _widen(module: nn.Module, step: _Step) -> nn.Module:
     return window
 
 
-def set_output_stride(model: Any, output_stride: int) -> None:
-    """Give a Backbone an output stride, in place; parameters and their names stay.
+def check_stride(output_stride: Any, allowed: list[int], model: nn.Module) -> None:
+    """Refuse what is not one of the strides that a network can have.
 
     Raises:
-        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
-            outside of its modules does not let it hold.
+        OutputStrideError: with those, and the nearest.
     """
-    levels: list[Feature] = model._levels
-    allowed: list[int] = model.output_strides
     if isinstance(output_stride, bool) or not isinstance(output_stride, int):
         raise OutputStrideError(
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "
@@ -281,20 +288,41 @@ def set_output_stride(model: Any, output_stride: int) -> None:
             f"output_stride={output_stride}: {type(model).__name__} can have {allowed}; the "
             f"nearest is {near}."
         )
+
+
+def apply(model: nn.Module, steps: Mapping[str, Step]) -> None:
+    """Give the modules of these names other strides, in place."""
+    done: set[int] = set()
+    for name, step in steps.items():
+        module = model.get_submodule(name)
+        if id(module) in done:
+            continue  # one module under two names
+        done.add(id(module))
+        if isinstance(module, nn.Upsample):
+            module.scale_factor = float(step.scale)
+            continue
+        widened = widen(module, step)
+        if widened is not module:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, widened)
+
+
+def set_output_stride(model: Any, output_stride: int) -> None:
+    """Give a Backbone an output stride, in place; parameters and their names stay.
+
+    Raises:
+        OutputStrideError: not one of the network's ``output_strides``, or one that an operation
+            outside of its modules does not let it hold.
+    """
+    levels: list[Feature] = model._levels
+    allowed: list[int] = model.output_strides
+    check_stride(output_stride, allowed, model)
     if output_stride >= allowed[-1]:
         return
     size = trace.probe_size(model)
     before = trace.run(model, size)
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, step in _plan(model, before, output_stride, size).items():
-        widened = modules[name]
-        if isinstance(widened, nn.Upsample):
-            widened.scale_factor = float(step.scale)
-            continue
-        widened = _widen(modules[name], step)
-        if widened is not modules[name]:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, widened)
+    apply(model, plan(modules, before.calls, output_stride, size))
     held = trace.run(model, size).levels
     for index, level in enumerate(levels):
         old, new = before.levels[index], held[index]

@@ -18,7 +18,7 @@ class UnknownModelError(FeatnetError, RuntimeError, LookupError, ValueError):
     """No model, tag or source has the name that was asked for."""
 
 
-class ArgumentError(FeatnetError, TypeError):
+class ArgumentError(FeatnetError, TypeError, ValueError):
     """An argument that does not exist, is of the wrong type, or contradicts another."""
 
 
@@ -34,8 +34,12 @@ class InputSizeError(FeatnetError, ValueError, RuntimeError):
     """An input whose shape the network cannot take."""
 
 
-class MissingFeatureError(FeatnetError, LookupError, RuntimeError):
-    """A tap that names no module, or whose module did not run."""
+class MissingFeatureError(FeatnetError, LookupError, RuntimeError, ValueError):
+    """A tap that names no module or node, or whose module did not run."""
+
+
+class TraceError(FeatnetError, RuntimeError, ValueError):
+    """A forward that torch.fx cannot trace, or that cannot be run to see what it does."""
 
 
 class CheckpointError(FeatnetError, RuntimeError, ValueError):

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from . import trace
+from . import declared, layout, structure, trace
 from .backbone import Backbone, Reading
+from .declared import Declaration
 from .errors import ArgumentError, MissingFeatureError, nearest
 from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
-from .hooks import FeatureHooks, Tap, Taps, refuse_beside_taps, resolve_taps
+from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 from .inputs import check_input, explain_size
 from .layers import Tokens
 
@@ -43,6 +44,8 @@ class FeatureNet(nn.Module):
         output_fmt: layout of the maps: ``NCHW``, ``NHWC``, ``NLC``.
         norm: under the network's final norm; None: as ``model.dense_norm`` says.
         return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
+        feature_info: the levels of a model that declares none, :func:`featnet.discover`'s for
+            instance.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -62,21 +65,21 @@ class FeatureNet(nn.Module):
         output_fmt: str = "NCHW",
         norm: bool | None = None,
         return_prefix_tokens: bool = False,
+        feature_info: Declaration | None = None,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+        structure.check_module(model)
         model = model.body if isinstance(model, FeatureNet) else model
         read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
         self._read, self.output_fmt = read, output_fmt
-        levels = tuple(read.level(model, level) for level in self._declared(model))
+        levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self._adopt(trace.clone(model) if copy else model)
+        self._adopt(structure.clone(model) if copy else model)
         self._levels = levels
         self._asked = FeatureInfo(levels, out_indices).out_indices
         self._indices = resolve(self._asked, levels) if levels else ()
@@ -86,8 +89,8 @@ class FeatureNet(nn.Module):
         self._raw = False  # what taps find is given as it is
         self._setup(prune)
 
-    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
-        return FeatureInfo.of(model).info
+    def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
+        return declared.levels(model, given)
 
     def _adopt(self, body: nn.Module) -> None:
         for name in REGISTRIES:
@@ -101,9 +104,20 @@ class FeatureNet(nn.Module):
         if isinstance(self.body, Backbone):
             seen = self._run_levels(size)
         else:
-            seen = self._tap(self._level_taps(), size)
+            seen = self._setup_declared(size)
         if prune:
             trace.prune(self.body, seen)
+
+    def _setup_declared(self, size: tuple[int, int]) -> trace.Run:
+        """Hook the modules that a declaration names, and hold the declaration to what they do."""
+        if declared.returns_levels(self.body):
+            seen = trace.run(self.body, size)
+            shapes = declared.returned(self.body, seen, self._levels)
+        else:
+            seen = self._tap(self._level_taps(), size)
+            shapes = self._shapes(seen)
+        self._levels = declared.check(self._levels, self._indices, shapes, size=size)
+        return seen
 
     def _run_levels(self, size: tuple[int, int], until: trace.Places = frozenset()) -> trace.Run:
         """A Backbone's run up to the last level, as it will be read."""
@@ -144,7 +158,19 @@ class FeatureNet(nn.Module):
             found = list(self._collect(x).values())
             if self._raw:
                 return found
-            return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
+        elif not isinstance(body, Backbone):
+            every = declared.values(body(x))
+            found = [every[i] for i in self._indices]
+        else:
+            return self._driven(x)
+        if not isinstance(body, Backbone):
+            levels = [self._levels[i] for i in self._indices]
+            found = [layout.to_map(y, f, x.shape) for y, f in zip(found, levels, strict=True)]
+        return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
+
+    def _driven(self, x: torch.Tensor) -> list[Any]:
+        """The levels of a Backbone, run no further than the last of them."""
+        body: Any = self.body
         check_input(x, body.in_chans)
         maps: dict[int, Any] = {}
         last = max(self._indices)
@@ -160,12 +186,12 @@ class FeatureNet(nn.Module):
         """What the hooks find; the forward ends with the last of them."""
         hooks, body = self._hooks, cast(Any, self.body)
         assert hooks is not None
-        declared: list[Feature] = getattr(body, "_levels", [])
+        own: list[Feature] = getattr(body, "_levels", [])
         found: dict[Any, Any] = {}
         places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
 
         def enough(index: int, y: Any) -> bool:
-            name = declared[index].module
+            name = own[index].module
             if isinstance(y, Tokens) and not self._raw:
                 places[name] = y.grid, y.prefix
             elif name in hooks.missing(found):
@@ -173,7 +199,8 @@ class FeatureNet(nn.Module):
             return not hooks.missing(found)
 
         # Between levels is a place to stop without an exception, which tracers like better
-        outer = hooks.begin(found, stop=not hooks.places <= {(f.module, "forward") for f in declared})
+        between = hooks.places <= {(level.module, "forward") for level in own}
+        outer = hooks.begin(found, stop=not between)
         try:
             if isinstance(body, Backbone):
                 check_input(x, body.in_chans)
@@ -196,7 +223,9 @@ class FeatureNet(nn.Module):
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
-            if isinstance(self.body, Backbone) and not self._raw:
+            if self._hooks is None and not isinstance(self.body, Backbone):
+                found = dict(trace.run(self.body, size).levels)
+            elif isinstance(self.body, Backbone) and not self._raw:
                 there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
                 last = max(self._indices)
                 kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
@@ -205,15 +234,17 @@ class FeatureNet(nn.Module):
             else:
                 shapes = self._tapped(size)
                 found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
-        sizes = [found.get(i, (0, 0)) for i in range(len(self._levels))]
-        return [(shape[-2], shape[-1]) if len(shape) != 3 else (shape[1], 1) for shape in sizes]
+        gone = torch.Size((1, 1, 0, 0))
+        return [layout.sides(found.get(f.index, gone), f, size) for f in self._levels]
 
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
         """Shapes of what the taps read, of each the first tensor."""
+        return self._shapes(self.observe(size)[0])
+
+    def _shapes(self, seen: trace.Run) -> dict[str, torch.Size]:
         assert self._hooks is not None
-        calls = self.observe(size)[0].calls
-        before = {call.name: call.inputs[:1] for call in calls}
-        after = {call.name: call.outputs[:1] for call in calls}
+        before = {call.name: call.inputs[:1] for call in seen.calls}
+        after = {call.name: call.outputs[:1] for call in seen.calls}
         shapes = {}
         for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
             if not (found := (before if kind == "forward_pre" else after)[name]):
@@ -288,66 +319,3 @@ class FeatureDictNet(FeatureNet):
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         return OrderedDict(zip(self._keys, self._maps(x), strict=True))
-
-
-class FeatureHookNet(FeatureNet):
-    """Levels, or what any modules put out, read by forward hooks.
-
-    Args:
-        model: as for the other extractors; with ``taps`` any module whatever.
-        out_indices: which levels.
-        taps: instead of levels: names of modules, patterns and :class:`featnet.Tap` s, or a dict of
-            them to keys.
-        return_dict: an OrderedDict instead of a list; by default where ``taps`` or ``out_map`` name
-            what comes out.
-
-    The other arguments are every extractor's.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        out_indices: int | Sequence[int] | None = None,
-        *,
-        taps: Taps | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> None:
-        self.__dict__["_taps"] = taps
-        if taps is not None:
-            refuse_beside_taps({"out_indices": out_indices, **options})
-        super().__init__(model, out_indices, **options)
-        named = taps is not None or options.get("out_map") is not None
-        self.return_dict = named if return_dict is None else return_dict
-
-    def _declared(self, model: nn.Module) -> tuple[Feature, ...]:
-        return () if self.__dict__["_taps"] is not None else super()._declared(model)
-
-    def _setup(self, prune: bool) -> None:
-        size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        seen = self._tap(self._level_taps() if taps is None else taps, size)
-        if taps is not None:
-            self._raw = True
-            self._describe(size)
-        if prune:
-            trace.prune(self.body, seen)
-
-    def _describe(self, size: tuple[int, int]) -> None:
-        """A level for each tap: of tokens (N, L, C) and vectors (N, C) as of maps."""
-        assert self._hooks is not None
-        rows: list[Feature] = []
-        for name, shape in self._tapped(size).items():
-            channels, height = shape[-1], 1
-            if len(shape) == 4:
-                channels, height = shape[1], shape[2]
-            elif len(shape) == 3:
-                height = max(1, round(shape[1] ** 0.5))
-            rows.append(Feature(channels, max(1, round(size[0] / height)), name, len(rows)))
-        self._levels = tuple(rows)
-        self._asked = self._indices = tuple(range(len(rows)))
-        self._keys = tuple(tap.key for tap in self._hooks.taps)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        if self.return_dict:
-            return OrderedDict(zip(self._keys, self._maps(x), strict=True))
-        return self._maps(x)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ def create_model(
     cache_dir: str | Path | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    auto_mapping: bool | None = None,
     scriptable: bool | None = None,
     exportable: bool | None = None,
     no_jit: bool | None = None,
@@ -73,6 +76,8 @@ def create_model(
         cache_dir: in place of the hub's cache.
         device, dtype: of the parameters and buffers, by default torch's; weights go there at once,
             and their own dtype does not matter.
+        auto_mapping: match a checkpoint's names that were flattened or prefixed
+            (``features_0.weight``, ``body.``); ``load_report`` says which. True by default.
         scriptable: True is refused: there is no torch.jit.script; use torch.export or
             torch.jit.trace.
         exportable, no_jit: every model is exportable and none uses jit; accepted from callers of
@@ -109,7 +114,7 @@ def create_model(
     loads = pretrained and not entry.is_function
     source = _source(cfg, loads, checkpoint_path, pretrained_cfg_overlay, cache_dir)
     if entry.is_function:
-        model = _call_function(entry, pretrained, {**entry.row, **row}, place)
+        model = _call_function(entry, pretrained, {**entry.row, **row}, place, features_only)
         build = None
     else:
         arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
@@ -127,6 +132,7 @@ def create_model(
     return finish(
         model, cfg=cfg, source=source, output_stride=output_stride, features_only=features_only,
         wrap=wrap, place=place, build=build, new_classes=num_classes is not None,
+        auto_mapping=auto_mapping is not False,
     )  # fmt: skip
 
 
@@ -180,15 +186,56 @@ def _source(
     return hub.locate(cfg, cache_dir=cache_dir)
 
 
+class _Asked(threading.local):
+    """Whether this thread is in a create_model that will make the extractor itself."""
+
+    on = False
+
+
+_asked = _Asked()
+
+
 def _call_function(
-    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any], place: Place
-) -> nn.Module:
+    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any], place: Place,
+    features_only: bool,
+) -> nn.Module:  # fmt: skip
     registry.check_arguments(entry.build, row, what=f"create_model({entry.name!r})")
+    parameters = inspect.signature(entry.build).parameters
+    for name in (name for name in row if name not in parameters):  # a **kwargs may swallow it
+        meant = difflib.get_close_matches(name, _MEANT, n=1, cutoff=0.9)
+        if meant:
+            raise ArgumentError(
+                f"create_model({entry.name!r}) got {name!r}. Did you mean {meant[0]!r}?"
+            )
+    build = functools.partial(entry.build, pretrained=pretrained, **row)
+    tell = features_only and any(
+        p.kind is p.VAR_KEYWORD or p.name == "features_only" for p in parameters.values()
+    )
     with place.device or contextlib.nullcontext():
-        model = entry.build(pretrained=pretrained, **row)
+        model = _ask(build) if tell else build()
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"{entry.name!r} returned a {type(model).__name__}, not a module.")
     return model.to(place.device, place.dtype)
+
+
+_MEANT = (
+    "features_only", "out_indices", "out_strides", "feature_cls", "output_stride",
+    "checkpoint_path", "auto_mapping",
+)  # fmt: skip
+
+
+def _ask(build: Callable[..., Any]) -> Any:
+    """Call a function with ``features_only=True``, which may choose another class for it; the
+    extractor itself is made afterwards. One whose class does not know the word is not told."""
+    outer, _asked.on = _asked.on, True
+    try:
+        return build(features_only=True)
+    except TypeError as error:
+        if "features_only" not in str(error):
+            raise
+    finally:
+        _asked.on = outer
+    return build()
 
 
 def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Any:
@@ -222,6 +269,8 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     wrap = {k: v for k, v in wrap.items() if v is not None}
     if wrap and not features_only:
         raise ArgumentError(f"{', '.join(wrap)} need features_only=True.")
+    features_only = features_only and not _asked.on
+    auto_mapping = kwargs.pop("auto_mapping", None) is not False
     source = _source(cfg, pretrained, None, overlay, None)
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
     registry.check_arguments(model_cls, kwargs, what=variant or "build_model_with_cfg")
@@ -229,8 +278,9 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     if cfg is not None and not isinstance(model, Backbone):
         model.pretrained_cfg = model.default_cfg = cfg
     return finish(
-        model, cfg=cfg, source=source, output_stride=stride, features_only=features_only, wrap=wrap
-    )
+        model, cfg=cfg, source=source, output_stride=stride, features_only=features_only, wrap=wrap,
+        auto_mapping=auto_mapping,
+    )  # fmt: skip
 
 
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:

@@ -26,6 +26,9 @@ class Feature(Mapping[str, Any]):
         module: dotted name of the module whose output the map is.
         index: position among all levels of the network, finest first.
         hook_type: ``"forward"``, or ``"forward_pre"`` if the map is what the module is given.
+        layout: what the module puts out, where that is known and no map: ``"NHWC"``, tokens
+            (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
+        prefix: tokens before those of the picture.
     """
 
     channels: int
@@ -33,6 +36,8 @@ class Feature(Mapping[str, Any]):
     module: str
     index: int = 0
     hook_type: str = "forward"
+    layout: str = "NCHW"
+    prefix: int = 0
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:
@@ -133,7 +138,8 @@ class FeatureInfo(Sequence[Feature]):
         if not isinstance(rows, (list, tuple)) or not rows:
             raise ArgumentError(
                 f"{type(model).__name__} has no feature_info. Declare one, a list of "
-                "dict(num_chs=, reduction=, module=), or tap its modules by name."
+                "dict(num_chs=, reduction=, module=), give feature_info=featnet.discover(model), or "
+                "tap its modules by name."
             )
         return cls(rows)
 

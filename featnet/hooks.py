@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import trace
+from . import structure, trace
 from .errors import ArgumentError, MissingFeatureError, nearest
 
 
@@ -74,7 +74,7 @@ class _Recorder:
             value = args[0]
         key = self.tap.key
         if self.clone:
-            value = _copy(value)
+            value = copied(value)
         if self.tap.which == "all":
             found.setdefault(key, []).append(value)
         elif self.tap.which != "first" or key not in found:
@@ -88,13 +88,14 @@ class _Recorder:
             raise trace.Stop
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A value whose tensors are clones."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [_copy(item) for item in value]
+        items = [copied(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
@@ -161,7 +162,7 @@ class FeatureHooks:
     def bind(self) -> None:
         """Attach to the modules that now have the names."""
         for i, (tap, recorder) in enumerate(zip(self.taps, self._recorders, strict=True)):
-            module = trace.submodule(self.model, tap.module)
+            module = structure.submodule(self.model, tap.module)
             if module is self._bound[i]:
                 continue
             if self._handles[i] is not None:
@@ -212,7 +213,7 @@ class FeatureHooks:
         if self._removed:
             raise MissingFeatureError("These hooks were removed; make new ones.")
         if any(
-            module is not trace.submodule(self.model, tap.module)
+            module is not structure.submodule(self.model, tap.module)
             for module, tap in zip(self._bound, self.taps, strict=True)
         ):
             self.bind()
@@ -298,7 +299,8 @@ def refuse_beside_taps(given: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: there is one.
     """
-    clash = [k for k in ("out_indices", "out_strides", "out_map") if given.get(k) is not None]
+    names = ("out_indices", "out_strides", "out_map", "feature_info")
+    clash = [name for name in names if given.get(name) is not None]
     if clash:
         raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
     for name in ("output_fmt", "norm", "return_prefix_tokens"):

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, files, instant, registry, writing
+from . import checkpoint, dilation, files, instant, registry, writing
 from .backbone import Backbone
-from .dilation import set_output_stride
 from .errors import ArgumentError, nearest
-from .extractors import FeatureDictNet, FeatureHookNet, FeatureListNet, FeatureNet
+from .extractors import FeatureDictNet, FeatureListNet, FeatureNet
+from .hooknet import FeatureHookNet
+from .stride import set_output_stride
 from .weights import Weights
 
 EXTRACTORS: Mapping[str, type[FeatureNet]] = {
@@ -73,12 +74,14 @@ def finish(
     place: Place = Place(),
     build: Callable[[], nn.Module] | None = None,
     new_classes: bool = False,
+    auto_mapping: bool = True,
 ) -> Any:
     """Weights, output stride and extractor, for a model that was built for this.
 
     Args:
         build: what built the model without initialising it; None where it is initialised.
         new_classes: a classifier that the weights lack is left as it is.
+        auto_mapping: match a checkpoint's names that were flattened or prefixed.
     """
     if isinstance(model, Backbone):
         if cfg is not None:
@@ -87,16 +90,16 @@ def finish(
                 first_conv=model.first_conv, classifier=model.last_fc,
                 pool_size=cfg.pool_size or pool,
             )
-        if output_stride is not None:
-            set_output_stride(model, output_stride)
-    elif output_stride is not None and output_stride != 32:
-        raise ArgumentError(
-            f"output_stride={output_stride}: {type(model).__name__} is no featnet.Backbone."
-        )
+    if output_stride is not None:
+        if isinstance(model, Backbone):
+            dilation.set_output_stride(model, output_stride)
+        else:
+            set_output_stride(model, output_stride, inplace=True)
     if not features_only:
         if source is not None:
             every = functools.partial(FeatureListNet, model)
-            _load(model, source, cfg, place, _beyond(model, every) if new_classes else tuple)
+            spare = _beyond(model, every) if new_classes else tuple
+            _load(model, source, cfg, place, auto_mapping, spare)
             _initialise(model, model, build)
         return model
     options = dict(wrap)
@@ -105,7 +108,8 @@ def finish(
     own = isinstance(kind, type) and issubclass(kind, FeatureNet)
     if source is not None:
         alike = functools.partial(kind, model, **options)
-        _load(model, source, cfg, place, _beyond(model, alike) if own else tuple)
+        spare = _beyond(model, alike) if own else tuple
+        _load(model, source, cfg, place, auto_mapping, spare)
     if own:
         options["copy"] = False
     net = kind(model, **options)
@@ -155,12 +159,13 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> chec
 
 
 def _load(
-    model: Any, source: Path, cfg: Weights | None, place: Place, spare: Callable[[], Collection[str]]
-) -> None:
+    model: Any, source: Path, cfg: Weights | None, place: Place, auto_mapping: bool,
+    spare: Callable[[], Collection[str]],
+) -> None:  # fmt: skip
     device = place.device or torch.get_default_device()
     model.load_report = checkpoint.load(
         model, files.read(source), source=str(source), cfg=cfg,
-        device=device, dtype=place.dtype, spare=spare,
+        device=device, dtype=place.dtype, spare=spare, auto_mapping=auto_mapping,
     )  # fmt: skip
     model.to(device, place.dtype)  # what no file holds
 

@@ -6,9 +6,9 @@ is not touched, a structural copy runs.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,37 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import MissingFeatureError, nearest
-
-Convert = Callable[[torch.Tensor], torch.Tensor]
-
-
-def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
-    """A model of the same structure whose tensors are ``convert(tensor)``; shared by default."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for owned in (module._parameters, module._buffers, module.__dict__):
-            for tensor in owned.values():
-                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
-                    memo[id(tensor)] = convert(tensor)
-    return copy.deepcopy(model, memo)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
-def meta_clone(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, in eval mode, without anybody's hooks."""
-    copied = clone(model, _to_meta)
-    for module in copied.modules():
-        module._forward_hooks = OrderedDict()
-        module._forward_pre_hooks = OrderedDict()
-    return copied.eval()
-
+from . import structure
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -74,7 +44,8 @@ class Run:
 
     Attributes:
         calls: in the order in which they ended.
-        levels: shapes of those that were wanted, by index.
+        levels: shapes of those that were wanted, by index; without ``forward_levels`` those of the
+            tensors that the network returned.
         used: names of the tensors that were.
         feeds: module to module, where nothing but the second one reads what the first one puts
             out, and each runs once.
@@ -103,7 +74,7 @@ _KEEP_SHAPE: Mapping[Any, int | None] = {
 _QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
 
-class _Used(TorchFunctionMode):
+class Used(TorchFunctionMode):
     """Counts how often each tensor, by its id, is given to a torch function."""
 
     def __init__(self) -> None:
@@ -115,8 +86,9 @@ class _Used(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _KEEP_SHAPE:
-            at, x = _KEEP_SHAPE[func], args[0] if args else kwargs["input"]
+        x = args[0] if args else kwargs.get("input")
+        if func in _KEEP_SHAPE and isinstance(x, torch.Tensor) and x.is_meta:
+            at = _KEEP_SHAPE[func]
             inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
             found = x.zero_() if inplace else torch.empty_like(x)
         else:
@@ -202,7 +174,7 @@ class _Watch:
     """Hooks on every module of a copy, and what they saw."""
 
     def __init__(self, model: nn.Module, until: Places) -> None:
-        self.used = _Used()
+        self.used = Used()
         self.ended: list[tuple[str, _Seen, _Seen]] = []
         self.until, self.waiting = until, set(until)
         self._begun: list[_Seen] = []
@@ -240,8 +212,12 @@ def run(
     norm: Collection[int] = (),
     until: Places = frozenset(),
     through: bool = False,
+    channels: int | None = None,
+    real: bool = True,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
+
+    A network from elsewhere that cannot run there, since it looks at values, runs on zeros.
 
     Args:
         model: any module that takes one (N, C, H, W) batch. One that has ``forward_levels`` is
@@ -253,10 +229,26 @@ def run(
         until: stop as soon as all of these modules have run (``(name, "forward")``) or were reached
             (``(name, "forward_pre")``).
         through: with ``forward_levels``: go on through the head.
+        channels: of the input; by default as the model declares or its first convolution has.
+        real: whether zeros may be tried.
     """
-    copied: Any = meta_clone(model)
-    dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float32)
-    x = torch.empty(1, channels_of(model), *size, dtype=dtype, device="meta")
+    how: dict[str, Any] = {"levels": levels, "norm": norm, "until": until, "through": through}
+    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    shape = (1, channels_of(model) if channels is None else channels, *size)
+    try:
+        x = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        return _run(structure.meta_clone(model), x, **how)
+    except Exception:
+        if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
+            raise
+    x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    return _run(structure.real_clone(model), x, **how)
+
+
+def _run(
+    copied: Any, x: torch.Tensor, *, levels: Collection[int] | None, norm: Collection[int],
+    until: Places, through: bool,
+) -> Run:  # fmt: skip
     names = names_of(copied)
     watch = _Watch(copied, until)
     shapes: dict[int, torch.Size] = {}
@@ -271,6 +263,7 @@ def run(
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
+                shapes = {i: t.shape for i, t in enumerate(tensors(kept))}
             elif until or through:
                 kept.append(drive(copied, x, enough))
             else:
@@ -326,52 +319,28 @@ def prune(model: nn.Module, seen: Run) -> None:
     ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
     which may call it in another mode (a dropout, in training or in the explicit form of attention).
     """
-    called = {call.name for call in seen.calls}
-    needed = called | {name.rpartition(".")[0] for name in seen.used}
-    for name in list(needed):  # a container is needed for what it holds
-        while name:
-            name = name.rpartition(".")[0]
-            needed.add(name)
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and name not in needed:
-            continue  # goes with its parent
-        prefix = f"{name}." if name else ""
-        for child, inner in list(module._modules.items()):
-            bare = inner is not None and not names_of(inner)
-            if f"{prefix}{child}" not in needed and not (bare and name):
-                module._modules[child] = None
-        for key in module._parameters:
-            if f"{prefix}{key}" not in seen.used:
-                module._parameters[key] = None
-        for key in module._buffers:  # a called module may need a buffer in training only
-            if name not in called and f"{prefix}{key}" not in seen.used:
-                module._buffers[key] = None
+    structure.keep(model, {call.name for call in seen.calls}, seen.used)
+
+
+# Networks of one input size only are mostly of one of these
+SIZES = (256, 224, 384, 299, 512, 192, 128, 96, 64, 48, 32, 28)
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
     """An input size that the model can take: what it was built for, or its checkpoint's when that
-    is fixed, else 256."""
+    is fixed, else 256; of a network from elsewhere the first of :data:`SIZES` that runs."""
     built = getattr(model, "img_size", None)
     if isinstance(built, tuple):
         return built
     cfg = getattr(model, "pretrained_cfg", None)
-    if cfg is not None and cfg["fixed_input_size"]:
+    if isinstance(cfg, Mapping) and cfg.get("fixed_input_size"):
         height, width = cfg["input_size"][-2:]
         return height, width
+    if hasattr(model, "forward_levels"):
+        return 256, 256
+    for real in (False, True):
+        for side in SIZES:
+            with contextlib.suppress(Exception):
+                run(model, (side, side), real=real)
+                return side, side
     return 256, 256
-
-
-def submodule(model: nn.Module, name: str) -> nn.Module:
-    """``model.get_submodule(name)``, whose error has the nearest names.
-
-    Raises:
-        MissingFeatureError: no such module.
-    """
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        names = [n for n, _ in model.named_modules() if n]
-        raise MissingFeatureError(
-            f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
-        ) from None
-

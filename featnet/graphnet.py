@@ -1,0 +1,148 @@
+"""GraphExtractor: the module that a graph becomes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from . import layout
+from .effects import observe
+from .errors import TraceError
+from .extractors import REGISTRIES
+from .features import Feature, FeatureInfo
+
+
+class GraphExtractor(nn.Module):
+    """(N, C, H, W) -> a dict of what nodes put out; made by :func:`create_feature_extractor`.
+
+    Modules, parameters and buffers have the names they have in the model it was made from. Train
+    mode and eval mode each have their graph.
+    """
+
+    _graphs: dict[bool, fx.Graph]
+    _forwards: dict[bool, Any]
+
+    def __init__(
+        self,
+        body: nn.Module,
+        graphs: Mapping[bool, fx.Graph],
+        levels: Mapping[bool, tuple[Feature, ...] | None],
+    ) -> None:
+        super().__init__()
+        for name in REGISTRIES:
+            self.__dict__[name] = body.__dict__[name]
+        self.training = body.training
+        self._levels = dict(levels)
+        self._use(graphs)
+
+    def _use(self, graphs: Mapping[bool, fx.Graph]) -> None:
+        self.__dict__["_graphs"] = dict(graphs)
+        # fx compiles a graph to a function of the module that holds what it calls: here self
+        modules = {mode: fx.GraphModule(self, graph) for mode, graph in graphs.items()}
+        self.__dict__["_forwards"] = {m: type(module).forward for m, module in modules.items()}
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return self._forwards[self.training](self, x)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the mode that the extractor is in."""
+        return self._graphs[self.training]
+
+    def graph_module(self) -> fx.GraphModule:
+        """A ``torch.fx.GraphModule`` of the mode that the extractor is in, over its modules."""
+        return fx.GraphModule(self, self.graph)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What comes out, item by item; ``module`` is the output's name.
+
+        Raises:
+            TraceError: the graph takes something else than a batch of pictures.
+        """
+        levels = self._levels[self.training]
+        if levels is None:
+            raise TraceError(
+                f"What comes out of this {type(self).__name__} is not known: its graph did not run "
+                "on a batch of pictures."
+            )
+        return FeatureInfo(levels, measure=self._measure)
+
+    def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        seen = observe(self, self.graph, sizes=(size,))
+        if seen.size is None:
+            raise TraceError(f"The graph does not run on an input of {size[0]} x {size[1]}.")
+        output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        rows = [(seen.shapes[node], level) for (_, node), level in
+                zip(output.items(), self._levels[self.training] or (), strict=True)]  # fmt: skip
+        return [layout.sides(shape, level, size)
+                for shape, level in rows]  # fmt: skip
+
+    # Graphs hold functions that pickle does not know: they go by their names
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state = {k: v for k, v in state.items() if k not in ("_graphs", "_forwards")}
+        state["_packed"] = {mode: _pack(graph) for mode, graph in self._graphs.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state["_packed"]
+        super().__setstate__({k: v for k, v in state.items() if k != "_packed"})  # type: ignore[no-untyped-call]
+        self._use({mode: _unpack(rows) for mode, rows in packed.items()})
+
+
+class GraphExtractorOfSeveral(GraphExtractor):
+    """The same of a forward that has several arguments, or one by keyword."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._forwards[self.training](self, *args, **kwargs)
+
+
+class _Ref:
+    """A node within a packed graph."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    def ref(node: fx.Node) -> Any:
+        return _Ref(node.name)
+
+    rows = []
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "call_function":
+            name = fx.node._get_qualified_name(target)
+            target = name if _by_name(name) is target else target
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), ref)
+        rows.append((node.op, node.name, target, args, kwargs))
+    return rows
+
+
+def _unpack(rows: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+
+    def node(value: Any) -> Any:
+        return made[value.name] if isinstance(value, _Ref) else value
+
+    for op, name, target, args, kwargs in rows:
+        target = _by_name(target) if op == "call_function" and isinstance(target, str) else target
+        args, kwargs = fx.node.map_aggregate((args, kwargs), node)
+        made[name] = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
+    return graph
+
+
+def _by_name(name: str) -> Any:
+    """The function of a qualified name; None if it cannot be found by it."""
+    module, _, rest = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "builtins"), rest)
+    except (ImportError, AttributeError):
+        return getattr(torch.Tensor, rest, None) if module == "torch.Tensor" else None

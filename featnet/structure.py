@@ -1,0 +1,134 @@
+"""Copies of a network's structure, and structures with less in them; tensors are shared."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import ArgumentError, MissingFeatureError, nearest
+
+Convert = Callable[[torch.Tensor], torch.Tensor]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
+    """A model of the same structure whose tensors are ``convert(tensor)``; shared by default.
+
+    Hooks that somebody put on it are shared too: a copy of a hook would tell nobody.
+
+    Raises:
+        ArgumentError: the model is scripted or compiled, so that it has no forward to look into.
+    """
+    check_module(model)
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for kind in HOOKS:
+            memo |= {id(hook): hook for hook in getattr(module, kind).values()}
+        for owned in (module._parameters, module._buffers, module.__dict__):
+            for tensor in owned.values():
+                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+                    memo[id(tensor)] = convert(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module, or one that cannot be looked into.
+
+    Raises:
+        ArgumentError: with what to give instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "The model is scripted or traced by torch.jit, and its modules cannot be tapped: give "
+            "the module that it was made from."
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ArgumentError(
+            f"The model is a compiled {type(model._orig_mod).__name__}: give model._orig_mod, and "
+            "compile what you get."
+        )
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def meta_clone(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, in eval mode, without anybody's hooks."""
+    copied = clone(model, _to_meta)
+    forget_hooks(copied)
+    return copied.eval()
+
+
+def forget_hooks(model: nn.Module) -> None:
+    """Take the hooks of a forward off the modules of one's own copy, but for those of
+    ``torch.nn.utils``, which compute a weight."""
+    for module in model.modules():
+        for kind in HOOKS:
+            kept = {
+                key: hook
+                for key, hook in getattr(module, kind).items()
+                if type(hook).__module__.startswith("torch.nn.utils.")
+            }
+            setattr(module, kind, OrderedDict(kept))
+
+
+def real_clone(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters and buffers of its own, in eval mode, without hooks."""
+    copied = clone(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
+    forget_hooks(copied)
+    return copied.eval()
+
+
+def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> None:
+    """Remove, in place, every module that is not among ``called`` and holds none of them, and
+    every parameter that is not among ``used``.
+
+    What holds no tensors stays beside what is needed, which may call it in another mode (a
+    dropout, in training or in the explicit form of attention).
+    """
+    needed = set(called) | {name.rpartition(".")[0] for name in used}
+    for name in list(needed):  # a container is needed for what it holds
+        while name:
+            name = name.rpartition(".")[0]
+            needed.add(name)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and name not in needed:
+            continue  # goes with its parent
+        prefix = f"{name}." if name else ""
+        for child, inner in list(module._modules.items()):
+            bare = inner is not None and not [*inner.parameters(), *inner.buffers()]
+            if f"{prefix}{child}" not in needed and not (bare and name):
+                module._modules[child] = None
+        for key in module._parameters:
+            if f"{prefix}{key}" not in used:
+                module._parameters[key] = None
+        for key in module._buffers:  # a called module may need a buffer in training only
+            if name not in called and f"{prefix}{key}" not in used:
+                module._buffers[key] = None
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """``model.get_submodule(name)``, whose error has the nearest names.
+
+    Raises:
+        MissingFeatureError: no such module.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        names = [n for n, _ in model.named_modules() if n]
+        raise MissingFeatureError(
+            f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
+        ) from None
+
