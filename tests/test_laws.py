@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
-from featnet.dilation import DilatedAvgPool2d, PaddedConv2d, _Step, _widen, set_output_stride
+from featnet.dilation import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
 from featnet.errors import InputSizeError
 
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
@@ -261,8 +261,8 @@ def test_dilated_average_is_the_average(
 def test_what_pads_itself_is_the_convolution() -> None:
     """A depthwise convolution whose padding torch has no quick kernel for; forward and backward."""
     model = nn.Conv2d(6, 6, 5, padding=2, groups=6).double()
-    step = _Step(grow=4, stride=(1, 1), scale=Fraction(1))
-    padded = _widen(copy.deepcopy(model), step)
+    step = Step(grow=4, stride=(1, 1), scale=Fraction(1))
+    padded = widen(copy.deepcopy(model), step)
     assert isinstance(padded, PaddedConv2d) and list(padded.state_dict()) == list(model.state_dict())
     x = picture(19, 22, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
     found = padded(x)
@@ -270,7 +270,7 @@ def test_what_pads_itself_is_the_convolution() -> None:
     torch.testing.assert_close(found, wanted)
     pairs = [torch.autograd.grad((y * y).sum(), x)[0] for y in (found, wanted)]
     torch.testing.assert_close(*pairs)
-    near = _widen(copy.deepcopy(model), _Step(grow=2, stride=(1, 1), scale=Fraction(1)))
+    near = widen(copy.deepcopy(model), Step(grow=2, stride=(1, 1), scale=Fraction(1)))
     assert type(near) is nn.Conv2d  # which torch is quick at
 
 
