@@ -10,10 +10,14 @@ from pathlib import Path
 HEAD = """# Benchmarks
 
 featnet against timm, written by `python -m benchmarks --out docs/benchmarks.md`. Both are called
-in turn in one process, the order reversed from round to round; "times timm's speed" is the median
+in turn in one process (of imports and of loading each measurement has its own), the order reversed
+from round to round; "times timm's speed" is the median
 of the rounds' ratios (above 1: featnet is faster), and the middle half is where the ratios' 25 to
 75 % lie. A ratio whose middle half contains 1 shows no difference.
 """
+
+
+PARTS = ("core", "loading", "families")
 
 
 def main() -> int:
@@ -24,7 +28,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--only", choices=("core", "families"), help="leave the other part of the figures away"
+        "--only", choices=PARTS, help="one part of the figures, and leave the others away"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here too")
     args = parser.parse_args()
@@ -33,18 +37,20 @@ def main() -> int:
         return 1
     import torch
 
-    from . import core, families
+    from . import core, families, loading
     from .common import machine
 
     torch.set_num_threads(args.threads)
     sections = [HEAD, machine(args.device) + "\n"]
     print(sections[1])
-    if args.only != "families":
-        for table in core.run(args.device, quick=args.quick):
-            sections.append(str(table))
-            print(table, flush=True)
+    parts = (args.only,) if args.only else PARTS
+    for part in (core, loading):
+        if part.__name__.rpartition(".")[2] in parts:
+            for table in part.run(args.device, quick=args.quick):
+                sections.append(str(table))
+                print(table, flush=True)
     tables = []
-    if args.only != "core":
+    if "families" in parts:
         dtype = getattr(torch, args.dtype)
         for table in families.run(args.device, quick=args.quick, dtype=dtype):
             tables.append(table)

@@ -281,8 +281,9 @@ def _missing(
 ) -> list[str]:
     """What a file must have and has not."""
     optional = set(draft.left_out)
-    if cfg is not None and not cfg.num_classes:
-        optional |= _head(model)
+    if cfg is not None and not cfg.num_classes:  # nor, in some files, the norm before a classifier
+        beside = tuple(f"{n.rpartition('.')[0]}." for n in _names(model.last_fc) if "." in n)
+        optional |= _head(model) | {key for key in target if key.startswith(beside)}
     return [
         key for key in target
         if key not in draft.tensors and key not in optional and not key.endswith("num_batches_tracked")

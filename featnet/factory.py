@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import hub, registry, sources
+from . import hub, instant, registry, sources
 from .backbone import Backbone
 from .errors import ArgumentError, CheckpointError, UnknownModelError
 from .extractors import FeatureNet
@@ -29,6 +29,7 @@ FEATURE_ARGUMENTS = (
 )  # fmt: skip
 
 
+@instant.uncollected()
 def create_model(
     model_name: str,
     pretrained: bool = False,

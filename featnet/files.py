@@ -6,12 +6,9 @@ the file's before anything is read, and tensors are mapped, not copied.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,11 +23,12 @@ State = dict[str, torch.Tensor]
 
 # Where training scripts keep the weights, best first
 CONTAINERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "teacher", "state_dict", "model", "module",
-    "params",
+    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
+    "module", "params", "encoder",
 )  # fmt: skip
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "teacher")
+AVERAGED = CONTAINERS[:5]
 
+POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has for a large file
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
 
 # Bits of an element, by the names of the safetensors format
@@ -78,7 +76,7 @@ def _read(path: Path) -> Contents:
         return Contents(_read_shards(path))
     with path.open("rb") as file:
         head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(POINTER):
         raise CheckpointError(
             f"Checkpoint {str(path)!r} is a Git LFS pointer, not the file: run 'git lfs pull'."
         )
@@ -101,7 +99,10 @@ def read_json(path: Path) -> Any:
     """
     if path.stat().st_size > MAX_JSON:
         raise ValueError(f"{path.stat().st_size} bytes are too many")
-    return parse_json(path.read_bytes())
+    text = path.read_bytes()
+    if text.startswith(POINTER):
+        raise ValueError("it is a Git LFS pointer, not the file: run 'git lfs pull'")
+    return parse_json(text)
 
 
 def parse_json(text: bytes) -> Any:
@@ -292,55 +293,6 @@ def _is_plain(value: Any, key: str, source: str) -> bool:
             f"{source!r}: {key!r} is no dense tensor of {tuple(value.shape)} that the file holds."
         )
     return True
-
-
-# Writing ----------------------------------------------------------------------------------------
-
-
-def write_safetensors(
-    state: Mapping[str, torch.Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file, all of it or nothing: a model may be mapped from the file that is
-    replaced, and a reader never sees half of one.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    from safetensors.torch import save_file
-
-    seen: set[int] = set()
-    ready: State = {}
-    for key, value in state.items():
-        value = value.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()  # the format has no shared tensors
-        ready[key] = value.clone() if place in seen and value.numel() else value
-        seen.add(place)
-    replace(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, all of it or nothing.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def replace(path: Path, write: Any) -> None:
-    """Call ``write`` with a temporary path beside ``path``, then put the file there."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except Exception as error:
-        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise CheckpointError(f"{str(path)!r} cannot be written: {error}.") from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def some(items: Iterable[str], *, most: int = 5) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+import gc
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,22 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _IS_META = getattr(torch.Tensor, "is_meta").__get__
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Context: Python's collector of cycles waits.
+
+    A network is thousands of objects that stay. Making them starts a collection, which walks over all
+    of torch and takes longer than the network.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class SkipInit(TorchFunctionMode):
@@ -36,6 +54,13 @@ class SkipInit(TorchFunctionMode):
             if name.endswith("_") and not name.startswith("__") and name != "requires_grad_":
                 return target
         return func(*args, **kwargs)
+
+
+def likeness(build: Callable[[], Any]) -> Any:
+    """The network on the meta device: its structure and shapes. Initialisers are skipped, which torch
+    would run there all the same, and import its compiler for."""
+    with torch.device("meta"), SkipInit():
+        return build()
 
 
 @torch.no_grad()

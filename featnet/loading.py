@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint, dilation, files, instant, registry
+from . import checkpoint, dilation, files, instant, registry, writing
 from .backbone import Backbone
 from .errors import ArgumentError, nearest
 from .extractors import FeatureDictNet, FeatureListNet, FeatureNet
@@ -51,11 +51,14 @@ def make_place(device: Any, dtype: Any) -> Place:
 
 def build_network(build: Callable[[], nn.Module], source: Path | None, place: Place) -> nn.Module:
     """The network: initialised in its place, or only allocated where a file will replace it."""
+    meta = (place.device or torch.get_default_device()).type == "meta"
     if source is not None:
-        if (place.device or torch.get_default_device()).type == "meta":
+        if meta:
             raise ArgumentError(f"The meta device holds no weights: {str(source)!r}.")
         with torch.device("cpu"), instant.SkipInit():
             return build()
+    if meta:
+        return instant.likeness(build).to(dtype=place.dtype)
     with place.device or contextlib.nullcontext():
         return build().to(dtype=place.dtype)
 
@@ -139,8 +142,7 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> chec
     if entry.is_function:
         raise ArgumentError(f"{model!r} is a function of your own: save its state_dict().")
     contents = files.read(path)
-    with torch.device("meta"):
-        likeness: Any = entry.build(**entry.row)
+    likeness = instant.likeness(lambda: entry.build(**entry.row))
     found = checkpoint.translate(likeness, contents).tensors
     row: dict[str, Any] = {"num_classes": 0}
     fc, stem = (f"{checkpoint.first(n)}.weight" for n in (likeness.last_fc, likeness.first_conv))
@@ -152,7 +154,7 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> chec
     with instant.SkipInit():
         net = entry.build(**{**entry.row, **row})
     report = checkpoint.load(net, contents, source=str(path))
-    files.write_safetensors(net.state_dict(), Path(out))
+    writing.write_safetensors(net.state_dict(), Path(out))
     return report
 
 

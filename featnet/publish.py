@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import files, registry
+from . import instant, registry, writing
 from .backbone import Backbone
 from .errors import ArgumentError, CheckpointError
 from .files import some
@@ -68,10 +66,10 @@ def _save(
 ) -> Path:
     config = make_config(model, model_args)
     text = json.dumps(config, indent=2) + "\n"
-    files.write_safetensors(model.state_dict(), folder / "model.safetensors")
+    writing.write_safetensors(model.state_dict(), folder / "model.safetensors")
     if not (folder / "README.md").exists():
-        files.write_text(folder / "README.md", make_card(model, config, source))
-    files.write_text(folder / "config.json", text)
+        writing.write_text(folder / "README.md", make_card(model, config, source))
+    writing.write_text(folder / "config.json", text)
     return folder
 
 
@@ -123,9 +121,8 @@ def _check_rebuild(model: Backbone, arguments: dict[str, Any]) -> None:
     if entry.is_function:
         return
     near = model.global_pool.pool_type
-    with torch.device("meta"):
-        row = {**entry.row, **arguments, "num_classes": model.num_classes}
-        again = entry.build(**row)
+    row = {**entry.row, **arguments, "num_classes": model.num_classes}
+    again = instant.likeness(lambda: entry.build(**row))
     if again.global_pool.pool_type != near:
         arguments["global_pool"] = near
     shapes = {k: v.shape for k, v in again.state_dict().items()}

@@ -50,6 +50,11 @@ class Family:
         return row if isinstance(row, tuple) else (self.model, row)
 
 
+@functools.lru_cache(maxsize=16)  # the rows of a family have one constructor, or a few
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
+
+
 def check_arguments(
     function: Callable[..., Any], names: Mapping[str, Any], *, what: str, near: Sequence[str] = ()
 ) -> None:
@@ -58,7 +63,8 @@ def check_arguments(
     Raises:
         ArgumentError: names the argument, the nearest right one, and all that there are.
     """
-    parameters = inspect.signature(function).parameters.values()
+    hashable = getattr(function, "__hash__", None) is not None
+    parameters = (_parameters if hashable else _parameters.__wrapped__)(function)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     allowed = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
@@ -70,7 +76,8 @@ def check_arguments(
             )
 
 
-def weights_table(family: str) -> dict[str, Weights]:
+@functools.cache
+def weights_table(family: str) -> Mapping[str, Weights]:
     """The rows of ``models/<family>.json``; the hub repo is ``timm/<key>`` unless given."""
     rows = json.loads((MODELS / f"{family}.json").read_text(encoding="utf-8"))
     return {key: _weights(key, row) for key, row in rows.items()}
@@ -87,11 +94,6 @@ def _index() -> dict[str, tuple[str, tuple[str, ...]]]:
     lines = (MODELS / "index.txt").read_text(encoding="utf-8").split("\n")
     rows = (line.split(" ") for line in lines if line)
     return {variant: (family, tuple(tags)) for variant, family, *tags in rows}
-
-
-@functools.cache
-def _family_weights(family: str) -> dict[str, Weights]:
-    return weights_table(family)
 
 
 # Names that were registered at run time: a row of a Family, or a function.
@@ -203,7 +205,7 @@ def _rows(variant: str) -> dict[str, Weights]:
     entry = _registered.get(variant)
     table: Mapping[str, Weights]
     if entry is None:
-        table = _family_weights(_index()[variant][0]) if variant in _index() else {}
+        table = weights_table(_index()[variant][0]) if variant in _index() else {}
     else:
         table = entry.weights if isinstance(entry, Family) else {}
     keys = [key for key in table if key.partition(".")[0] == variant]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
@@ -26,14 +28,53 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     """
     check_module(model)
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         for kind in HOOKS:
             memo |= {id(hook): hook for hook in getattr(module, kind).values()}
         for owned in (module._parameters, module._buffers, module.__dict__):
             for tensor in owned.values():
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = convert(tensor)
-    return copy.deepcopy(model, memo)
+    if any(_copies_itself(type(module)) for module in modules):
+        return copy.deepcopy(model, memo)
+    for module in modules:  # all of them first: any may refer to any other
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        copied = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():
+            copied[key] = value if type(value) in _VALUES else _copied(value, memo)
+    return memo[id(model)]  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _copies_itself(kind: type) -> bool:
+    """Whether copying a module of this class is more than copying what it holds."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
+
+
+_VALUES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType})
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(value, memo)``, in a fraction of the time for what modules mostly hold."""
+    kind = type(value)
+    if kind in _VALUES:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, held in value.items():
+            made[key] = held if type(held) in _VALUES else _copied(held, memo)
+        return made
+    if kind is tuple and all(type(held) in _VALUES for held in value):
+        return value
+    if kind is set and not value:
+        made = memo[id(value)] = set()
+        return made
+    return copy.deepcopy(value, memo)
 
 
 def check_module(model: Any) -> None:

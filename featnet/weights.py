@@ -57,10 +57,9 @@ class Weights(Mapping[str, Any]):
     notes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # JSON has lists, the fields are tuples
-            value = getattr(self, field.name)
+        for name, value in list(vars(self).items()):  # JSON has lists, the fields are tuples
             if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, name, tuple(value))
 
     @property
     def has_weights(self) -> bool:

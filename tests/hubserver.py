@@ -46,7 +46,10 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; ``log`` has (method, path) of every request, ``faults`` what to do instead."""
+    """The server; ``log`` has (method, path) of every request, ``faults`` what to do instead.
+
+    ``slow`` is how many seconds it waits in the middle of a body.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -137,9 +140,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        if self.server.slow:
+        half = len(body) // 2
+        self.wfile.write(body[:half])
+        if self.server.slow and body:
+            self.wfile.flush()
             threading.Event().wait(self.server.slow)
-        self.wfile.write(body)
+        self.wfile.write(body[half:])
 
     def handle_any(self) -> None:
         self.cut_after = None

@@ -24,7 +24,7 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers", "layout", "structure"},
     {"registry", "backbone", "inputs", "trace"},
-    {"files", "mindspore", "instant"},
+    {"files", "mindspore", "instant", "writing"},
     {
         "dilation", "pools", "stride", "hooks", "declared", "extractors", "hooknet", "nodes",
         "effects", "graph", "graphnet", "discovery", "tapping", "adapters", "conversion", "keymap",
@@ -45,7 +45,7 @@ FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("b
 FAMILY_EDGES |= {("beit", "_eva_keys"), ("_eva_keys", "_vit_keys")}
 FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin"), ("swin_v2_cr", "swin_v2")}
 # Grown once, with a reason each; shrink only.
-LONGER = {"backbone.py": 352, "files.py": 351}
+LONGER = {"backbone.py": 352}
 
 PUBLIC = [
     "Backbone", "ExportReport", "Family", "Feature", "FeatureDictNet", "FeatureHookNet",
@@ -199,6 +199,7 @@ def test_creating_a_model_loads_its_family_and_no_hub() -> None:
     )
     assert families_in(modules) == {"featnet.models.resnet"}
     assert not modules & {"torchvision", "timm", "huggingface_hub", "PIL"}
+    assert "torch._dynamo" not in modules  # torch's initialisers import it on the meta device
     assert "featnet.cli" not in modules
 
 

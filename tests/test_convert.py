@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import featnet
-from featnet import checkpoint, conversion, create_model
+from featnet import checkpoint, conversion, create_model, instant
 from featnet.cli import main
 from featnet.errors import CheckpointError
 
@@ -67,8 +67,9 @@ def saved(state: State, path: Path) -> Path:
 
 
 def torchvision_model(name: str, **options: Any) -> nn.Module:
+    """Without initial values, which noise replaces."""
     models = helpers.peer("torchvision").models
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), instant.SkipInit():
         warnings.simplefilter("ignore")
         return models.get_model(name, weights=None, **options)
 
@@ -127,11 +128,11 @@ def test_torchvisions_vgg(torchvision: Any, tmp_path: Path) -> None:
     theirs: Any = torchvision_model("vgg11_bn", num_classes=10)
     theirs.classifier[0] = nn.Linear(512 * 7 * 7, 32)  # the first two are huge
     theirs.classifier[3] = nn.Linear(32, 4096)
-    theirs = noisy(theirs).double()
+    theirs = noisy(theirs)
     path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
-    options = {"num_classes": 10, "mlp_ratio": 32 / 4096, "checkpoint_path": path, **DOUBLE}
+    options = {"num_classes": 10, "mlp_ratio": 32 / 4096, "checkpoint_path": path}
     model = create_model("vgg11_bn", **options)
-    agree(model, theirs, helpers.picture(224, 224, dtype=torch.float64))
+    agree(model, theirs, helpers.picture(224, 224), tolerance=1e-5)
     complete(model, len(theirs.state_dict()))
     assert model.load_report.converted["pre_logits.fc1.weight"] == "[32, 25088] as [32, 512, 7, 7]"
 
@@ -233,7 +234,145 @@ def test_the_backbone_of_a_detector(name: str, torchvision: Any, tmp_path: Path)
     assert {"classifier.weight", "fc.weight"} & set(fresh.load_report.initial)
 
 
+# Transformers of torchvision's --------------------------------------------------------------------
+
+VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64, "num_classes": 10}
+SWIN = {
+    "embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "img_size": 64,
+    "window_size": 2, "num_classes": 10,
+}  # fmt: skip
+
+
+def torchvision_transformer(name: str) -> tuple[str, dict[str, Any], Any]:
+    """A small one: our name for it, our arguments, and theirs."""
+    models = helpers.peer("torchvision").models
+    if name == "vit":
+        theirs = models.VisionTransformer(64, 16, 2, 3, 48, 192, num_classes=10)
+        return "vit_base_patch16_224", VIT, theirs
+    kinds: dict[str, Any] = {}
+    if name == "swin_v2":
+        kinds = {"block": models.swin_transformer.SwinTransformerBlockV2,
+                 "downsample_layer": models.swin_transformer.PatchMergingV2}  # fmt: skip
+    theirs = models.SwinTransformer([4, 4], 16, [2] * 4, [1, 2, 4, 8], [2, 2], num_classes=10, **kinds)
+    ours = "swin_tiny_patch4_window7_224" if name == "swin" else "swinv2_tiny_window8_256"
+    return ours, SWIN, theirs
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "swin_v2"])
+def test_torchvisions_transformers(name: str, torchvision: Any, tmp_path: Path) -> None:
+    ours, options, theirs = torchvision_transformer(name)
+    theirs = noisy(theirs).double()
+    state = theirs.state_dict()
+    path = saved(state, tmp_path / "m.safetensors")
+    model = create_model(ours, checkpoint_path=path, **options, **DOUBLE)
+    agree(model, theirs, X)
+    report = model.load_report
+    tables = {k for k in state if k.endswith(("relative_position_index", "relative_coords_table"))}
+    assert set(report.dropped) == tables and not report.initial
+    assert report.loaded + len(report.converted) == len(model.state_dict())
+    assert any(step.startswith("layout of torchvision's") for step in report.steps)
+    # inside another model
+    path = saved({f"backbone.{k}": v for k, v in state.items()}, tmp_path / "b.safetensors")
+    net = levels(ours, path, **{k: v for k, v in options.items() if k != "num_classes"})
+    with torch.no_grad():
+        wanted = model.forward_intermediates(X, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(net(X), wanted, strict=True))
+
+
+TRANSFORMERS = {
+    "vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224", "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224", "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224", "swin_b": "swin_base_patch4_window7_224",
+    "swin_v2_t": "swinv2_tiny_window8_256", "swin_v2_s": "swinv2_small_window8_256",
+    "swin_v2_b": "swinv2_base_window8_256",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_transformer_of_torchvisions(name: str, torchvision: Any) -> None:
+    with torch.device("meta"):
+        theirs = torchvision_model(name)
+        model = create_model(TRANSFORMERS[name])
+    draft = checkpoint.fit(model, featnet.files.Contents(theirs.state_dict()))
+    found = {key: value.shape for key, value in draft.tensors.items()}
+    assert found == {key: value.shape for key, value in model.state_dict().items()}
+
+
+def test_torchvisions_vit_of_old(torchvision: Any, tmp_path: Path) -> None:
+    """The MLP's layers had names, and a file of another size has other positions."""
+    ours, options, theirs = torchvision_transformer("vit")
+    theirs = noisy(theirs).double()
+    numbers = {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}
+    state = theirs.state_dict()
+    for new, old in numbers.items():
+        state = {key.replace(new, old): value for key, value in state.items()}
+    path = saved(state, tmp_path / "m.safetensors")
+    agree(create_model(ours, checkpoint_path=path, **options, **DOUBLE), theirs, X)
+    larger = create_model(ours, checkpoint_path=path, **{**options, "img_size": 96})
+    assert larger.load_report.converted == {"pos_embed": "[1, 17, 48] to [1, 37, 48]"}
+
+
 # transformers -----------------------------------------------------------------------------------
+
+
+SMALL_VIT = {
+    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192,
+    "image_size": 64, "patch_size": 16, "num_labels": 10,
+}  # fmt: skip
+SMALL_SWIN = {
+    "embed_dim": 16, "depths": [2] * 4, "num_heads": [1, 2, 4, 8], "window_size": 2, "image_size": 64,
+    "num_labels": 10,
+}  # fmt: skip
+# transformers' name: theirs and our arguments, our name
+ATTENTION: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "ViT": (SMALL_VIT, VIT, "vit_base_patch16_224"),
+    "Dinov2": ({**SMALL_VIT, "patch_size": 14, "image_size": 56}, {**VIT, "img_size": 56}, "vit_base_patch14_dinov2"),
+    "Dinov2, gated": ({**SMALL_VIT, "patch_size": 14, "image_size": 56, "use_swiglu_ffn": True},
+                      {**VIT, "img_size": 56, "mlp_ratio": 16 / 3}, "vit_giant_patch14_dinov2"),
+    "Dinov2WithRegisters": ({**SMALL_VIT, "patch_size": 14, "image_size": 56}, {**VIT, "img_size": 56},
+                            "vit_base_patch14_reg4_dinov2"),
+    "Swin": (SMALL_SWIN, SWIN, "swin_tiny_patch4_window7_224"),
+    "Swinv2": (SMALL_SWIN, SWIN, "swinv2_tiny_window8_256"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_transformers_with_attention(kind: str, where: str, tmp_path: Path) -> None:
+    """In a file its modules are not always called as they are in memory."""
+    library = helpers.peer("transformers")
+    theirs_options, options, name = ATTENTION[kind]
+    kind = kind.partition(",")[0]
+    config = getattr(library, f"{kind}Config")(**theirs_options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs: Any = noisy(getattr(library, f"{kind}ForImageClassification")(config))
+        theirs.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    if where == "memory":
+        saved(theirs.state_dict(), path)
+    theirs = theirs.double()
+    x = helpers.picture(*([options["img_size"]] * 2), dtype=torch.float64)
+    if kind.startswith("Dino"):
+        options = {**options, "num_classes": 0}
+    model = create_model(name, checkpoint_path=path, **options, **DOUBLE).eval()
+    body = getattr(theirs, config.model_type, None) or theirs.base_model
+    with torch.no_grad():
+        wanted = body(x).last_hidden_state
+        found = model.forward_features(x)
+        found = found if found.ndim == 3 else found.flatten(2).transpose(1, 2)
+        # ViT: another epsilon; registers: the class token and its position become one, in float32
+        tolerance = {"ViT": 1e-5, "Dinov2WithRegisters": 1e-6}.get(kind, 1e-10)
+        assert helpers.error(found, wanted) < tolerance
+        if not kind.startswith("Dino"):
+            assert helpers.error(model(x), theirs(x).logits) < tolerance
+    report = model.load_report
+    assert not report.initial and any("layout of transformers'" in step for step in report.steps)
+    if kind.startswith("Dino"):
+        assert report.dropped["classifier.weight"].startswith("a classifier of the class token")
+    if kind == "ViT":
+        assert "epsilon of the norms: 1e-06, by default 1e-12 there" in report.steps
 
 
 def transformers_model(kind: str) -> tuple[str, Any]:
@@ -309,6 +448,66 @@ def test_the_original_convnext(name: str, timm: Any, tmp_path: Path) -> None:
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
     complete(again, len(state))
     assert "layout of the original ConvNeXt" in again.load_report.steps
+
+
+def test_the_convnext_of_clip(tmp_path: Path) -> None:
+    model = noisy(create_model("convnext_atto", num_classes=12))
+    state = {f"visual.trunk.{k}": v for k, v in model.state_dict().items() if ".fc." not in k or "stages" in k}
+    state |= {"visual.head.proj.weight": model.head.fc.weight.detach(), "logit_scale": torch.ones(1)}
+    nn.init.zeros_(model.head.fc.bias)
+    again = create_model(
+        "convnext_atto", num_classes=12, checkpoint_path=saved(state, tmp_path / "m.safetensors")
+    )
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    assert again.load_report.dropped == {"logit_scale": "outside of 'visual.'"}
+    assert "layout of open_clip's ConvNeXt" in again.load_report.steps
+
+
+def clip_resnet(state: State) -> State:
+    """Our names to those of OpenAI's CLIP."""
+    found = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "stem":  # stem.conv1.bn.weight
+            name = f"{parts[2]}{parts[1][-1]}.{parts[3]}"
+        elif parts[0] == "head":
+            old = {"pos_embed": "positional_embedding", "proj": "c_proj"}
+            name = ".".join(["attnpool", old.get(parts[1], f"{parts[1]}_proj"), *parts[2:]])
+        elif parts[3] == "shortcut":
+            name = f"layer{int(parts[1]) + 1}.{parts[2]}.downsample.{int(parts[5] == 'bn')}.{parts[6]}"
+        else:
+            name = f"layer{int(parts[1]) + 1}.{parts[2]}.{parts[4]}{parts[3][4]}.{parts[5]}"
+        found[f"visual.{name}"] = value
+    return found
+
+
+def test_the_resnet_of_clip(timm: Any) -> None:
+    with torch.device("meta"):
+        peer: Any = timm.create_model("resnet50_clip")
+        model, flat = create_model("resnet50_clip"), create_model("resnet50_clip_gap", num_classes=0)
+    wanted = model.state_dict()
+    state = clip_resnet(wanted)
+    theirs = timm.models.byobnet.checkpoint_filter_fn(dict(state), peer)
+    assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
+    contents = featnet.files.Contents({**state, "text.x": torch.ones(1)})
+    draft = checkpoint.fit(model, contents)
+    assert list(draft.tensors) == list(wanted) and draft.dropped == {"text.x": "outside of 'visual.'"}
+    assert all(v is wanted[k] for k, v in draft.tensors.items())
+    draft = checkpoint.fit(flat, contents)
+    assert list(draft.tensors) == list(flat.state_dict())
+    assert set(draft.dropped.values()) == {"outside of 'visual.'", "the model pools without attention"}
+
+
+def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
+    """As those that learnt by filling in masks; a name of the tables says that it has no classes."""
+    state = noisy(create_model("convnextv2_atto", num_classes=0)).state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith("head.")}
+    overlay = {"file": str(saved(state, tmp_path / "m.safetensors"))}
+    model = create_model("convnextv2_atto.fcmae", pretrained_cfg_overlay=overlay)
+    assert set(model.load_report.initial) == {"head.norm.weight", "head.norm.bias"}
+    assert model.head.norm.weight.eq(1).all() and model.head.norm.bias.eq(0).all()
+    with pytest.raises(CheckpointError, match=r"missing \(4\): head.norm.weight"):
+        create_model("convnextv2_atto", checkpoint_path=overlay["file"])
 
 
 # What conversion is not -------------------------------------------------------------------------

@@ -174,6 +174,48 @@ def test_a_flat_config_of_old(server: hubserver.Hub, weights: bytes, donor: Any)
     assert same(model, donor) and model.pretrained_cfg["mean"] == (0.1,) * 3
 
 
+def test_a_repository_that_a_table_names(server: hubserver.Hub, tmp_path: Path) -> None:
+    """Not all weights of the tables are in timm's repositories."""
+    ids = {featnet.get_weights(n).hf_hub_id: n for n in featnet.list_pretrained("vit_base_mci*")}
+    others = {repo: name for repo, name in ids.items() if not repo.startswith("timm/")}
+    assert others
+    for repo, name in others.items():
+        refused(name, f"'{repo}'", "does not exist, or is private")
+
+
+def test_no_code_of_a_fetched_file_is_run(
+    server: hubserver.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("bomb",)
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "x": Bomb()}, tmp_path / "m.bin")
+    files = {"config.json": config(), "pytorch_model.bin": (tmp_path / "m.bin").read_bytes()}
+    server.add("me/bomb", files)
+    refused("hf-hub:me/bomb", "pytorch_model.bin", "featnet runs no code that a file brings along")
+    assert not (tmp_path / "bomb").exists()
+
+
+def test_the_environment_of_the_hub(
+    server: hubserver.Hub, weights: bytes, tmp_path: Path, nursery: Nursery
+) -> None:
+    """Endpoint, token and place of the cache, as all tools of the hub have them."""
+    server.add("me/own", {"config.json": config(), "model.safetensors": weights}, token="secret")
+    environment = {
+        **os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "secret", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": nursery.path,
+        "TQDM_POSITION": "-1",  # progress although this is no terminal
+    }  # fmt: skip
+    command = [sys.executable, "-m", "featnet.cli", "prefetch", "hf-hub:me/own"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file = Path(done.stdout.split()[-1])
+    assert file.is_relative_to(tmp_path / "home") and file.read_bytes() == weights
+    assert "%" in done.stderr, "no progress is shown"
+
+
 # The cache --------------------------------------------------------------------------------------
 
 
@@ -428,6 +470,7 @@ def test_a_name_that_means_nothing(name: str) -> None:
 CONFIGS: dict[str, tuple[bytes, str]] = {
     "no json": (b"{", "is no config.json"),
     "a list": (b"[]", "is no config.json"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "nan": (b'{"architecture": "resnet18", "num_classes": NaN}', "is no config.json"),
     "twice": (b'{"architecture": "resnet18", "architecture": "resnet34"}', "a key occurs twice"),
     "no architecture": (b"{}", "names no architecture"),
@@ -581,6 +624,7 @@ for line in sys.stdin:
         constants.ENDPOINT, constants.HF_HUB_CACHE = url, cache
         constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
         constants.HF_HUB_DISABLE_XET = True
+        constants.DOWNLOAD_CHUNK_SIZE = 1000
         try:
             names = {"out": out}
             exec(source, names)
@@ -600,7 +644,7 @@ class Nursery:
 
     def __init__(self) -> None:
         root = str(Path(featnet.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        path = self.path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
             [sys.executable, "-c", NURSERY], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -683,8 +727,9 @@ def test_a_process_killed_while_it_downloads_leaves_no_half_file(
     server.add(REPO, {"model.safetensors": weights})
     server.slow = 60.0
     child = nursery.start(server.url, tmp_path / "cache", CREATE, tmp_path / "out")
-    until(lambda: server.count("GET", "/cdn/"))
+    half = until(lambda: [p for p in (tmp_path / "cache").rglob("*.incomplete") if p.stat().st_size])
     os.kill(child, signal.SIGKILL)
+    assert half[0].stat().st_size < len(weights)
     server.slow = 0.0
     assert same(create_model(NAME, pretrained=True), donor)
     assert not (tmp_path / "out").exists()
@@ -714,6 +759,15 @@ def test_a_process_killed_while_it_saves_leaves_no_half_file(
     assert same(create_model(f"local-dir:{folder}", pretrained=True), donor)
     featnet.save_for_hub(donor, folder)
     assert same(create_model(f"local-dir:{folder}", pretrained=True), donor)
+
+
+def test_what_a_killed_process_left_is_removed_later(donor: Any, tmp_path: Path) -> None:
+    old, new = tmp_path / ".model.safetensors.0123abcd.tmp", tmp_path / ".model.safetensors.abcd0123.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    featnet.save_for_hub(donor, tmp_path)
+    assert not old.exists() and new.exists(), "another process may be writing it"
 
 
 def test_the_server_speaks_ranges(server: hubserver.Hub) -> None:

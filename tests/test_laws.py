@@ -16,18 +16,20 @@ import pickle
 import random
 import threading
 import weakref
+from fractions import Fraction
 from typing import Any
 
 import helpers
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import fill_noise, law_error, meta_model, picture, representatives, strides
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
-from featnet.dilation import DilatedAvgPool2d, set_output_stride
+from featnet.dilation import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
 from featnet.errors import InputSizeError
 
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
@@ -254,6 +256,22 @@ def test_dilated_average_is_the_average(
                     continue
                 got, wanted = ours[..., top::d, left::d], pool(part)
                 torch.testing.assert_close(got, wanted)
+
+
+def test_what_pads_itself_is_the_convolution() -> None:
+    """A depthwise convolution whose padding torch has no quick kernel for; forward and backward."""
+    model = nn.Conv2d(6, 6, 5, padding=2, groups=6).double()
+    step = Step(grow=4, stride=(1, 1), scale=Fraction(1))
+    padded = widen(copy.deepcopy(model), step)
+    assert isinstance(padded, PaddedConv2d) and list(padded.state_dict()) == list(model.state_dict())
+    x = picture(19, 22, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
+    found = padded(x)
+    wanted = F.conv2d(x, model.weight, model.bias, padding=8, dilation=4, groups=6)
+    torch.testing.assert_close(found, wanted)
+    pairs = [torch.autograd.grad((y * y).sum(), x)[0] for y in (found, wanted)]
+    torch.testing.assert_close(*pairs)
+    near = widen(copy.deepcopy(model), Step(grow=2, stride=(1, 1), scale=Fraction(1)))
+    assert type(near) is nn.Conv2d  # which torch is quick at
 
 
 # Law 8 ------------------------------------------------------------------------------------

@@ -100,6 +100,17 @@ def test_a_size_without_whole_patches_names_the_nearest(kind: Any) -> None:
         net(picture(8, 64))
 
 
+def test_what_it_was_built_for_may_leave_a_rest() -> None:
+    """SigLIP was trained on images of 384 with patches of 14: their last 6 rows are never seen."""
+    small = tiny("vit_tiny_patch16_224", img_size=38)
+    net = FeatureListNet(small, (0,))
+    assert small.patch_embed.grid_size == (2, 2) and net.feature_info.sizes((38, 38)) == [(2, 2)]
+    x = picture(38, 38)
+    assert torch.equal(net(x)[0], net(x[..., :32, :32])[0])
+    with pytest.raises(InputSizeError, match="nearest width 32 or 48"):
+        net(x[..., :37])
+
+
 def test_one_size_only_if_asked() -> None:
     model = tiny(dynamic_img_size=False)
     assert model(picture(64, 64)).shape == (1, 7)

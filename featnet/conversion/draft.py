@@ -48,7 +48,8 @@ class Draft:
                 continue
             if new in self.tensors:
                 raise CheckpointError(
-                    f"{origins[key][0]!r} and {self._origins[new][0]!r} would both be {new!r}."
+                    f"{(*origins[key], key)[0]!r} and {(*self._origins[new], new)[0]!r} would both be "
+                    f"{new!r}."
                 )
             self.tensors[new], self._origins[new] = value, origins[key]
             if key in converted:
@@ -77,8 +78,9 @@ class Draft:
         self.rename(new_name, why=why)
 
     def put(self, key: str, value: torch.Tensor, how: str) -> None:
-        """Replace a tensor by another."""
+        """Replace a tensor by another, or add one that is no tensor of the file."""
         self.tensors[key] = value
+        self._origins.setdefault(key, ())
         self.converted[key] = f"{self.converted[key]}; {how}" if key in self.converted else how
 
     def join(self, key: str, parts: Sequence[str], value: torch.Tensor, how: str) -> None:
@@ -87,6 +89,20 @@ class Draft:
         for part in parts:
             del self.tensors[part]
         self.tensors[key], self._origins[key], self.converted[key] = value, origins, how
+
+    def split(self, key: str, parts: Mapping[str, torch.Tensor], how: str) -> None:
+        """Make several tensors of one."""
+        origin = self._origins.pop(key)
+        del self.tensors[key]
+        self.converted.pop(key, None)
+        for part, tensor in parts.items():
+            self.tensors[part], self._origins[part], self.converted[part] = tensor, origin, how
+
+    def concatenate(self, key: str, parts: Sequence[str]) -> None:
+        """Make one tensor of several, where all of them are there: :meth:`join` along the first axis."""
+        if all(part in self.tensors for part in parts):
+            value = torch.cat([self.tensors[part] for part in parts])
+            self.join(key, parts, value, f"{len(parts)} tensors as one")
 
     def drop(self, key: str, why: str) -> None:
         """Leave a tensor out."""

@@ -21,17 +21,18 @@ LEAVES = {
 }  # fmt: skip
 
 
+def _leaf(key: str) -> str:
+    module, dot, leaf = key.rpartition(".")
+    return f"{module}{dot}{LEAVES.get(leaf, leaf)}"
+
+
 def leaves(draft: Draft) -> None:
     """The names inside norms."""
-
-    def new_name(key: str) -> str:
-        module, dot, leaf = key.rpartition(".")
-        return f"{module}{dot}{LEAVES.get(leaf, leaf)}"
-
-    draft.rename(new_name)
+    draft.rename(_leaf)
 
 
 def densenet(draft: Draft, model: nn.Module) -> None:
+    """DenseNet, whose layers stand in lists and whose features are in features."""
     del model
     leaves(draft)
 
@@ -46,6 +47,7 @@ def densenet(draft: Draft, model: nn.Module) -> None:
 
 
 def mobilenetv2(draft: Draft, model: nn.Module) -> None:
+    """MobileNetV2, counted through in one sequence of modules."""
     leaves(draft)
     torchvision.in_order(draft, model)
 
@@ -77,11 +79,6 @@ def convnext(draft: Draft, model: nn.Module) -> None:
         (r"norm\.(.*)", r"head.norm.\1"),
         (r"classifier\.(weight|bias)", r"head.fc.\1"),
     ])  # fmt: skip
-
-
-def _leaf(key: str) -> str:
-    module, dot, leaf = key.rpartition(".")
-    return f"{module}{dot}{LEAVES.get(leaf, leaf)}"
 
 
 def refuse(why: str) -> Callable[[Draft, nn.Module], None]:

@@ -33,12 +33,52 @@ def convnext(draft: Draft, model: nn.Module) -> None:
         *convnext_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
         (r"norm\.(.*)", r"head.norm.\1"),
         (r"head\.(weight|bias)", r"head.fc.\1"),
+        (r"(?:projectors|norms)\..*", ""),  # what students are compared with their teachers by
+    ], why="is for training")  # fmt: skip
+
+
+def convnext_clip(draft: Draft, model: nn.Module) -> None:
+    """The image tower of open_clip's ConvNeXt: its projection is the classifier."""
+    del model
+    draft.strip("visual.")
+    draft.substitute([
+        (r"trunk\.(.*)", r"\1"),
+        (r"head\.proj\.(.*)", r"head.fc.\1"),
+        (r"head\.mlp\.fc1\.(.*)", r"head.pre_logits.fc.\1"),
+        (r"head\.mlp\.fc2\.(.*)", r"head.fc.\1"),
     ])  # fmt: skip
+    weight = draft.tensors.get("head.fc.weight")
+    if weight is not None and "head.fc.bias" not in draft.tensors:
+        draft.put("head.fc.bias", weight.new_zeros(weight.shape[0]), "zero: a projection has none")
+
+
+def resnet_clip(draft: Draft, model: nn.Module) -> None:
+    """The image tower of OpenAI's CLIP ResNets."""
+    draft.strip("visual.")
+    block, names = r"layer(\d)\.(\d+)", {"1": "1_1x1", "2": "2_kxk", "3": "3_1x1"}
+    pool = {"positional_embedding": "pos_embed", "c_proj": "proj"} | {f"{x}_proj": x for x in "qkv"}
+    tail = [
+        (rf"attnpool\.{old}(\..*)?", rf"head.{new}\1" if "head.q.weight" in model.state_dict() else "")
+        for old, new in pool.items()
+    ]
+    draft.substitute([
+        (r"(conv|bn)([123])\.(.*)", r"stem.conv\2.\1.\3"),
+        *((rf"{block}\.(conv|bn){old}\.(.*)", rf"stages.#\1.\2.conv{new}.\3.\4") for old, new in names.items()),
+        (rf"{block}\.downsample\.0\.(.*)", r"stages.#\1.\2.shortcut.conv.conv.\3"),
+        (rf"{block}\.downsample\.1\.(.*)", r"stages.#\1.\2.shortcut.conv.bn.\3"),
+        *tail,
+    ], why="the model pools without attention")  # fmt: skip
+    draft.substitute([(rf"stages\.#{n + 1}\.(.*)", rf"stages.{n}.\1") for n in range(4)])
 
 
 LAYOUTS = (
     Layout(
         "the original ConvNeXt", "ConvNeXt",
         ("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"), convnext,
+    ),
+    Layout("open_clip's ConvNeXt", "ConvNeXt", ("visual.trunk.stem.0.weight",), convnext_clip),
+    Layout(
+        "CLIP's ResNet", "ByobNet", ("visual.conv1.weight", "visual.layer1.0.conv1.weight"),
+        resnet_clip,
     ),
 )  # fmt: skip

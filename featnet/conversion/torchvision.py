@@ -102,6 +102,51 @@ def regnet(draft: Draft, model: nn.Module) -> None:
     draft.rename(count_from_one)
 
 
+def vit(draft: Draft, model: nn.Module) -> None:
+    """torchvision's names to this network's; its MLPs were linear_1 and linear_2 once."""
+    del model
+    old, new = r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"
+    draft.substitute([
+        ("class_token", "cls_token"),
+        (r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
+        (r"encoder\.pos_embedding", "pos_embed"),
+        (rf"{old}\.ln_([12])\.(.*)", rf"{new}.norm\2.\3"),
+        (rf"{old}\.self_attention\.in_proj_(.*)", rf"{new}.attn.qkv.\2"),
+        (rf"{old}\.self_attention\.out_proj\.(.*)", rf"{new}.attn.proj.\2"),
+        (rf"{old}\.mlp\.(?:0|linear_1)\.(.*)", rf"{new}.mlp.fc1.\2"),
+        (rf"{old}\.mlp\.(?:3|linear_2)\.(.*)", rf"{new}.mlp.fc2.\2"),
+        (r"encoder\.ln\.(.*)", r"norm.\1"),
+        (r"heads\.head\.(.*)", r"head.\1"),
+    ])  # fmt: skip
+
+
+def swin(draft: Draft, model: nn.Module) -> None:
+    """torchvision's names to this network's, Swin and Swin V2."""
+
+    def new_name(key: str) -> str:
+        first, _, rest = key.partition(".")
+        if first == "head":
+            return f"head.fc.{rest}"
+        if first != "features":
+            return key
+        index, _, rest = rest.partition(".")
+        if index == "0":
+            part, _, leaf = rest.partition(".")
+            return f"patch_embed.{'proj' if part == '0' else 'norm'}.{leaf}"
+        if int(index) % 2 == 0:
+            return f"layers.{int(index) // 2}.downsample.{rest}"
+        rest = rest.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+        return f"layers.{int(index) // 2}.blocks.{rest}"
+
+    draft.rename(new_name)
+    wanted = model.state_dict()
+    for key in [k for k in draft.tensors if k.endswith(".attn.qkv.bias") and k not in wanted]:
+        # it has a bias of keys as well, which it sets to zero whenever it runs
+        q, _, v = draft.tensors[key].chunk(3)
+        stem = key.removesuffix("qkv.bias")
+        draft.split(key, {f"{stem}q_bias": q, f"{stem}v_bias": v}, "the bias of keys is zero")
+
+
 def _frozen(draft: Draft) -> bool:
     """Whether batch norms were FrozenBatchNorm2d, whose epsilon is 1e-5 whatever the network's."""
     return not any(key.endswith("num_batches_tracked") for key in draft.tensors)
@@ -145,5 +190,16 @@ LAYOUTS = (
     ),
     Layout(
         "torchvision's RegNet", "RegNet", ("trunk_output.block1.block1-0.proj.0.weight",), regnet
+    ),
+    Layout(
+        "torchvision's ViT", "VisionTransformer",
+        ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"), vit,
+    ),
+    Layout(
+        "torchvision's Swin", "SwinTransformer",
+        ("features.1.0.attn.relative_position_bias_table", STEM), swin,
+    ),
+    Layout(
+        "torchvision's Swin V2", "SwinTransformerV2", ("features.1.0.attn.logit_scale", STEM), swin
     ),
 )  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from torch import nn
 
 from .draft import Draft, Layout
@@ -61,6 +64,91 @@ def convnext(draft: Draft, model: nn.Module) -> None:
     draft.steps.append("epsilon of the final norm: 1e-06 instead of 1e-12")
 
 
+def _attention(old: str, new: str) -> list[tuple[str, str]]:
+    """Rules for the attention of a block, as in files and as modules are called since version 5;
+    ``old`` is a pattern with groups, the last of which is the block."""
+    tail = rf"\{re.compile(old).groups + 1}"
+    parts = {"q": "query|q_proj", "k": "key|k_proj", "v": "value|v_proj"}
+    return [
+        *(
+            (rf"{old}\.attention\.(?:(?:attention|self)\.)?(?:{names})\.(.*)", rf"{new}.attn.{letter}.{tail}")
+            for letter, names in parts.items()
+        ),
+        (rf"{old}\.attention\.(?:output\.dense|o_proj)\.(.*)", rf"{new}.attn.proj.{tail}"),
+        (rf"{old}\.(?:norm1|layernorm_before)\.(.*)", rf"{new}.norm1.{tail}"),
+        (rf"{old}\.(?:norm2|layernorm_after)\.(.*)", rf"{new}.norm2.{tail}"),
+        (rf"{old}\.(?:intermediate\.dense|mlp\.(?:fc1|weights_in))\.(.*)", rf"{new}.mlp.fc1.{tail}"),
+        (rf"{old}\.(?:output\.dense|mlp\.(?:fc2|weights_out|down_proj))\.(.*)", rf"{new}.mlp.fc2.{tail}"),
+    ]
+
+
+def _join(draft: Draft) -> None:
+    """Queries, keys and values as one; of a gated MLP gate and values."""
+    for key in [k for k in draft.tensors if ".attn.q." in k]:
+        stem, leaf = key.split(".attn.q.")
+        if leaf == "weight" or f"{stem}.attn.k.{leaf}" in draft.tensors:
+            draft.concatenate(f"{stem}.attn.qkv.{leaf}", [f"{stem}.attn.{x}.{leaf}" for x in "qkv"])
+        else:  # Swin V2's keys have none
+            for letter in "qv":
+                old, new = f"{stem}.attn.{letter}.{leaf}", f"{stem}.attn.{letter}_{leaf}"
+                draft.substitute([(old.replace(".", r"\."), new)])
+    for key in [k for k in draft.tensors if ".mlp.gate_proj." in k]:
+        stem, leaf = key.split("gate_proj.")
+        draft.concatenate(f"{stem}fc1.{leaf}", [f"{stem}{x}_proj.{leaf}" for x in ("gate", "up")])
+
+
+def vit(draft: Draft, model: nn.Module) -> None:
+    """``ViTForImageClassification``, ``Dinov2...``, ``Dinov2WithRegisters...`` and what is in them."""
+    for root in ("vit.", "dinov2.", "dinov2_with_registers."):
+        _unroot(draft, root)
+    block = r"(?:encoder\.layer|encoder\.layers|layers)\.(\d+)"
+    draft.substitute([
+        (r"embeddings\.cls_token", "cls_token"),
+        (r"embeddings\.register_tokens", "reg_token"),
+        (r"embeddings\.position_embeddings", "pos_embed"),
+        (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+        *_attention(block, r"blocks.\1"),
+        (rf"{block}\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+        (rf"{block}\.(mlp\.(?:gate|up)_proj\..*)", r"blocks.\1.\2"),
+        (r"layernorm\.(.*)", r"norm.\1"),
+        (r"classifier\.(weight|bias)", r"head.\1"),
+        (r"embeddings\.mask_token|pooler\..*|decoder\..*", ""),
+    ], why="is for another task")  # fmt: skip
+    _join(draft)
+    weight = draft.tensors.get("head.weight")
+    width = draft.tensors["norm.weight"].shape[0] if "norm.weight" in draft.tensors else 0
+    if weight is not None and weight.ndim == 2 and weight.shape[1] == 2 * width:
+        for key in ("head.weight", "head.bias"):
+            if key in draft.tensors:
+                draft.drop(key, "a classifier of the class token and the mean of the others together")
+    norms = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
+    if norms - {1e-12} and not any(".ls1." in key for key in draft.tensors):
+        draft.steps.append(f"epsilon of the norms: {max(norms):g}, by default 1e-12 there")
+
+
+def swin(draft: Draft, model: nn.Module) -> None:
+    """``SwinForImageClassification``, ``Swinv2...`` and the models inside."""
+    del model
+    for root in ("swin.", "swinv2."):
+        _unroot(draft, root)
+    layer = r"encoder\.layers\.(\d+)"
+    block, new = rf"{layer}\.blocks\.(\d+)", r"layers.\1.blocks.\2"
+    position = r"attention\.(?:(?:self|relative_position_bias)\.)?"
+    draft.substitute([
+        (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+        (r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
+        (rf"{block}\.{position}relative_position_bias_table", rf"{new}.attn.relative_position_bias_table"),
+        (rf"{block}\.{position}logit_scale", rf"{new}.attn.logit_scale"),
+        (rf"{block}\.{position}continuous_position_bias_mlp\.(.*)", rf"{new}.attn.cpb_mlp.\3"),
+        *_attention(block, new),
+        (rf"{layer}\.downsample\.(.*)", r"layers.\1.downsample.\2"),
+        (r"layernorm\.(.*)", r"norm.\1"),
+        (r"classifier\.(weight|bias)", r"head.fc.\1"),
+        (r"embeddings\.mask_token|pooler\..*|decoder\..*|hidden_states_norms\..*", ""),
+    ], why="is for another task")  # fmt: skip
+    _join(draft)
+
+
 def _unroot(draft: Draft, root: str) -> None:
     """A classifier's file has the network under its name, and the classifier beside it."""
     draft.rename(lambda key: key.removeprefix(root))
@@ -74,6 +162,15 @@ def _convnext(name: str) -> Layout:
     )
 
 
+def _layout(
+    name: str, family: str, root: str, mark: str, convert: Callable[[Draft, nn.Module], None]
+) -> Layout:
+    marks = ("embeddings.patch_embeddings.projection.weight", mark)
+    return Layout(
+        f"transformers' {name}", family, tuple(root + m for m in marks), convert, root=root
+    )
+
+
 LAYOUTS = (
     Layout(
         "transformers' ResNet", "ResNet",
@@ -84,4 +181,22 @@ LAYOUTS = (
         resnet, root="resnet.", eps=lambda draft: 1e-5,
     ),
     _convnext("ConvNext"), _convnext("ConvNextV2"),
+    *(
+        _layout("ViT", "VisionTransformer", "vit.", f"{block}.0.layernorm_before.weight", vit)
+        for block in ("encoder.layer", "layers")
+    ),
+    *(
+        _layout(
+            name, "VisionTransformer", root, "encoder.layer.0.layer_scale1.lambda1", vit
+        )
+        for name, root in {
+            "DINOv2": "dinov2.", "DINOv2 with registers": "dinov2_with_registers.",
+        }.items()
+    ),
+    *(
+        _layout(name, family, root, "encoder.layers.0.blocks.0.layernorm_before.weight", swin)
+        for name, family, root in (
+            ("Swin", "SwinTransformer", "swin."), ("Swin V2", "SwinTransformerV2", "swinv2."),
+        )
+    ),
 )  # fmt: skip

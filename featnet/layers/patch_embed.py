@@ -113,11 +113,13 @@ class PatchEmbed(nn.Module):
         return strides if strides[-1] == self.reduction else [*strides, self.reduction]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = fit_to_patches(x, to_pair(self.proj.stride), pad=self.pad)
+        x = fit_to_patches(x, to_pair(self.proj.stride), pad=self.pad, built_for=self.img_size)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
-def fit_to_patches(x: torch.Tensor, patch: Size, *, pad: bool) -> torch.Tensor:
+def fit_to_patches(
+    x: torch.Tensor, patch: Size, *, pad: bool, built_for: Size | None = None
+) -> torch.Tensor:
     """(N, C, H, W) whose sides are multiples of the patch: padded with zeros at the end, or checked.
 
     Raises:
@@ -126,12 +128,15 @@ def fit_to_patches(x: torch.Tensor, patch: Size, *, pad: bool) -> torch.Tensor:
     height, width = x.shape[-2], x.shape[-1]
     if pad:
         return F.pad(x, (0, -width % patch[1], 0, -height % patch[0]))
-    check_multiple(height, width, patch)
+    check_multiple(height, width, patch, built_for=built_for)
     return x
 
 
-def check_multiple(height: Any, width: Any, patch: Size) -> None:
+def check_multiple(height: Any, width: Any, patch: Size, *, built_for: Size | None = None) -> None:
     """Refuse an image whose sides are no multiples of a patch's, or that is smaller.
+
+    ``built_for`` is taken as it is: some networks were trained on images whose last rows and
+    columns make no patch and are left out, as SigLIP's of 384 pixels with patches of 14.
 
     Raises:
         InputSizeError: names the nearest sizes that are.
@@ -139,6 +144,8 @@ def check_multiple(height: Any, width: Any, patch: Size) -> None:
     if torch.compiler.is_exporting() or not (isinstance(height, int) and isinstance(width, int)):
         return  # sizes are symbols, and the example was checked when it first ran
     if height % patch[0] == 0 and width % patch[1] == 0 and min(height, width) > 0:
+        return
+    if (height, width) == built_for and min(height // patch[0], width // patch[1]) > 0:
         return
 
     def near(side: int, step: int) -> str:

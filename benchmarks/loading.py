@@ -1,0 +1,153 @@
+"""The figures of loading: a checkpoint from a local file, and the names without one.
+
+Every measurement is a process of its own. It imports what it needs, then notes its memory, takes
+the time of one piece of code, and reports the peak of its memory above what it noted. The file is
+in the page cache: read once before, and written by neither library's code that is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import TIMES, Table, Timing, noise, summarise
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("resnet50", "convnext_base", "vit_large_patch16_224")
+
+# Linux keeps the peak since the process began, or since a 5 was written here.
+MEASURE = """
+import json, sys, time, torch
+torch.set_num_threads(1)
+name, file = sys.argv[1:]
+
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+{prepare}
+with open("/proc/self/clear_refs", "w") as refs:
+    refs.write("5")
+before, start = memory("VmRSS"), time.perf_counter()
+{work}
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, memory("VmHWM") - before]))
+"""
+TOUCH = """
+for value in model.state_dict().values():
+    value.view(-1).view(torch.uint8)[::4096].sum()
+"""
+MAP = """
+data = torch.from_file(file, shared=False, size=size, dtype=torch.uint8)
+data[::4096].sum()
+"""
+# contender: what is done before the clock, and under it
+WORK = {
+    "timm": ("import timm", "model = timm.create_model(name, checkpoint_path=file)"),
+    "featnet": ("import featnet.factory", "model = featnet.create_model(name, checkpoint_path=file)"),
+    "featnet, and every page touched": (
+        "import featnet.factory", "model = featnet.create_model(name, checkpoint_path=file)" + TOUCH,
+    ),
+    "the limit: the file mapped, every page touched": (
+        "import os; size = os.path.getsize(file)", MAP,
+    ),
+}  # fmt: skip
+
+
+def _python(code: str, *arguments: str) -> Any:
+    """What a new interpreter prints last, as JSON."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(name: str, file: Path, rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
+    """Seconds, and the median peak in bytes, of each contender."""
+    codes = {
+        who: MEASURE.format(prepare=prepare, work=work) for who, (prepare, work) in WORK.items()
+    }
+    taken: list[dict[str, float]] = []
+    peaks: dict[str, list[int]] = {who: [] for who in codes}
+    names = list(codes)
+    for index in range(max(2, rounds)):
+        seconds = {}
+        for who in names if index % 2 == 0 else names[::-1]:
+            seconds[who], peak = _python(codes[who], name, str(file))
+            peaks[who].append(peak)
+        taken.append({who: seconds[who] for who in names})
+    return summarise(taken, "timm"), {who: statistics.median(peak) for who, peak in peaks.items()}
+
+
+def from_a_file(rounds: int, models: Sequence[str] = MODELS) -> Table:
+    """create_model with a safetensors file that is there."""
+    import timm
+    from safetensors.torch import save_file
+
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in models:
+            file = Path(folder) / f"{name}.safetensors"
+            save_file(noise(timm.create_model(name)), file)
+            file.read_bytes()
+            size = file.stat().st_size
+            times, peaks = _measure(name, file, rounds)
+            for who, timing in times.items():
+                memory = [f"{peaks[who] / 2**20:,.0f}", f"{peaks[who] / size:.2f}"]
+                rows.append([f"{name}, {size / 2**20:,.0f} MiB", who, *timing.cells, *memory])
+            file.unlink()
+    note = (
+        "`create_model(name, checkpoint_path=file)`, each in a new process after its imports, one "
+        "thread, the file in the page cache. Memory: the peak above what the process had before; "
+        "pages of a mapped file count when they have been touched."
+    )
+    header = ("weights", "contender", *TIMES, "peak MiB", "peak / size of the file")
+    return Table("Loading a local safetensors file", header, rows, note)
+
+
+COLD = """
+import json, sys, time
+start = time.perf_counter()
+{statement}
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted({{"torch", "huggingface_hub", "socket"}} & set(sys.modules))]))
+"""
+STATEMENTS: Mapping[str, str] = {
+    "timm: list_pretrained()": "import timm; timm.list_pretrained()",
+    "timm: get_pretrained_cfg(name)": "import timm; timm.get_pretrained_cfg('resnet50.a1_in1k')",
+    "featnet: list_pretrained()": "import featnet; featnet.list_pretrained()",
+    "featnet: get_weights(name)": "import featnet; featnet.get_weights('resnet50.a1_in1k')",
+}
+
+
+def names(rounds: int) -> Table:
+    """What checkpoints there are, and what one is, in a process that has imported nothing."""
+    taken, modules = [], {}
+    for _ in range(max(2, rounds)):
+        seconds = {}
+        for name, statement in STATEMENTS.items():
+            seconds[name], modules[name] = _python(COLD.format(statement=statement))
+        taken.append(seconds)
+    times = summarise(taken, next(iter(STATEMENTS)))
+    rows = [[f"`{n}`", *times[n].cells, ", ".join(modules[n]) or "none"] for n in STATEMENTS]
+    note = "Imports included, in a new interpreter; what of torch, huggingface_hub and socket it loads."
+    return Table("Names and tables, cold", ("statement", *TIMES, "loads"), rows, note)
+
+
+def run(device: str, *, quick: bool) -> Iterator[Table]:
+    """Every section in turn; ``quick`` measures two rounds, of the smallest model."""
+    if device != "cpu" or not Path("/proc/self/clear_refs").exists():
+        return  # the peak of a process is Linux's to say
+    yield names(2 if quick else 9)
+    yield from_a_file(2 if quick else 5, MODELS[:1] if quick else MODELS)
