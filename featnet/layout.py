@@ -77,8 +77,8 @@ def of_one(shape: Sequence[int], size: Size) -> Layout | None:
             for axis in (1, 2):
                 length = shape[axis] - prefix
                 reduction = math.isqrt(size[0] * size[1] // max(1, length))
-                exact = length > 1 and reduction > 0 and not any(s % reduction for s in size)
-                if exact and shape[3 - axis] > 1 and _area(size, reduction) == length:
+                several = length > 1 and shape[3 - axis] > 1 and reduction > 0
+                if several and _area(size, reduction) == length:  # patches may leave a rest
                     return Layout(shape[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
     return None
 
