@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -36,7 +35,7 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
             for tensor in owned.values():
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = convert(tensor)
-    if any(_copies_itself(type(module)) for module in modules):
+    if any(_copies_itself(kind) for kind in {type(module) for module in modules}):
         return copy.deepcopy(model, memo)
     for module in modules:  # all of them first: any may refer to any other
         memo[id(module)] = object.__new__(type(module))
@@ -44,10 +43,9 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
         copied = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
             copied[key] = value if type(value) in _VALUES else _copied(value, memo)
-    return memo[id(model)]  # type: ignore[no-any-return]
+    return memo[id(model)]
 
 
-@functools.cache
 def _copies_itself(kind: type) -> bool:
     """Whether copying a module of this class is more than copying what it holds."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
@@ -72,8 +70,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind is tuple and all(type(held) in _VALUES for held in value):
         return value
     if kind is set and not value:
-        made = memo[id(value)] = set()
-        return made
+        return memo.setdefault(id(value), set())
     return copy.deepcopy(value, memo)
 
 
