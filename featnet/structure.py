@@ -46,7 +46,7 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     return memo[id(model)]
 
 
-def _copies_itself(kind: type) -> bool:
+def _copies_itself(kind: Any) -> bool:
     """Whether copying a module of this class is more than copying what it holds."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
