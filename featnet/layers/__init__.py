@@ -36,8 +36,10 @@ from .rotary import (
     Rotation,
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
+from .static import same_size
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import (
+    crop,
     join_windows,
     pad_to_windows,
     relative_bias,
@@ -105,6 +107,7 @@ __all__ = [
     "conv2d",
     "drop_path_rates",
     "fit_to_patches",
+    "crop",
     "fold_norm",
     "get_act",
     "get_attention",
@@ -125,6 +128,7 @@ __all__ = [
     "resample_grid",
     "resample_patches",
     "resample_positions",
+    "same_size",
     "shift_mask",
     "split_heads",
     "split_windows",

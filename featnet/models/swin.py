@@ -27,6 +27,7 @@ from ..layers import (
     Phased,
     RelativePositions,
     attend,
+    crop,
     drop_path_rates,
     get_norm,
     head_width,
@@ -122,7 +123,7 @@ class WindowAttention(nn.Module):
             q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias[None], scale=self.scale
         )
         y = y.reshape(-1, rows, columns, self.num_heads, *self.window, y.shape[-1])
-        y = join_windows(y.movedim(3, 5).flatten(5))[:, :height, :width]
+        y = crop(join_windows(y.movedim(3, 5).flatten(5)), (height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
 
