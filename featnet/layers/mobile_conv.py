@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError, nearest
+from .static import lie_as
 
 Kernel = int | tuple[int, ...]  # several sizes: a share of the channels for each
 PADDINGS = ("", "same")
@@ -178,7 +179,7 @@ class CondConv2d(nn.Module):
             x.reshape(1, n * c, h, w), weight, None, self.stride, self.padding, self.dilation,
             self.groups * n,
         )  # fmt: skip
-        return y.reshape(n, self.out_channels, *y.shape[2:])
+        return lie_as(y.reshape(n, self.out_channels, *y.shape[2:]), x)
 
 
 class CondConv2dSame(SamePadding, CondConv2d):

@@ -1,4 +1,4 @@
-"""What is known of sizes while a graph is captured that is for many of them."""
+"""Sizes and layouts, also while a graph is captured that is for many of them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def same_size(size: Size, other: Size) -> bool | None:
     if not all(isinstance(side, int) for side in size):
         return None  # what torch.jit and torch.fx put there
     return tuple(size) == tuple(other)
+
+
+def lie_as(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A map, contiguous, with its channels last where those of ``x`` are; what compiles chooses for
+    itself."""
+    last = not torch.compiler.is_compiling() and not x.is_contiguous()
+    if last and x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous(memory_format=torch.channels_last)
+    return y.contiguous()
