@@ -112,6 +112,7 @@ class WindowAttention(nn.Module):
         x = pad_to_windows(x, self.window)
         qkv = self.project(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
         qkv = split_windows(qkv, self.window).permute(5, 0, 1, 2, 6, 3, 4, 7)
+        qkv = qkv.clone(memory_format=torch.contiguous_format)  # for any number of windows
         rows, columns = qkv.shape[2:4]
         q, k, v = qkv.flatten(5, 6).flatten(2, 3).unbind(0)  # (N, windows, heads, L, C')
         q, k = self.compare(q, k)
