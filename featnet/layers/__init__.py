@@ -9,7 +9,7 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recompute
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -124,6 +124,7 @@ __all__ = [
     "norm_and_act",
     "pad_to_windows",
     "pruned_widths",
+    "recompute",
     "relative_bias",
     "resample_grid",
     "resample_patches",
