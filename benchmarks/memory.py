@@ -65,17 +65,10 @@ def peak(work: Callable[[], object]) -> int:
     return live.peak
 
 
-def saved(work: Callable[[], object]) -> int:
-    """Bytes of the distinct tensors that a forward keeps for the backward pass."""
-    sizes: dict[int, int] = {}
-    kept = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage._cdata] = storage.nbytes()
-        kept.append(storage)  # so that no other gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        work()
-    return sum(sizes.values())
+def held(work: Callable[[], object]) -> int:
+    """Bytes that a call leaves alive: its results, and what a backward pass needs."""
+    with Live() as live:
+        kept = work()
+    left = live.now
+    del kept
+    return left
