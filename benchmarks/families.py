@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import featnet
+from featnet.layers import NormAct
 
 from .common import TIMES, Table, Work, alternate, load_noise, noise, seconds_of
 from .core import _call, _step, difference, flops
@@ -52,6 +53,7 @@ class Pair:
             warnings.simplefilter("ignore")
             self.state = noise(timm.create_model(name))
         self.size = featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
+        self.levels = featnet.create_model(name, features_only=True).feature_info
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
 
     def ours(self, **options: Any) -> nn.Module:
@@ -61,6 +63,8 @@ class Pair:
         """None where timm refuses."""
         import timm
 
+        if "out_indices" not in options:  # of a transformer it gives only the last ones
+            options["out_indices"] = tuple(range(len(self.levels)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -74,8 +78,7 @@ class Pair:
 
     def late(self) -> nn.Module | None:
         """timm's extractor of its last level."""
-        full = self.theirs()
-        return None if full is None else self.theirs(out_indices=(len(full.feature_info) - 1,))
+        return self.theirs(out_indices=(len(self.levels) - 1,))
 
     def _ready(self, net: nn.Module) -> nn.Module:
         if hasattr(net, "body") or all(key in self.state for key in net.state_dict()):
@@ -173,7 +176,9 @@ def graph(pair: Pair, rounds: int) -> list[str]:
     ours = pair.ours()
     model = pair.whole()
     modules = dict(model.named_modules())
-    found = create_feature_extractor(model, [m for m in ours.feature_info.module_name() if m in modules])
+    leaves = list({type(m) for m in modules.values() if isinstance(m, NormAct)})  # torch's own are
+    names = [name for name in ours.feature_info.module_name() if name in modules]
+    found = create_feature_extractor(model, names, tracer_kwargs={"leaf_modules": leaves})
     work = {"torchvision": _call(found, pair.x), "featnet": _call(ours, pair.x)}
     return alternate(work, rounds=rounds, device=pair.device)["featnet"].cells
 
@@ -271,7 +276,7 @@ def _table(
             rows.append([name, f"failed: {type(error).__name__}: {error}"[:120]])
     at = next((i + 1 for i, cell in enumerate(header) if cell.startswith("times ")), None)
     found = [float(row[at]) for row in rows if at and len(row) > at and row[at] != "-"]
-    note = str(mode.__doc__).replace("\n", " ")
+    note = " ".join(str(mode.__doc__).split())
     if found:
         note += (
             f" Median over {len(found)} families {statistics.median(found):.2f}, least "

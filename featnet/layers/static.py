@@ -28,7 +28,7 @@ def same_size(size: Size, other: Size) -> bool | None:
 def lie_as(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A map, contiguous, with its channels last where those of ``x`` are; what compiles chooses for
     itself."""
-    last = not torch.compiler.is_compiling() and not x.is_contiguous()
-    if last and x.is_contiguous(memory_format=torch.channels_last):
-        return y.contiguous(memory_format=torch.channels_last)
-    return y.contiguous()
+    graph = torch.compiler.is_compiling() or type(x).__name__ == "Proxy"  # of torch.fx
+    if graph or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous()
+    return y.contiguous(memory_format=torch.channels_last)
