@@ -24,9 +24,11 @@ def main() -> int:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small models and few rounds")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
+    )
     parser.add_argument(
         "--only", choices=PARTS, help="one part of the figures, and leave the others away"
     )
@@ -51,8 +53,7 @@ def main() -> int:
                 print(table, flush=True)
     tables = []
     if "families" in parts:
-        dtype = getattr(torch, args.dtype)
-        for table in families.run(args.device, quick=args.quick, dtype=dtype):
+        for table in families.run(args.device, quick=args.quick, dtypes=args.dtype):
             tables.append(table)
             print(table, flush=True)
     if tables and args.out:

@@ -9,7 +9,7 @@ import math
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 from torch import nn
 
 import featnet
+from featnet.layers import NormAct
 
 from .common import TIMES, Table, Work, alternate, load_noise, noise, seconds_of
 from .core import _call, _step, difference, flops
+from .memory import held
+from .memory import peak as peak_bytes
 
 # One of each kind of network, small enough for two cores
 NAMES = (
@@ -31,9 +34,12 @@ NAMES = (
 )  # fmt: skip
 
 
-def names() -> list[str]:
-    """Those of ``NAMES`` that are registered."""
-    return [name for name in NAMES if featnet.is_model(name)]
+# What takes long to prepare (a compiler, an exporter) is measured on these alone
+FEW = (
+    "resnet50", "efficientnet_b0", "regnety_032", "repvgg_a2", "convnext_tiny",
+    "vit_small_patch16_224",
+)  # fmt: skip
+QUICK = ("resnet10t", "mobilenetv3_small_050", "test_vit")
 
 
 class Pair:
@@ -47,6 +53,7 @@ class Pair:
             warnings.simplefilter("ignore")
             self.state = noise(timm.create_model(name))
         self.size = featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
+        self.levels = featnet.create_model(name, features_only=True).feature_info
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
 
     def ours(self, **options: Any) -> nn.Module:
@@ -56,12 +63,22 @@ class Pair:
         """None where timm refuses."""
         import timm
 
+        if "out_indices" not in options:  # of a transformer it gives only the last ones
+            options["out_indices"] = tuple(range(len(self.levels)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return self._ready(timm.create_model(self.name, features_only=True, **options))
         except Exception:
             return None
+
+    def whole(self) -> nn.Module:
+        """featnet's classifier."""
+        return self._ready(featnet.create_model(self.name))
+
+    def late(self) -> nn.Module | None:
+        """timm's extractor of its last level."""
+        return self.theirs(out_indices=(len(self.levels) - 1,))
 
     def _ready(self, net: nn.Module) -> nn.Module:
         if hasattr(net, "body") or all(key in self.state for key in net.state_dict()):
@@ -137,6 +154,57 @@ def _onnx(net: nn.Module, x: torch.Tensor, threads: int) -> Work | None:
     return lambda: session.run(None, feed)
 
 
+def compiled(pair: Pair, rounds: int) -> list[str]:
+    """All levels by torch.compile, one graph each, for one size."""
+    peer, ours = pair.theirs(), pair.ours()
+    if peer is None:
+        return ["-"] * 3
+    work = {
+        "timm": _call(torch.compile(peer), pair.x),
+        "featnet": _call(torch.compile(ours, fullgraph=True), pair.x),
+    }
+    times = alternate(work, rounds=rounds, device=pair.device)
+    torch.compiler.reset()
+    return times["featnet"].cells
+
+
+def graph(pair: Pair, rounds: int) -> list[str]:
+    """torchvision's graph extractor on featnet's network, against featnet's list net: the same
+    layers, so that only the manner of reading them differs."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    ours = pair.ours()
+    model = pair.whole()
+    modules = dict(model.named_modules())
+    leaves = list({type(m) for m in modules.values() if isinstance(m, NormAct)})  # torch's own are
+    names = [name for name in ours.feature_info.module_name() if name in modules]
+    found = create_feature_extractor(model, names, tracer_kwargs={"leaf_modules": leaves})
+    work = {"torchvision": _call(found, pair.x), "featnet": _call(ours, pair.x)}
+    return alternate(work, rounds=rounds, device=pair.device)["featnet"].cells
+
+
+def memory(pair: Pair, rounds: int) -> list[str]:
+    """MB that are alive at once: of inference with the last level alone, and of a training step at
+    the end of its forward. Counted, not measured: the same on every device."""
+    cells = []
+    late = {"featnet": pair.ours(out_indices=(-1,)), "timm": pair.late()}
+    every = {"featnet": pair.ours(), "timm": pair.theirs()}
+    for nets, count in ((late, peak_bytes), (every, held)):
+        sizes = {}
+        for kind, net in nets.items():
+            if net is None:
+                continue
+            if count is held:
+                sizes[kind] = held(lambda net=net: net.train()(torch.cat([pair.x, pair.x])))
+            else:
+                with torch.inference_mode():
+                    net(pair.x)
+                    sizes[kind] = peak_bytes(lambda net=net: net(pair.x))
+        cells.append(f"{sizes['featnet'] / 1e6:.2f}")
+        cells.append(f"{sizes['featnet'] / sizes['timm']:.2f}" if "timm" in sizes else "-")
+    return cells
+
+
 def optimised(pair: Pair, rounds: int) -> list[str]:
     """``featnet.optimize`` against timm's net in channels_last, and against onnxruntime."""
     peer, ours = pair.theirs(), pair.ours()
@@ -144,7 +212,9 @@ def optimised(pair: Pair, rounds: int) -> list[str]:
     last = torch.channels_last
     x = pair.x.to(memory_format=last)
     work = {"timm": _call((peer or ours).to(memory_format=last), x), "featnet": _call(made, pair.x)}
-    limit = _onnx(pair.ours(), pair.x, torch.get_num_threads()) if pair.device == "cpu" else None
+    limit = None
+    if pair.device == "cpu" and pair.dtype == torch.float32 and pair.name in (*FEW, QUICK[0]):
+        limit = _onnx(pair.ours(), pair.x, torch.get_num_threads())
     if limit is not None:
         work["onnxruntime"] = limit
     times = alternate(work, rounds=rounds, device=pair.device)
@@ -161,42 +231,63 @@ def peak(device: str, dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / min(seconds_of(lambda: a @ a, device) for _ in range(5))
 
 
-MODES = {
-    "All levels, eager": (features, (*TIMES, "largest relative difference")),
-    "The second level alone": (early, ("share of the FLOPs", "timm's share", *TIMES)),
-    "Output stride 8": (dense, (*TIMES, "largest relative difference")),
-    "Training step": (training, TIMES),
-    "Optimised": (
-        optimised,
-        (*TIMES, "times onnxruntime's speed", "share of the matrix product's rate"),
+FIGURES = ("MB, late level", "times timm's", "MB, training", "times timm's ")
+# Title: (function, names, header, whether bfloat16 is measured too)
+MODES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...], bool]] = {
+    "All levels, eager": (features, NAMES, (*TIMES, "largest relative difference"), True),
+    "The second level alone": (
+        early, NAMES, ("share of the FLOPs", "timm's share", *TIMES), False,
     ),
-}
+    "Output stride 8": (dense, NAMES, (*TIMES, "largest relative difference"), False),
+    "Training step": (training, NAMES, TIMES, False),
+    "Compiled": (compiled, FEW, TIMES, True),
+    "Optimised": (
+        optimised, NAMES,
+        (*TIMES, "times onnxruntime's speed", "share of the matrix product's rate"), False,
+    ),
+    "Against torchvision's graph extractor": (
+        graph, FEW, tuple(title.replace("timm", "torchvision") for title in TIMES), False,
+    ),
+    "Memory": (memory, NAMES, FIGURES, False),
+}  # fmt: skip
 
 
-def run(device: str, *, quick: bool, dtype: torch.dtype = torch.float32) -> Iterator[Table]:
-    """One table a mode, one row a family, and the medians."""
-    rounds = 2 if quick else 7
-    kind = str(dtype).removeprefix("torch.")
-    for title, (mode, header) in MODES.items():
-        rows = []
-        for name in names():
-            try:
-                rows.append([name, *mode(Pair(name, device, dtype), rounds)])
-            except Exception as error:  # one family that fails must not hide the others
-                rows.append([name, f"failed: {type(error).__name__}: {error}"[:120]])
-        at = header.index("times timm's speed") + 1 if "times timm's speed" in header else None
-        found = [float(row[at]) for row in rows if at and len(row) > at and row[at] != "-"]
-        note = str(mode.__doc__).replace("\n", " ")
-        if found:
-            note += (
-                f" Median over {len(found)} families {statistics.median(found):.2f}, least "
-                f"{min(found):.2f}."
-            )
-        yield Table(f"{title}, {kind}, {device}", ("model", *header), rows, note)
+def run(device: str, *, quick: bool, dtypes: Sequence[str]) -> Iterator[Table]:
+    """One table a mode and data type, one row a family, and the medians. On CUDA every mode in
+    every type; on the CPU bfloat16 where it is marked."""
+    rounds = 2 if quick else 5
+    for kind in dtypes:
+        for title, (mode, names, header, both) in MODES.items():
+            if kind == "float32" or both or (device != "cpu" and mode not in (memory, graph)):
+                chosen = QUICK if quick else names
+                chosen = tuple(name for name in chosen if featnet.is_model(name))
+                yield _table(title, mode, chosen, header, rounds, device, kind)
+
+
+def _table(
+    title: str, mode: Any, names: Sequence[str], header: Sequence[str], rounds: int, device: str,
+    kind: str,
+) -> Table:  # fmt: skip
+    rows = []
+    for name in names:
+        try:
+            rows.append([name, *mode(Pair(name, device, getattr(torch, kind)), rounds)])
+        except Exception as error:  # one family that fails must not hide the others
+            rows.append([name, f"failed: {type(error).__name__}: {error}"[:120]])
+    at = next((i + 1 for i, cell in enumerate(header) if cell.startswith("times ")), None)
+    found = [float(row[at]) for row in rows if at and len(row) > at and row[at] != "-"]
+    note = " ".join(str(mode.__doc__).split())
+    if found:
+        note += (
+            f" Median over {len(found)} families {statistics.median(found):.2f}, least "
+            f"{min(found):.2f}, most {max(found):.2f}."
+        )
+    return Table(f"{title}, {kind}, {device}", ("model", *header), rows, note)
 
 
 def chart(tables: list[Table]) -> str:
     """The ratios as an SVG picture: one line of dots a mode, timm's speed in the middle."""
+    tables = [table for table in tables if TIMES[1] in table.header]
     width, height, left = 760, 40 * (len(tables) + 1) + 20, 210
     low, high = 0.5, 4.0
 
@@ -219,7 +310,7 @@ def chart(tables: list[Table]) -> str:
     for row, table in enumerate(tables):
         y = 40 + 40 * row
         text.write(f'<text x="8" y="{y + 4}">{table.title}</text>\n')
-        column = list(table.header).index("times timm's speed")
+        column = list(table.header).index(TIMES[1])
         for cells in table.rows:
             if len(cells) > column and cells[column] != "-":
                 x = at(float(cells[column]))

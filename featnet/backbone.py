@@ -13,7 +13,7 @@ from . import trace
 from .errors import ArgumentError, check_rate
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
-from .layers import Blocks, GlobalPool, Tokens, chain
+from .layers import Blocks, GlobalPool, Tokens, chain, recompute
 from .weights import Weights
 
 
@@ -279,17 +279,10 @@ class Backbone(nn.Module):
 
     # Training -----------------------------------------------------------------------------
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them.
-
-        Raises:
-            ArgumentError: the network has no :class:`featnet.layers.Blocks`.
-        """
-        blocks = [module for module in self.modules() if isinstance(module, Blocks)]
-        if not blocks:
-            raise ArgumentError(f"{type(self).__name__} has no Blocks to checkpoint.")
-        for module in blocks:
-            module.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, *, per: str = "block") -> None:
+        """Recompute activations in the backward pass instead of keeping them; see
+        :func:`featnet.layers.recompute`."""
+        recompute(self, enable, per=per)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameter names into layers, for layer-wise learning rates."""

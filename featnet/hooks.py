@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import structure, trace
-from .errors import ArgumentError, MissingFeatureError, nearest
+from .errors import ArgumentError, FeatnetError, MissingFeatureError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +209,10 @@ class FeatureHooks:
 
         With ``stop``, :class:`featnet.trace.Stop` ends the forward as soon as nothing is missing,
         unless a tap waits for the last call of its module.
+
+        Raises:
+            MissingFeatureError: after :meth:`remove`.
+            FeatnetError: such an end in a torch.export that is not strict.
         """
         if self._removed:
             raise MissingFeatureError("These hooks were removed; make new ones.")
@@ -218,6 +222,12 @@ class FeatureHooks:
         ):
             self.bind()
         stop = stop and self.can_stop
+        compiler = torch.compiler
+        if stop and compiler.is_exporting() and not compiler.is_dynamo_compiling():
+            raise FeatnetError(  # its record of modules that are running cannot be left half-way
+                f"torch.export with strict=False cannot end a forward at {self.taps[-1].module!r}: "
+                "use strict=True, as featnet.export does."
+            )
         outer = self._local.current
         self._local.current = (found, len(self.taps) if stop else -1)
         return outer

@@ -127,6 +127,47 @@ def small(name: str) -> dict[str, Any]:
     return {}
 
 
+@functools.cache
+def shallow(name: str) -> dict[str, Any]:
+    """Arguments that leave a network few blocks: two in the first stage, one in the others. For
+    modes, in which every block is traced; checkpoints' shapes are not kept."""
+    entry = registry.find(name)
+    takes = inspect.signature(entry.build).parameters
+    for key in ("depths", "stages"):
+        depths = entry.row.get(key)
+        if key not in takes or not isinstance(depths, (tuple, list)):
+            continue
+        if not all(isinstance(depth, int) for depth in depths):
+            continue
+        options = {key: tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(depths))}
+        try:
+            with torch.device("meta"):
+                model = featnet.create_model(name, **options)
+                model.feature_info.sizes(trace.probe_size(model))
+        except (RuntimeError, ValueError, TypeError):
+            continue
+        return options
+    return small(name)
+
+
+@functools.cache
+def shallow_model(name: str) -> Any:
+    """It on the meta device. Nobody may change it."""
+    with torch.device("meta"):
+        return featnet.create_model(name, **shallow(name)).eval()
+
+
+@functools.cache
+def families() -> tuple[str, ...]:
+    """The smallest representative of every family; with FEATNET_EXHAUSTIVE=1 all of them."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
+        return representatives()
+    best: dict[str, str] = {}
+    for name in sorted(representatives(), key=parameter_count):
+        best.setdefault(registry._module_of(name), name)
+    return tuple(best.values())
+
+
 def create(name: str, **options: Any) -> Any:
     """The model, small where it can be."""
     return featnet.create_model(name, **small(name), **options)

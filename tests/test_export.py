@@ -79,6 +79,9 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         featnet.export(net, tmp_path / "a.pt2", example=picture(64, 64))
     with pytest.raises(InputSizeError, match="3 channels|in_chans=3"):
         featnet.export(net, tmp_path / "a.pt2", example=torch.zeros(2, 4, 64, 64))
+    vit = noisy("test_vit", features_only=True)
+    with pytest.raises(InputSizeError, match=r"65 x 97 has no whole number of patches"):
+        featnet.export(vit, tmp_path / "a.pt2", example=picture(65, 97, batch=2))
     with pytest.raises(FeatnetError, match="not a folder"):
         featnet.export(net, tmp_path / "none" / "a.pt2")
     with pytest.raises(ArgumentError, match="packed.*before optimize"):

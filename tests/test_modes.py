@@ -1,61 +1,144 @@
-"""The modes in which people run backbones: exported, compiled, channels_last, half precision."""
+"""The modes in which people run backbones: exported, compiled, traced, channels_last, half precision.
+
+Capturing a graph takes seconds a network, so each way of doing so sees its share of the families;
+with FEATNET_EXHAUSTIVE=1 all see every representative.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import helpers
 import pytest
 import torch
-from helpers import fill_noise, picture, representatives
+from helpers import families, fill_noise, picture
+from test_memory import empty
+from torch import nn
 
 import featnet
+from featnet.errors import FeatnetError
+from featnet.trace import clone, tensors
 
-DYNAMIC = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-
-
-def smallest() -> list[str]:
-    """The smallest variants of the ten smallest convolutional families; with FEATNET_EXHAUSTIVE=1 every
-    representative. Tracing takes many seconds a model."""
-    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
-        return list(representatives())
-    best: dict[str, str] = {}
-    for name in sorted(representatives(), key=helpers.parameter_count):
-        if not helpers.attends(helpers.meta_model(name)):  # maps of tokens have their own strides
-            best.setdefault(featnet.registry._module_of(name), name)
-    return list(best.values())[:10]
+FREE = torch.export.Dim.DYNAMIC
+DYNAMIC = ({0: FREE, 2: FREE, 3: FREE},)
+ALL = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 
 
-def list_net(name: str, **options: Any) -> Any:
-    return fill_noise(featnet.create_model(
-        name, features_only=True, **helpers.small(name), **options
-    )).eval()
+def share(first: int, step: int = 6) -> tuple[str, ...]:
+    """Every sixth family."""
+    return families() if ALL else families()[first::step]
 
 
-@pytest.mark.parametrize("name", smallest())
-def test_export(name: str) -> None:
-    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free."""
-    net, sizes = list_net(name), helpers.sizes(name)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(net, (picture(*sizes[0], batch=2),), dynamic_shapes=DYNAMIC, strict=True)
-        x = picture(*sizes[-1], batch=3)
-        found = program.module()(x)
+def noisy(name: str, kind: Any = featnet.FeatureListNet) -> Any:
+    """An extractor of few blocks."""
+    return fill_noise(kind(empty(name), copy=False)).eval()
+
+
+def assert_same(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
+    for a, b in zip(tensors(found), tensors(wanted), strict=True):
+        assert helpers.error(a.float(), b) <= tolerance
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
-        for a, b in zip(found, net(x), strict=True):
-            assert helpers.error(a, b) <= 1e-6
+        yield
 
 
-@pytest.mark.parametrize("name", smallest())
-def test_bfloat16_in_channels_last(name: str) -> None:
-    net = list_net(name).to(torch.bfloat16)
-    for parameter in net.parameters():
-        if parameter.ndim == 4:  # Module.to(memory_format=) refuses where other ranks are too
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    x = picture(*helpers.sizes(name)[0], batch=2).bfloat16().to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        maps = net(x)
-    for level, y in zip(net.feature_info, maps, strict=True):
-        assert y.dtype == torch.bfloat16 and torch.isfinite(y).all(), level
+def exported(net: nn.Module, x: torch.Tensor, *, strict: bool = True) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        program = torch.export.export(net, (x,), dynamic_shapes=DYNAMIC, strict=strict)
+        return program.module()
+
+
+@pytest.mark.parametrize("name", share(0))
+def test_strict_export(name: str) -> None:
+    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free."""
+    net, sizes = noisy(name), helpers.sizes(name)
+    found = exported(net, picture(*sizes[0], batch=2))
+    for batch, size in ((3, sizes[-1]), (2, sizes[1 % len(sizes)])):
+        x = picture(*size, batch=batch)
+        assert_same(found(x), net(x))
+
+
+@pytest.mark.parametrize("name", share(1))
+def test_compiled_once_for_all_sizes(name: str) -> None:
+    net, sizes = noisy(name, featnet.FeatureDictNet), helpers.sizes(name)
+    fast = torch.compile(net, fullgraph=True, backend="eager", dynamic=True)
+    x = picture(*sizes[0], batch=2)
+    assert_same(fast(x), net(x))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch, size in ((3, sizes[0]), (3, sizes[-1]), (2, sizes[1 % len(sizes)])):
+            x = picture(*size, batch=batch)
+            assert_same(fast(x), net(x))
+
+
+@pytest.mark.parametrize("name", share(2))
+def test_hooks_export_without_dynamo(name: str) -> None:
+    net, sizes = noisy(name, featnet.FeatureHookNet), helpers.sizes(name)
+    found = exported(net, picture(*sizes[0], batch=2), strict=False)
+    x = picture(*sizes[-1], batch=3)
+    assert_same(found(x), net(x))
+
+
+def test_taps_inside_a_stage_export_strictly() -> None:
+    model = fill_noise(empty("test_resnet")).eval()
+    net = featnet.FeatureHookNet(model, taps=["layer1.0.conv1", "layer2.0.bn1"])
+    x = picture(65, 97, batch=3)
+    assert_same(exported(net, picture(64, 96, batch=2))(x), net(x))
+    with pytest.raises(FeatnetError, match=r"'layer2\.0\.bn1': use strict=True"):
+        exported(net, x, strict=False)
+
+
+@pytest.mark.parametrize("name", families())
+def test_traced_and_in_half_precision(name: str) -> None:
+    net, x = noisy(name), picture(*helpers.sizes(name)[0], batch=2)
+    wanted = net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated, and what it takes for constants
+        traced = torch.jit.trace(net, x, check_trace=False)
+    assert_same(traced(x), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(net(x), wanted, 0.1)
+    for dtype in (torch.bfloat16, torch.float16):
+        maps = clone(net, lambda t, dtype=dtype: _as(t, dtype))(x.to(dtype))
+        assert all(y.dtype == dtype for y in maps)
+        if dtype == torch.bfloat16:  # the range of float16 is not for every noise
+            assert_same(maps, wanted, 0.25)
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    made = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made
+
+
+def convolutional() -> list[str]:
+    """Small convolutional networks in which every class of module occurs."""
+    seen: set[type] = set()
+    found = []
+    for name in sorted(helpers.representatives(), key=helpers.parameter_count):
+        model = helpers.meta_model(name)
+        kinds = {type(module) for module in model.modules()}
+        if not helpers.attends(model) and (ALL or kinds - seen):
+            seen |= kinds
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", convolutional())
+def test_channels_last_stay_last(name: str) -> None:
+    model, last = empty(name), torch.channels_last
+    x = torch.zeros(2, 3, *helpers.sizes(name)[0]).contiguous(memory_format=last)
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    for level, y in zip(model.feature_info, maps, strict=True):
+        assert y.is_contiguous(memory_format=last), level

@@ -13,7 +13,7 @@ from helpers import fill_noise, picture
 from torch import nn
 
 import featnet
-from featnet.errors import ArgumentError
+from featnet.errors import ArgumentError, FeatnetError
 from featnet.packed import POST_OPS, PackedConv2d
 
 TOLERANCE = 1e-4
@@ -135,7 +135,29 @@ def test_only_where_it_is_exact() -> None:
     report = made.optimize_report
     assert {"after_up_plain", "after_fc"} <= set(report.folded)
     assert set(report.left) == {"read_twice", "shared", "first", "after_computed", "after_up"}
+    assert "feeds it alone" in report.left["read_twice"] and "feeds it alone" in report.left["shared"]
+    assert "computed" in report.left["after_computed"]
     assert_close(made, net, picture(16, 24, batch=2))
+
+
+class Branches(nn.Module):
+    """Goes another way for other values, which no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x.relu() if x.sum() > 0 else x))
+
+
+def test_what_does_not_compile_says_why() -> None:
+    net, x = Branches().eval(), torch.ones(1, 3, 8, 8)
+    with pytest.raises(FeatnetError, match=r"(?s)Branches does not compile: .*Without compile="):
+        featnet.optimize(net, example=x, compile="eager")
+    made: Any = featnet.optimize(net, example=x)
+    assert "meta device" in made.optimize_report.left["norm"]
+    assert_close(made, net, x)
 
 
 class Scaled(nn.Conv2d):

@@ -44,7 +44,10 @@ def extract(args: argparse.Namespace) -> int:
     size = _input_size(args, picture=(picture.height, picture.width), cfg=cfg, info=info)
     net = net.eval().to(device)
     with torch.inference_mode():
-        outputs = net(to_input(picture, size=size, cfg=cfg).to(device))
+        x = to_input(picture, size=size, cfg=cfg)
+        if device.type == "cuda":  # copied while this goes on, from memory that stays where it is
+            x = x.pin_memory()
+        outputs = net(x.to(device, non_blocking=True))
         maps = dict(zip(info.module_name(), (m.float().cpu() for m in outputs), strict=True))
 
     print(f"{args.model}, input {size[0]} x {size[1]}, weights: {source}")

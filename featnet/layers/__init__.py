@@ -9,7 +9,7 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates
+from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recompute
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -36,8 +36,10 @@ from .rotary import (
     Rotation,
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
+from .static import same_size
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import (
+    crop,
     join_windows,
     pad_to_windows,
     relative_bias,
@@ -105,6 +107,7 @@ __all__ = [
     "conv2d",
     "drop_path_rates",
     "fit_to_patches",
+    "crop",
     "fold_norm",
     "get_act",
     "get_attention",
@@ -121,10 +124,12 @@ __all__ = [
     "norm_and_act",
     "pad_to_windows",
     "pruned_widths",
+    "recompute",
     "relative_bias",
     "resample_grid",
     "resample_patches",
     "resample_positions",
+    "same_size",
     "shift_mask",
     "split_heads",
     "split_windows",

@@ -11,6 +11,7 @@ from .dot_attention import attend, head_width, join_heads, split_heads
 from .factory import Layer
 from .mlp import Mlp
 from .pool import GlobalPool
+from .static import same_size
 
 TOKENS = ("", "token")
 
@@ -54,7 +55,7 @@ class AttentionPool2d(nn.Module):
     def positions(self, size: tuple[int, int]) -> torch.Tensor:
         """(1, 1 + h * w, C) for a map of any size."""
         table = self.pos_embed[None]
-        if size == self.size and not torch.compiler.is_exporting():
+        if same_size(size, self.size):
             return table
         grid = torch.unflatten(table[:, 1:].float(), 1, self.size).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True)

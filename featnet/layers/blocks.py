@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import check_rate
+from ..errors import ArgumentError, check_rate, nearest
 
 
 def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
@@ -22,9 +22,10 @@ def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
 
 class Blocks(nn.Sequential):
     """A stage's blocks. With ``grad_checkpointing`` each one's activations are recomputed in the
-    backward pass instead of kept."""
+    backward pass instead of kept; and if they are ``whole``, those of all of them at once."""
 
     grad_checkpointing = False
+    whole = False
 
     def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
         """Some of the blocks, one after the other; recomputed at once. A block that is given more
@@ -38,9 +39,32 @@ class Blocks(nn.Sequential):
 
     def through(self, x: Any, stop: int | None = None) -> Any:
         """Through the blocks before number ``stop`` only."""
-        for block in list(self)[:stop]:
-            x = self.run((block,), x)
+        blocks = list(self)[:stop]
+        for section in [blocks] if self.whole else [[block] for block in blocks]:
+            x = self.run(section, x)
         return x
+
+
+def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> None:
+    """Recompute activations in the backward pass instead of keeping them.
+
+    Args:
+        per: ``"block"``, each by itself, or ``"stage"``, all of a stage at once: less is kept between
+            the passes, more while the stage's gradients are computed. Where each block is a level
+            both are the same.
+
+    Raises:
+        ArgumentError: another ``per``; no :class:`Blocks` in the network.
+    """
+    if per not in ("block", "stage"):
+        raise ArgumentError(
+            f"per={per!r}: 'block' or 'stage' is expected.{nearest(str(per), ('block', 'stage'))}"
+        )
+    blocks = [module for module in model.modules() if isinstance(module, Blocks)]
+    if not blocks:
+        raise ArgumentError(f"{type(model).__name__} has no Blocks to checkpoint.")
+    for module in blocks:
+        module.grad_checkpointing, module.whole = bool(enable), per == "stage"
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

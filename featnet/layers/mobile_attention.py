@@ -10,6 +10,7 @@ from torch import nn
 
 from .factory import Layer
 from .mobile_recipe import Block, Recipe, Spec, layer_scale
+from .static import lie_as
 
 
 class KeyConv2d(nn.Conv2d):
@@ -62,8 +63,8 @@ class MultiQueryAttention2d(nn.Module):
         k = self.key(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, M, d)
         v = self.value(x).flatten(2).transpose(1, 2)[:, None]
         y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
-        return self.output(y)
+        y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+        return self.output(lie_as(y, x))
 
 
 def _conv1x1(in_chs: int, out_chs: int) -> nn.Module:

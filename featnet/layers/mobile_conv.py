@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError, nearest
+from .static import lie_as
 
 Kernel = int | tuple[int, ...]  # several sizes: a share of the channels for each
 PADDINGS = ("", "same")
@@ -66,17 +67,24 @@ class SamePadding:
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> the same map within zeros."""
+        if max(self.kernel_size) == 1:
+            return x
         pads: list[Any] = []
         full = self.full_stride or self.stride
         for i in (1, 0):  # F.pad begins with the last dimension
             size, kernel, dilation = x.shape[i - 2], self.kernel_size[i], self.dilation[i]
             was = -(-size // self.grow)
             last = -(-was // full[i]) * full[i] - full[i]
-            total = last + dilation // self.grow * (kernel - 1) + 1
-            before = _positive(total - was) // 2 * self.grow
+            reach = dilation // self.grow * (kernel - 1) + 1
+            missing = last + reach - was
+            if reach < full[i]:  # windows with gaps between them: the end may lie in one
+                missing = _positive(missing)
+            before = missing // 2 * self.grow
             end = -(-size // self.stride[i]) * self.stride[i] - self.stride[i]
             after = end + dilation * (kernel - 1) + 1 - size - before
-            pads += [before, _positive(after)]
+            if reach < full[i] or self.grow > 1:
+                after = _positive(after)
+            pads += [before, after]
         return F.pad(x, pads)
 
     def widen(self, grow: int, stride: tuple[int, int]) -> Any:
@@ -90,6 +98,8 @@ class SamePadding:
 
 def _positive(size: Any) -> Any:
     """What is below zero becomes zero; for sizes that a tracer keeps as symbols, too."""
+    if isinstance(size, torch.Tensor):  # what torch.jit makes of sizes
+        return size.clamp(min=0)
     return torch.sym_max(size, 0)  # type: ignore[no-untyped-call]
 
 
@@ -169,7 +179,7 @@ class CondConv2d(nn.Module):
             x.reshape(1, n * c, h, w), weight, None, self.stride, self.padding, self.dilation,
             self.groups * n,
         )  # fmt: skip
-        return y.reshape(n, self.out_channels, *y.shape[2:])
+        return lie_as(y.reshape(n, self.out_channels, *y.shape[2:]), x)
 
 
 class CondConv2dSame(SamePadding, CondConv2d):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .static import same_size
+
 Size = tuple[int, int]
 
 
@@ -12,7 +14,7 @@ def resample_positions(
     table: torch.Tensor, size: Size, *, old: Size, prefix: int = 0
 ) -> torch.Tensor:
     """(1, prefix + h * w, C), learned for a grid of ``old``, for one of ``size``: bicubic."""
-    if _same(size, old):
+    if same_size(size, old):
         return table
     first, rest = table[:, :prefix], table[:, prefix:]
     grid = resample_grid(rest.reshape(1, *old, -1), size).flatten(1, 2)
@@ -21,18 +23,11 @@ def resample_positions(
 
 def resample_grid(table: torch.Tensor, size: Size) -> torch.Tensor:
     """(1, h, w, C) for another grid."""
-    if _same(size, (table.shape[1], table.shape[2])):
+    if same_size(size, (table.shape[1], table.shape[2])):
         return table
     grid = table.float().permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
     return grid.permute(0, 2, 3, 1).to(table.dtype)
-
-
-def _same(size: Size, old: Size) -> bool:
-    """Whether there is nothing to do; never in an export, which is for every size."""
-    if torch.compiler.is_exporting() or not all(isinstance(side, int) for side in size):
-        return False  # not what torch.fx puts there, either
-    return tuple(size) == tuple(old)
 
 
 def resample_patches(weight: torch.Tensor, size: Size) -> torch.Tensor:

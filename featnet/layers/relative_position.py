@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .memo import Memo
+from .static import same_size
 
 Size = tuple[int, int]
 
@@ -88,14 +89,12 @@ class RelativePositions:
     def resample(self, table: torch.Tensor, size: Size, density: int = 1) -> torch.Tensor:
         """(length, heads) -> a table for maps of another size, or of closer positions."""
         like = (self.size[0] * density, self.size[1] * density)
-        same: torch.Tensor | bool = False
-        if torch.compiler.is_exporting():  # for every size: whether it is this one stays open
+        same: torch.Tensor | bool | None = same_size(size, like)
+        if same and density == 1:
+            return table
+        if same is None:  # a graph for every size: whether it is this one stays open
             same = torch.full((), size[0], device="cpu") == like[0]
             same = same & (torch.full((), size[1], device="cpu") == like[1])
-        elif size[0] == like[0] and size[1] == like[1]:
-            if density == 1:
-                return table
-            same = True
         (height, width), device = self.size, table.device
         make = partial(spread, density=density, same=same, device=device)
         across, along = (

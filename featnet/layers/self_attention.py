@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import InputSizeError
 from .attention import make_divisible
 from .phases import in_phases
+from .static import lie_as
 
 Size = tuple[int, int]
 
@@ -46,7 +47,7 @@ class SelfAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pool(in_phases(self.mix, self.project(x), self.grow))
+        return self.pool(lie_as(in_phases(self.mix, self.project(x), self.grow), x))
 
     def widen(self, grow: int, stride: Size) -> nn.Module:
         """This layer for a map that is ``grow`` times denser; windows inside see to themselves."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .static import same_size
+
 Size = tuple[int, int]
 
 MASKED = -100.0  # added to the products of positions that are not to see each other
@@ -12,8 +14,12 @@ MASKED = -100.0  # added to the products of positions that are not to see each o
 
 def pad_to_windows(x: torch.Tensor, window: Size, *, value: float = 0.0) -> torch.Tensor:
     """(N, H, W, C), filled up after the last row and column to whole windows."""
-    below, right = -x.shape[1] % window[0], -x.shape[2] % window[1]
-    if not torch.compiler.is_exporting() and below == 0 == right:  # an export is for every size
+    # whole windows first: symbols of sizes then stay short
+    below, right = (
+        (length + side - 1) // side * side - length
+        for length, side in zip(x.shape[1:3], window, strict=True)
+    )
+    if same_size((below, right), (0, 0)):
         return x
     return F.pad(x, (0, 0, 0, right, 0, below), value=value)
 
@@ -28,6 +34,15 @@ def split_windows(x: torch.Tensor, window: Size) -> torch.Tensor:
 def join_windows(y: torch.Tensor) -> torch.Tensor:
     """(N, rows, columns, h, w, C) -> (N, rows * h, columns * w, C)."""
     return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def crop(x: torch.Tensor, size: Size) -> torch.Tensor:
+    """(N, H, W, C) without what :func:`pad_to_windows` added to a map of ``size``."""
+    if same_size((x.shape[1], x.shape[2]), size) is None and torch.compiler.is_compiling():
+        # In a graph for all sizes nobody may ask whether a view is the whole
+        rows, columns = (torch.arange(side, device=x.device) for side in size)
+        return x.index_select(1, rows).index_select(2, columns)
+    return x[:, : size[0], : size[1]]
 
 
 def shift_mask(size: Size, window: Size, shift: Size, *, like: torch.Tensor) -> torch.Tensor:

@@ -49,9 +49,12 @@ class DenseBlock(Blocks):
             self.add_module(f"denselayer{i + 1}", layer(in_chs + i * growth))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run((self._dense,), x) if self.whole else self._dense(x)
+
+    def _dense(self, x: torch.Tensor) -> torch.Tensor:
         maps: tuple[torch.Tensor, ...] = (x,)
-        for layer in self:
-            maps = (*maps, self.run((layer,), maps))  # a new tuple: the old one may be recomputed
+        for layer in self:  # a new tuple each time: the old one may be recomputed
+            maps = (*maps, layer(maps) if self.whole else self.run((layer,), maps))
         return torch.cat(maps, 1)
 
 

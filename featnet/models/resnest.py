@@ -5,6 +5,7 @@ Paper: https://arxiv.org/abs/2004.08955.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -50,9 +51,14 @@ class SplitAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act0(self.drop(self.bn0(self.conv(x))))
         splits = torch.unflatten(x, 1, (self.radix, -1))  # (N, radix, C, H, W)
-        gate = splits.sum(1).mean((2, 3), keepdim=True)
+        gate = _sum(splits).mean((2, 3), keepdim=True)
         gate = self.fc2(self.act1(self.bn1(self.fc1(gate))))
-        return (splits * self.attend(gate)).sum(1)
+        return _sum(splits * self.attend(gate))
+
+
+def _sum(splits: torch.Tensor) -> torch.Tensor:
+    """(N, radix, C, H, W) -> (N, C, H, W), whose channels lie as those of the splits do."""
+    return reduce(torch.add, splits.unbind(1))
 
 
 class SplitBottleneck(Residual):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def conv_norm(
 
 
 class SelectiveAttention(nn.Module):
-    """(N, paths, C, H, W) -> (N, paths, C, 1, 1): for each channel the share of each path."""
+    """Maps (N, C, H, W) -> (N, paths, C, 1, 1): for each channel the share of each path."""
 
     def __init__(self, channels: int, paths: int, squeezed: int, recipe: Recipe) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class SelectiveAttention(nn.Module):
         self.act = recipe.act(inplace=True)
         self.fc_select = nn.Conv2d(squeezed, channels * paths, 1, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = x.sum(1).mean((2, 3), keepdim=True)
+    def forward(self, *maps: torch.Tensor) -> torch.Tensor:
+        gate = reduce(torch.add, maps).mean((2, 3), keepdim=True)
         gate = self.fc_select(self.act(self.bn(self.fc_reduce(gate))))
-        return gate.view(x.shape[0], x.shape[1], -1, 1, 1).softmax(1)
+        return gate.view(gate.shape[0], len(maps), -1, 1, 1).softmax(1)
 
 
 class SelectiveKernel(nn.Module):
@@ -96,8 +96,8 @@ class SelectiveKernel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = torch.split(x, self.split, 1) if self.split else (x,) * len(self.paths)
         maps = [path(part) for path, part in zip(self.paths, parts, strict=True)]
-        stacked = torch.stack(maps, 1)  # (N, paths, C, H, W)
-        return (stacked * self.attn(stacked)).sum(1)
+        shares = self.attn(*maps).unbind(1)
+        return reduce(torch.add, map(torch.mul, maps, shares))
 
 
 class SelectiveBasic(Residual):

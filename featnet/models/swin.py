@@ -27,6 +27,7 @@ from ..layers import (
     Phased,
     RelativePositions,
     attend,
+    crop,
     drop_path_rates,
     get_norm,
     head_width,
@@ -111,6 +112,7 @@ class WindowAttention(nn.Module):
         x = pad_to_windows(x, self.window)
         qkv = self.project(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
         qkv = split_windows(qkv, self.window).permute(5, 0, 1, 2, 6, 3, 4, 7)
+        qkv = qkv.clone(memory_format=torch.contiguous_format)  # for any number of windows
         rows, columns = qkv.shape[2:4]
         q, k, v = qkv.flatten(5, 6).flatten(2, 3).unbind(0)  # (N, windows, heads, L, C')
         q, k = self.compare(q, k)
@@ -122,7 +124,7 @@ class WindowAttention(nn.Module):
             q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias[None], scale=self.scale
         )
         y = y.reshape(-1, rows, columns, self.num_heads, *self.window, y.shape[-1])
-        y = join_windows(y.movedim(3, 5).flatten(5))[:, :height, :width]
+        y = crop(join_windows(y.movedim(3, 5).flatten(5)), (height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
 

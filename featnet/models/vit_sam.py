@@ -25,11 +25,16 @@ from ..layers import (
     Mlp,
     PatchEmbed,
     attend,
+    crop,
     get_act,
     get_norm,
     head_width,
+    join_windows,
+    pad_to_windows,
     resample_grid,
+    same_size,
     split_heads,
+    split_windows,
 )
 from ..registry import Family, weights_table
 from ._vit_blocks import Block, Recipe
@@ -44,7 +49,7 @@ def distances(table: torch.Tensor, side: int) -> torch.Tensor:
     For a side of another length the table is interpolated.
     """
     reach = 2 * side - 1
-    if table.shape[0] != reach:
+    if not same_size((table.shape[0], 1), (reach, 1)):
         table = F.interpolate(table.T[None], size=reach, mode="linear")[0].T
     place = torch.arange(side, device=table.device)
     return table[place[:, None] - place + side - 1]
@@ -101,13 +106,10 @@ class Attention(nn.Module):
 
 def in_windows(attention: nn.Module, x: torch.Tensor, window: int) -> torch.Tensor:
     """Attention within windows of a map (N, H, W, C), which is padded to whole ones."""
-    n, height, width, _ = x.shape
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x.reshape(n, rows, window, columns, window, -1).transpose(2, 3)
-    x = attention(x.reshape(n * rows * columns, window, window, -1))
-    x = x.reshape(n, rows, columns, window, window, -1).transpose(2, 3)
-    return x.reshape(n, rows * window, columns * window, -1)[:, :height, :width]
+    height, width = x.shape[1], x.shape[2]
+    x = split_windows(pad_to_windows(x, (window, window)), (window, window))
+    y = attention(x.flatten(0, 2))  # (N * windows, h, w, C)
+    return crop(join_windows(y.unflatten(0, x.shape[:3])), (height, width))
 
 
 class WindowBlock(Block):

@@ -1,0 +1,34 @@
+"""Sizes and layouts, also while a graph is captured that is for many of them."""
+
+from __future__ import annotations
+
+import torch
+
+Size = tuple[int, int]
+
+
+def same_size(size: Size, other: Size) -> bool | None:
+    """Whether two sizes are equal; None where a graph is captured for such as are and such as are
+    not, which asking any other way would narrow down to one kind."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        rows, columns = size[0] == other[0], size[1] == other[1]
+        if statically_known_true(rows) and statically_known_true(columns):
+            return True
+        rows, columns = size[0] != other[0], size[1] != other[1]
+        if statically_known_true(rows) or statically_known_true(columns):
+            return False
+        return None
+    if not all(isinstance(side, int) for side in size):
+        return None  # what torch.jit and torch.fx put there
+    return tuple(size) == tuple(other)
+
+
+def lie_as(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A map, contiguous, with its channels last where those of ``x`` are; what compiles chooses for
+    itself."""
+    graph = torch.compiler.is_compiling() or type(x).__name__ == "Proxy"  # of torch.fx
+    if graph or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous()
+    return y.contiguous(memory_format=torch.channels_last)
