@@ -78,6 +78,11 @@ def test_an_hrnet_has_its_branches_as_levels() -> None:
     ("name", "options", "channels", "reduction"),
     [
         ("resnest26d", {}, [64, 256, 512, 1024, 2048], [2, 4, 8, 16, 32]),
+        ("regnety_032", {}, [32, 72, 216, 576, 1512], [2, 4, 8, 16, 32]),
+        ("mobilenetv3_large_100", {"out_indices": [1, 2, 3, 4]}, [24, 40, 112, 960], [4, 8, 16, 32]),
+        ("mobilenetv3_large_100", {}, [16, 24, 40, 112, 960], [2, 4, 8, 16, 32]),
+        ("convnext_tiny", {"out_indices": [1, 2, 3]}, [192, 384, 768], [8, 16, 32]),
+        ("convnext_tiny", {}, [96, 192, 384, 768], [4, 8, 16, 32]),
         ("ecaresnet101d", {"output_stride": 8, "out_indices": (2, 4)}, [512, 2048], [8, 8]),
     ],
 )
@@ -94,6 +99,8 @@ def test_heads_are_taken_off() -> None:
         dense = featnet.create_model("densenet121").eval()
         dense.reset_classifier(0, "")
         assert dense(torch.empty(2, 3, 224, 224)).shape == (2, 1024, 7, 7)
+        xception = featnet.create_model("xception41").eval()
+        assert xception.forward_features(torch.empty(2, 3, 299, 299)).shape == (2, 2048, 10, 10)
         vov = featnet.create_model("ese_vovnet19b_dw").eval()
         vov.reset_classifier(0)
         assert vov(torch.empty(2, 3, 224, 224)).shape == (2, 1024)
