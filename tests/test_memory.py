@@ -13,7 +13,7 @@ from torch import nn
 import featnet
 from benchmarks.memory import held, peak
 from featnet.errors import ArgumentError
-from featnet.trace import clone
+from featnet.structure import clone
 
 KINDS = (featnet.FeatureListNet, featnet.FeatureHookNet)
 
