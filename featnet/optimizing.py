@@ -94,7 +94,7 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     feeds, sizes = _chains(model, x)
     folded, left = _fold(model, feeds)
     if not sizes:
-        left = dict.fromkeys(left, "the network does not run on the meta device")
+        left = dict.fromkeys(left, "the network looks at values: it does not run on the meta device")
     forms = {"contiguous": model}
     forms["channels_last"] = _channels_last(copy.deepcopy(model))
     packed: tuple[str, ...] = ()
@@ -176,11 +176,10 @@ def _chains(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, str], dict[str
     if isinstance(model, FeatureNet):
         seen, read = model.observe(size)
     else:
-        try:
-            seen = trace.run(model, size, through=True)
-        except (RuntimeError, NotImplementedError):  # it asks for values, and what feeds what is unseen
-            return {}, {}
+        seen = trace.run(model, size, through=True)
         read = frozenset(level.module for level in getattr(model, "_levels", ()))
+    if seen.real:
+        return {}, {}
     feeds = {maker: reader for maker, reader in seen.feeds.items() if maker not in read}
     sizes = {c.name: torch.Size((len(x), *c.inputs[0][1:])) for c in seen.calls if c.inputs}
     return feeds, sizes

@@ -49,12 +49,14 @@ class Run:
         used: names of the tensors that were.
         feeds: module to module, where nothing but the second one reads what the first one puts
             out, and each runs once.
+        real: it ran on zeros, since the network looks at values; with others it may do otherwise.
     """
 
     calls: tuple[Call, ...]
     levels: Mapping[int, torch.Size]
     used: frozenset[str]
     feeds: Mapping[str, str]
+    real: bool = False
 
     @property
     def rewritten(self) -> frozenset[tuple[str, str]]:
@@ -242,7 +244,7 @@ def run(
         if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
             raise
     x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    return _run(structure.real_clone(model), x, **how)
+    return dataclasses.replace(_run(structure.real_clone(model), x, **how), real=True)
 
 
 def _run(
