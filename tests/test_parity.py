@@ -151,7 +151,11 @@ def test_numbers(timm: Any, name: str) -> None:
     ours, peer = pair(name)
     weights, maps = peer.state_dict(), names_of_maps(peer)
     with torch.inference_mode():
-        sizes = [s for s in helpers.sizes(name)[:2] if answer(helpers.at_size(peer, s), picture(*s)) is not None]
+        sizes = [
+            size
+            for size in helpers.sizes(name)[:2]
+            if answer(helpers.at_size(peer, size), picture(*size)) is not None
+        ]
         # or the one that the peer was made for
         sizes = sizes or [tuple(peer.pretrained_cfg["input_size"][-2:])]
         for size in sizes:
@@ -166,7 +170,8 @@ def test_numbers(timm: Any, name: str) -> None:
             wanted = theirs.forward_features(x)
             assert error(laid_out(ours.forward_features(x), wanted), wanted) <= TOLERANCE
     peer = None
-    for stride in (32, 16, 8):
+    few = helpers.parameter_count(name) < 12_000_000  # strides of 16 and 8 are one rule
+    for stride in (32, 16, 8) if few else (32, 8):
         theirs = helpers.peer_features(name, weights, stride)
         assert theirs is not None or stride < 32
         if theirs is None or (stride < 32 and stride not in helpers.strides(name)):
