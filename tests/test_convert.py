@@ -398,7 +398,7 @@ def transformers_model(kind: str) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("kind", ["resnet18", "resnet50", "convnext_atto", "convnextv2_atto"])
 def test_transformers(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    helpers.peer("transformers")
     name, theirs = transformers_model(kind)
     theirs = noisy(theirs).double()
     state = theirs.state_dict()
