@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,13 +118,15 @@ def noise(model: nn.Module, seed: int = 0) -> State:
 
 
 def load_noise(net: nn.Module, state: State) -> nn.Module:
-    """The same weights in any extractor of the network, whatever prefix it gives the names.
+    """The same weights in any extractor of the network, whatever prefix it gives the names, and
+    whether or not it flattens them.
 
     Raises:
         KeyError: the extractor has a tensor that the network has not.
     """
-    own = net.state_dict()
-    net.load_state_dict({k: state[k if k in state else k.removeprefix("body.")] for k in own})
+    flat = {key.replace(".", "_"): value for key, value in state.items()}
+    own = {key: re.sub(r"^(body|model)\.", "", key).replace(".", "_") for key in net.state_dict()}
+    net.load_state_dict({key: flat[flattened] for key, flattened in own.items()})
     return net
 
 

@@ -81,11 +81,7 @@ class Pair:
         return self.theirs(out_indices=(len(self.levels) - 1,))
 
     def _ready(self, net: nn.Module) -> nn.Module:
-        if hasattr(net, "body") or all(key in self.state for key in net.state_dict()):
-            load_noise(net, self.state)
-        else:  # a getter that renames: model.
-            own = net.state_dict()
-            net.load_state_dict({k: self.state[k.removeprefix("model.")] for k in own})
+        load_noise(net, self.state)
         return net.eval().to(self.device, self.dtype)
 
 
