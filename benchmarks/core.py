@@ -116,13 +116,17 @@ def _maps(found: Any) -> list[torch.Tensor]:
 
 
 def difference(net: nn.Module, other: nn.Module, x: torch.Tensor) -> float:
-    """Largest difference of any map, relative to that map's largest value.
+    """Largest difference of any map, relative to that map's largest value. The peer gives some of
+    its maps as (N, H, W, C).
 
     Raises:
         ArithmeticError: a map that is not finite, or all zero, so that the comparison says nothing.
     """
     with torch.inference_mode():
-        pairs = zip(_maps(net(x)), _maps(other(x)), strict=True)
+        pairs = [
+            (a, b if a.shape == b.shape else b.permute(0, 3, 1, 2))
+            for a, b in zip(_maps(net(x)), _maps(other(x)), strict=True)
+        ]
         gaps = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
     if not all(map(math.isfinite, gaps)):
         raise ArithmeticError(f"The maps are not finite, or zero: differences {gaps}.")
