@@ -56,12 +56,13 @@ def main() -> int:
         for table in families.run(args.device, quick=args.quick, dtypes=args.dtype):
             tables.append(table)
             print(table, flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     if tables and args.out:
         picture = args.out.with_suffix(".svg")
         picture.write_text(families.chart(tables), encoding="utf-8")
         sections += [f"![ratios]({picture.name})\n", *map(str, tables)]
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(sections), encoding="utf-8")
     return 0
 
