@@ -127,10 +127,7 @@ class Backbone(nn.Module):
         """(N, C, H, W) -> the last, unpooled features."""
         check_input(x, self.in_chans)
         with explain_size(self, x.shape[-2:]):
-            y: Any = x
-            for y in self.forward_levels(x):
-                pass
-            return self.finish(y)
+            return self.finish(trace.visit(self, x, lambda index, y: False)[0])
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, h, w) -> (N, head_hidden_size), or unchanged with ``global_pool=""``."""
@@ -234,13 +231,14 @@ class Backbone(nn.Module):
         wanted = resolve(indices, self._levels)
         last = max(wanted)
         maps: dict[int, Any] = {}
-        y: Any = x
+
+        def enough(index: int, y: Any) -> bool:
+            if index in wanted:
+                maps[index] = read(self, y, index)
+            return index == last and (stop_early or intermediates_only)
+
         with explain_size(self, x.shape[-2:]):
-            for index, y in enumerate(self.forward_levels(x)):
-                if index in wanted:
-                    maps[index] = read(self, y, index)
-                if index == last and (stop_early or intermediates_only):
-                    break
+            y, _ = trace.visit(self, x, enough)
             ordered = [maps[index] for index in wanted]
             if intermediates_only:
                 return ordered

@@ -174,12 +174,14 @@ class FeatureNet(nn.Module):
         check_input(x, body.in_chans)
         maps: dict[int, Any] = {}
         last = max(self._indices)
+
+        def enough(index: int, y: Any) -> bool:
+            if index in self._indices:
+                maps[index] = self._read(body, y, index)
+            return index == last
+
         with explain_size(body, x.shape[-2:]):
-            for index, y in enumerate(body.forward_levels(x)):
-                if index in self._indices:
-                    maps[index] = self._read(body, y, index)
-                if index == last:
-                    break
+            trace.visit(body, x, enough)
         return [maps[index] for index in self._indices]
 
     def _collect(self, x: torch.Tensor) -> dict[Any, Any]:

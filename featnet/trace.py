@@ -142,17 +142,27 @@ def channels_of(model: nn.Module) -> int:
     return 3
 
 
-def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
-    """Run a network with ``forward_levels`` until there is enough, through its head if need be.
+def visit(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> tuple[Any, bool]:
+    """Run a network with ``forward_levels``, giving each level's index and value to ``enough``, until
+    that says so. Returns the last value, and whether there was enough.
 
-    ``enough`` is given each level's index and what was yielded for it. Returns the last of what
-    the network came to.
+    No level is held while the next one is computed, so that memory is what the network itself needs.
     """
-    y: Any = x
-    for index, y in enumerate(model.forward_levels(x)):
+    levels = model.forward_levels(x)
+    y: Any = None
+    for index in range(len(model._levels)):
+        y = None
+        y = next(levels)
         if enough(index, y):
-            return y
-    return model.forward_head(model.finish(y))
+            return y, True
+    return y, False
+
+
+def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
+    """:func:`visit` and, where there was not enough, on through the head. Returns the last of what
+    the network came to."""
+    y, done = visit(model, x, enough)
+    return y if done else model.forward_head(model.finish(y))
 
 
 class _Seen:
