@@ -25,8 +25,8 @@ from .layers import Phased
 
 Pair = tuple[int, int]
 
-# oneDNN leaves a depthwise convolution that pads more than this to a generic kernel, which takes up
-# to 100 times longer; on a map that is padded before, it does not
+# A depthwise convolution that pads more than this takes a slow kernel on the CPU; on a map that is
+# padded before it takes the quick one (python -m benchmarks.dilated)
 _QUICK_PADDING = 7
 
 
@@ -83,7 +83,7 @@ class _Padded:
 class PaddedConv2d(_Padded, nn.Conv2d):
     """A convolution that pads the map itself.
 
-    On a CPU a depthwise one with much padding is so up to 50 times faster, see ``_QUICK_PADDING``.
+    On a CPU a depthwise one with much padding is faster so, see ``_QUICK_PADDING``.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,20 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import foreign
 import helpers
 import pytest
 import torch
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``tv_name``: torchvision's models, one after the other."""
+    if "tv_name" in metafunc.fixturenames:
+        try:
+            names = foreign.torchvision_names()
+        except BaseException:  # skipped, or failed, where the test runs
+            names = ("resnet18",)
+        metafunc.parametrize("tv_name", names)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

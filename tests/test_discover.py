@@ -22,15 +22,6 @@ from featnet.features import Feature
 # discover --------------------------------------------------------------------------------------
 
 
-def pytest_generate_tests(metafunc: Any) -> None:
-    if "tv_name" in metafunc.fixturenames:
-        try:
-            names = foreign.torchvision_names()
-        except BaseException:  # skipped, or failed, where the test runs
-            names = ("resnet18",)
-        metafunc.parametrize("tv_name", names)
-
-
 def test_torchvisions_models(tv_name: str) -> None:
     """Each level's map has the channels, and at this and other sizes the side, that it says; the
     deepest is what the network pools."""

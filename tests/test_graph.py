@@ -41,15 +41,6 @@ def peer() -> Any:
 # Against the peer ------------------------------------------------------------------------------
 
 
-def pytest_generate_tests(metafunc: Any) -> None:
-    if "tv_name" in metafunc.fixturenames:
-        try:
-            names = foreign.torchvision_names()
-        except BaseException:  # skipped, or failed, where the test runs
-            names = ("resnet18",)
-        metafunc.parametrize("tv_name", names)
-
-
 def test_names_are_torchvisions(tv_name: str) -> None:
     """Position by position, but for modules whose own names end in a number."""
     model = foreign.torchvision_model(tv_name, device="meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import helpers
@@ -30,6 +31,18 @@ def empty(name: str) -> Any:
 
 def batch(name: str) -> torch.Tensor:
     return torch.zeros(2, 3, *helpers.sizes(name)[0])
+
+
+def test_a_level_is_gone_while_the_next_is_made() -> None:
+    """The stem's map of a ResNet, from the second block after it on."""
+    net = featnet.FeatureListNet(empty("resnet18"), (4,), copy=False)
+    stem: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    net.act1.register_forward_hook(lambda m, args, y: stem.append(weakref.ref(y)))
+    net.layer1[1].register_forward_pre_hook(lambda m, args: alive.append(stem[0]() is not None))
+    with torch.inference_mode():
+        net(batch("resnet18"))
+    assert alive == [False]
 
 
 @pytest.mark.parametrize("name", families())

@@ -17,9 +17,7 @@ from torch import nn
 from ..backbone import Backbone
 from ..layers import (
     Blocks,
-    DropPath,
     Layer,
-    Phased,
     attend,
     drop_path_rates,
     get_act,
@@ -28,6 +26,7 @@ from ..layers import (
     join_heads,
 )
 from ..registry import Family, weights_table
+from .swin import Block
 
 
 class Attention(nn.Module):
@@ -96,25 +95,6 @@ class ConvMlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dwconv(self.relu(self.fc1(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         return self.drop2(self.fc2(self.drop1(self.act(x))))
-
-
-class Block(Phased):
-    """Attention and MLP, each on a norm and beside the identity; (N, H, W, C)."""
-
-    def __init__(
-        self, dim: int, *, attention: Layer, mlp: Layer, norm: Layer, drop_path: float
-    ) -> None:
-        super().__init__()
-        self.norm1 = norm(dim)
-        self.attn = attention(dim)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = norm(dim)
-        self.mlp = mlp(dim)
-        self.drop_path2 = DropPath(drop_path)
-
-    def run(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class OverlapPatchEmbed(nn.Module):
