@@ -180,7 +180,7 @@ def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True
         CheckpointError: another library's network that computes something else than the model.
     """
     draft = Draft(contents.tensors, contents.steps)
-    if conversion.apply(draft, model):
+    if conversion.apply(draft, model, format=contents.format):
         _family_changes(draft, model)
         return draft
     target = model.state_dict()

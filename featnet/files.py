@@ -41,10 +41,12 @@ BITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The tensors of a file, and which of its dictionaries they are."""
+    """The tensors of a file, which of its dictionaries they are, and the format whose words for
+    them its names are, if that is not PyTorch's."""
 
     tensors: State
     steps: tuple[str, ...] = ()
+    format: str = ""
 
 
 def read(path: str | Path) -> Contents:
@@ -83,7 +85,7 @@ def _read(path: Path) -> Contents:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return Contents(_read_safetensors(path))
     if mindspore.is_checkpoint(head):
-        return Contents(mindspore.read(path))
+        return Contents(mindspore.read(path), format="MindSpore")
     content = _read_torch(path, zipped=head.startswith(b"PK"))
     return unwrap(content, source=str(path))
 

@@ -68,48 +68,48 @@ def test_a_large_parameter_in_pieces(tmp_path: Path) -> None:
     assert torch.equal(found["a"], torch.from_numpy(value)) and found["b"].shape == (2, 11)
 
 
-def drawn(rng: Any, name: str, shape: list[int]) -> Any:
+def drawn(rng: Any, name: str, shape: list[int], scale: float) -> Any:
     value = rng.standard_normal(shape).astype(np.float32)
     if name.endswith("gamma"):
         value = 1 + 0.2 * value
     elif name.endswith("moving_variance"):
         value = 0.5 + np.abs(value) * 0.5
     elif len(shape) >= 2:
-        value = value * (1.2 / np.sqrt(np.prod(shape[1:])))
+        value = value * (scale / np.sqrt(np.prod(shape[1:])))
     else:
         value = 0.1 * value
     return value.astype(np.float32)
 
 
+def written(name: str, path: Path) -> Any:
+    """A file of the network as MindCV keeps it; the generator of its numbers."""
+    rng, scale = np.random.default_rng(0), REFERENCE[name]["scale"]
+    with path.open("wb") as file:
+        for key, shape, *constant in REFERENCE[name]["parameters"]:
+            # what is counted, and not learnt, is of no importance
+            zeros = np.zeros(shape, dtype=np.float32)
+            file.write(encode(key, zeros if constant else drawn(rng, key, shape, scale)))
+    return rng
+
+
 @pytest.mark.parametrize("name", REFERENCE)
 def test_mindcv(name: str, tmp_path: Path) -> None:
-    wanted, rng = REFERENCE[name], np.random.default_rng(0)
-    path = tmp_path / "m.ckpt"
-    path.write_bytes(b"".join(encode(n, drawn(rng, n, s)) for n, s in wanted["parameters"]))
+    wanted, path = REFERENCE[name], tmp_path / "m.ckpt"
+    rng = written(name, path)
     x = rng.standard_normal(wanted["x"]).astype(np.float32)
     assert float(x.ravel()[0]) == pytest.approx(wanted["first"]), "numpy draws other numbers now"
-    options = {"num_classes": 10, "checkpoint_path": path}
-    if name.startswith("convnext"):
-        with pytest.raises(CheckpointError, match='act_layer="gelu_tanh"'):
-            create_model(name, **options)
-        options["act_layer"] = "gelu_tanh"
+    options = {**wanted["options"], "num_classes": 10, "checkpoint_path": path}
+    if "act_layer" in options:
+        with pytest.raises(CheckpointError, match=f"build the network with act_layer=.{options['act_layer']}"):
+            create_model(name, **{k: v for k, v in options.items() if k != "act_layer"})
     model = create_model(name, **options).eval()
     with torch.no_grad():
         found = model(torch.from_numpy(x))
-    assert helpers.error(found, torch.tensor([wanted["outputs"]])) < 1e-5
+    # of V2's norms the epsilon is another, which the report says
+    assert helpers.error(found, torch.tensor([wanted["outputs"]])) < (1e-4 if "swinv2" in name else 1e-5)
     report = model.load_report
-    assert report.loaded + len(report.converted) == len(wanted["parameters"])
-    assert all(key.endswith("num_batches_tracked") for key in report.initial) and not report.dropped
-
-
-def test_networks_that_are_others_under_the_same_name(tmp_path: Path) -> None:
-    value, path = np.ones((4, 3), dtype=np.float32), tmp_path / "m.ckpt"
-    path.write_bytes(encode("bn1.gamma", value) + encode("layer1.0.conv1.weight", value))
-    with pytest.raises(CheckpointError, match="MindCV's ResNet is not loaded: its pooling"):
-        create_model("resnet18", checkpoint_path=path)
-    path.write_bytes(encode("features.1.gamma", value) + encode("features.3.layers.0.weight", value))
-    with pytest.raises(CheckpointError, match="MindCV's MobileNetV3 is not loaded: its depthwise"):
-        create_model("mobilenetv3_small_100", checkpoint_path=path)
+    assert set(report.dropped.values()) <= {"is counted from the size of the picture"}
+    assert all(key.endswith("num_batches_tracked") for key in report.initial)
 
 
 BAD = {

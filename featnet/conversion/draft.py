@@ -127,6 +127,8 @@ class Layout:
         convert: renames a draft's tensors to those of a model.
         root: what a file that holds only the features leaves out at the start of its keys.
         eps: the epsilon of the file's batch norms, where it may differ from the model's.
+        format: of the only kind of file that has it, ``""`` for tensors from anywhere.
+        refused: why its files are not loaded, where no renaming gives the same numbers.
     """
 
     name: str
@@ -135,6 +137,8 @@ class Layout:
     convert: Callable[[Draft, nn.Module], None]
     root: str = ""
     eps: Callable[[Draft], float] | None = None
+    format: str = ""
+    refused: str = ""
 
 
 def natural(key: str) -> list[tuple[bool, int, str]]:
