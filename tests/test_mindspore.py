@@ -15,7 +15,7 @@ import helpers
 import pytest
 import torch
 
-from featnet import create_model, files, mindspore
+from featnet import create_model, files, load_checkpoint, mindspore
 from featnet.errors import CheckpointError
 
 np = pytest.importorskip("numpy")
@@ -110,6 +110,57 @@ def test_mindcv(name: str, tmp_path: Path) -> None:
     report = model.load_report
     assert set(report.dropped.values()) <= {"is counted from the size of the picture"}
     assert all(key.endswith("num_batches_tracked") for key in report.initial)
+
+
+# One of each that is refused: two of MindCV's names for its parameters, and the reason
+REFUSED = {
+    "resnet18": ("bn1.gamma", "layer1.0.conv1.weight", "ResNet is not loaded: its pooling"),
+    "resnest14d": ("bn1.gamma", "layer1.0.conv2.fc1.weight", "ResNeSt is not loaded: its pooling"),
+    "skresnet18": ("bn1.gamma", "layer1.0.conv1.paths.0.features.0.weight", "SKNet is not loaded: its pool"),
+    "skresnet50": ("bn1.gamma", "layer1.0.conv2.paths.0.features.0.weight", "SKNet is not loaded: its pool"),
+    "legacy_seresnet18": ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight", "SENet is not loaded: its"),
+    "mobilenetv3_small_100": ("features.1.gamma", "features.3.layers.0.weight", "V3 is not loaded: its depthwise"),
+    "mixnet_s": ("stem_conv.0.weight", "stem_conv.1.gamma", "MixNet is not loaded: its squeeze"),
+    "pvt_v2_b0": ("patch_embed_list.0.proj.weight", "head.bias", "PVTv2 is not loaded: its patch"),
+    "swin_tiny_patch4_window7_224": (
+        "0.blocks.0.attn.relative_bias.relative_position_bias_table", "norm.gamma", "Swin is not loaded: its GELU",
+    ),
+    "halonet26t": ("stem.conv1.conv.weight", "stem.conv1.bn.gamma", "HaloNet is not loaded: its windows"),
+}  # fmt: skip
+ONE = np.ones((4, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_networks_that_are_others_under_the_same_name(name: str, tmp_path: Path) -> None:
+    *names, why = REFUSED[name]
+    path = tmp_path / "m.ckpt"
+    names += ["classifier.0.weight"] * name.startswith("mobilenet")
+    path.write_bytes(b"".join(encode(key, ONE) for key in names))
+    with torch.device("meta"):
+        model = create_model(name)
+    with pytest.raises(CheckpointError, match=f"A checkpoint of MindCV's \\w*{why}"):
+        load_checkpoint(model, path)
+
+
+def test_padding_that_the_network_was_not_built_with(tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    written("tf_efficientnet_b0", path)
+    options = {"num_classes": 10, "checkpoint_path": path}
+    with pytest.raises(CheckpointError, match="MindCV's EfficientNet was .* TensorFlow's padding: build"):
+        create_model("efficientnet_b0", **options)
+    assert create_model("efficientnet_b0", pad_type="same", **options).load_report.loaded
+
+
+def test_what_is_no_network_of_mindcvs(tmp_path: Path) -> None:
+    """Names alone, even the model's own, do not make a file of MindSpore's fit."""
+    path = tmp_path / "m.ckpt"
+    state = {k: v.numpy() for k, v in create_model("vgg11", mlp_ratio=1 / 4096).state_dict().items()}
+    path.write_bytes(b"".join(encode(k, v) for k, v in state.items() if "features" in k))
+    with pytest.raises(CheckpointError, match="architecture that is not known: it begins with .features.0.w"):
+        create_model("vgg11", mlp_ratio=1 / 4096, checkpoint_path=path)
+    written("regnetx_002", path)
+    with pytest.raises(CheckpointError, match="A checkpoint of MindCV's RegNet does not fit DenseNet"):
+        create_model("densenet121", checkpoint_path=path)
 
 
 BAD = {

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import CheckpointError
 from . import mindcv, originals, torchvision, transformers
 from .draft import Draft, Layout
 

@@ -110,8 +110,8 @@ def _convnext(draft: Draft, model: nn.Module) -> None:
         return f"stages.{stage}.{rest}" if int(index) % 2 else f"stages.{stage + 1}.downsample.{rest}"
 
     draft.rename(counted)
+    draft.substitute([(r"(.*)\.gamma_", r"\1.gamma")])
     draft.substitute([
-        (r"(.*)\.gamma_", r"\1.gamma"),
         *convnext_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
         (r"norm\.(.*)", r"head.norm.\1"),
         (r"classifier\.(weight|bias)", r"head.fc.\1"),
