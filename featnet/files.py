@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import mindspore
+from . import mindspore, npz
 from .errors import CheckpointError, nearest
 
 State = dict[str, torch.Tensor]
@@ -50,8 +50,9 @@ class Contents:
 
 
 def read(path: str | Path) -> Contents:
-    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` file, or of
-    the shards of an index (``*.index.json``), memory-mapped where the format allows it.
+    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
+    ``.npz`` file, or of the shards of an index (``*.index.json``), memory-mapped where the format
+    allows it.
 
     Raises:
         CheckpointError: missing, empty, truncated, dishonest, or not a checkpoint.
@@ -86,6 +87,8 @@ def _read(path: Path) -> Contents:
         return Contents(_read_safetensors(path))
     if mindspore.is_checkpoint(head):
         return Contents(mindspore.read(path), format="MindSpore")
+    if head.startswith(b"PK") and npz.is_archive(path):
+        return Contents(npz.read(path))
     content = _read_torch(path, zipped=head.startswith(b"PK"))
     return unwrap(content, source=str(path))
 

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from . import mindcv, originals, torchvision, transformers
+from . import jax, mindcv, originals, torchvision, transformers
 from .draft import Draft, Layout
 
 __all__ = ["Draft", "Layout", "apply", "layouts", "recognise"]
 
 _LAYOUTS: tuple[Layout, ...] = (
-    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *mindcv.LAYOUTS
+    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *jax.LAYOUTS,
+    *mindcv.LAYOUTS,
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def recognise(
 def find_prefix(names: set[str], marks: list[str]) -> str | None:
     """The shortest prefix under which all marks are."""
     first = marks[0]
-    found = [n[: -len(first)] for n in names if n == first or n.endswith("." + first)]
+    found = [n[: -len(first)] for n in names if n == first or n.endswith(("." + first, "/" + first))]
     fitting = [p for p in found if all(p + mark in names for mark in marks)]
     return min(fitting, key=len, default=None)
 
