@@ -24,9 +24,10 @@ State = dict[str, torch.Tensor]
 # Where training scripts keep the weights, best first
 CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
-    "module", "params", "encoder",
+    "module", "params", "encoder", "classy_state_dict", "base_model",
 )  # fmt: skip
 AVERAGED = CONTAINERS[:5]
+PARTS = ("trunk", "heads")  # dictionaries that are one network together
 
 POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has for a large file
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
@@ -281,6 +282,10 @@ def unwrap(content: Any, *, source: str = "checkpoint") -> Contents:
         path.append(name)
     state: State = {}
     if isinstance(content, Mapping):
+        for part in PARTS:
+            if isinstance(content.get(part), Mapping):
+                inner = content[part].items()
+                content = {**content, **{f"{part}.{k}": v for k, v in inner if isinstance(k, str)}}
         state = {k: v for k, v in content.items() if isinstance(k, str) and _is_plain(v, k, source)}
     if not state:
         raise CheckpointError(f"{source!r} holds no tensors: a {type(content).__name__}.")
