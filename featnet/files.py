@@ -24,7 +24,7 @@ State = dict[str, torch.Tensor]
 # Where training scripts keep the weights, best first
 CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
-    "module", "params", "encoder", "classy_state_dict", "base_model",
+    "module", "params", "encoder", "model_state", "classy_state_dict", "base_model",
 )  # fmt: skip
 AVERAGED = CONTAINERS[:5]
 PARTS = ("trunk", "heads")  # dictionaries that are one network together

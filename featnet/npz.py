@@ -23,7 +23,7 @@ def is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, RuntimeError):
         return False
     return bool(names) and all(name.endswith(END) for name in names)
 
@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
                 with archive.open(entry) as file:
                     found[name] = _tensor(np, name, file, entry.file_size)
             return found
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"Checkpoint {str(path)!r} cannot be read: it is truncated or not an archive of "
             f"numbers ({error})."

@@ -508,6 +508,23 @@ def test_the_regnet_of_vissl(head: str, timm: Any, tmp_path: Path) -> None:
     assert not net.load_report.initial and not net.load_report.dropped
 
 
+def test_the_original_hiera(timm: Any, tmp_path: Path) -> None:
+    model = noisy(create_model("hiera_tiny_224", num_classes=10))
+    wanted = model.state_dict()
+    names = {"head.fc.": "head.projection.", "head.norm.": "norm."}
+    state = {
+        next((old + k.removeprefix(new) for new, old in names.items() if k.startswith(new)), k): v
+        for k, v in wanted.items()
+    }  # fmt: skip
+    whole = {"model_state": state, "epoch": 3}
+    theirs = timm.models.hiera.checkpoint_filter_fn(whole)
+    assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
+    torch.save(whole, tmp_path / "m.pth")
+    again = create_model("hiera_tiny_224", num_classes=10, checkpoint_path=tmp_path / "m.pth")
+    assert all(torch.equal(v, wanted[k]) for k, v in again.state_dict().items())
+    complete(again, len(wanted))
+
+
 def clip_resnet(state: State) -> State:
     """Our names to those of OpenAI's CLIP."""
     found = {}

@@ -122,9 +122,6 @@ REFUSED = {
     "mobilenetv3_small_100": ("features.1.gamma", "features.3.layers.0.weight", "V3 is not loaded: its depthwise"),
     "mixnet_s": ("stem_conv.0.weight", "stem_conv.1.gamma", "MixNet is not loaded: its squeeze"),
     "pvt_v2_b0": ("patch_embed_list.0.proj.weight", "head.bias", "PVTv2 is not loaded: its patch"),
-    "swin_tiny_patch4_window7_224": (
-        "0.blocks.0.attn.relative_bias.relative_position_bias_table", "norm.gamma", "Swin is not loaded: its GELU",
-    ),
     "halonet26t": ("stem.conv1.conv.weight", "stem.conv1.bn.gamma", "HaloNet is not loaded: its windows"),
 }  # fmt: skip
 ONE = np.ones((4, 3), dtype=np.float32)

@@ -142,7 +142,7 @@ def _regnet(draft: Draft, model: nn.Module) -> None:
     draft.rename(new_name)
 
 
-def _swin_v2(draft: Draft, model: nn.Module) -> None:
+def _swin(draft: Draft, model: nn.Module) -> None:
     """A stage begins with what halves the size here, where MindCV ends one; queries, keys and values
     are one."""
     del model
@@ -156,14 +156,15 @@ def _swin_v2(draft: Draft, model: nn.Module) -> None:
 
     draft.rename(new_name)
     draft.substitute([
-        (r".*(?:attn_mask|relative_coords_table|relative_position_index)", ""),
+        (r".*(?:attn_mask|relative_bias\.index|relative_coords_table|relative_position_index)", ""),
+        (r"(.*\.attn)\.relative_bias\.(.*)", r"\1.\2"),
         (r"(.*\.attn)\.relative_position_bias\.cpb_mlp(\d)\.(.*)", r"\1.cpb_mlp.\2.\3"),
-        (r"(.*\.attn)\.([qv])\.bias", r"\1.\2_bias"),
-        (r"head\.(.*)", r"head.fc.\1"),
+        (r"(?:head|classifier)\.(.*)", r"head.fc.\1"),
     ], why="is counted from the size of the picture")  # fmt: skip
-    for key in [key for key in draft.tensors if key.endswith(".attn.q.weight")]:
-        stem = key.removesuffix("q.weight")
-        draft.concatenate(f"{stem}qkv.weight", [f"{stem}{x}.weight" for x in "qkv"])
+    for key in [key for key in draft.tensors if ".attn.q." in key]:
+        root, leaf = key.split(".q.")
+        draft.concatenate(f"{root}.qkv.{leaf}", [f"{root}.{x}.{leaf}" for x in "qkv"])
+    draft.substitute([(r"(.*\.attn)\.([qv])\.bias", r"\1.\2_bias")])  # V2's keys have none
 
 
 def _epsilon(there: float) -> Step:
@@ -307,8 +308,13 @@ LAYOUTS = (
         _epsilon(1e-7), need=GELU,
     ),
     network(
+        "Swin", "SwinTransformer",
+        ("patch_embed.norm.gamma", "0.blocks.0.attn.relative_bias.relative_position_bias_table"),
+        _swin, need=GELU,
+    ),
+    network(
         "Swin V2", "SwinTransformerV2", ("patch_embed.norm.gamma", "0.blocks.0.attn.logit_scale"),
-        _swin_v2, _epsilon(1e-6), need=GELU,
+        _swin, _epsilon(1e-6), need=GELU,
     ),
     other("ResNeSt", "ResNet", ("bn1.gamma", "layer1.0.conv2.fc1.weight"), POOLING),
     other("SKNet", "ResNet", ("bn1.gamma", "layer1.0.conv1.paths.0.features.0.weight"), POOLING),
@@ -319,8 +325,6 @@ LAYOUTS = (
           "its squeeze-and-excitation has ReLU inside where ours has SiLU"),
     other("PVTv2", "PyramidVisionTransformerV2", ("patch_embed_list.0.proj.weight",),
           "its patch embeddings pad as TensorFlow does"),
-    other("Swin", "SwinTransformer", ("0.blocks.0.attn.relative_bias.relative_position_bias_table",),
-          "its GELU is the tanh approximation, which our Swin does not have"),
     other("HaloNet", "ByobNet", ("stem.conv1.bn.gamma", "stem.conv1.conv.weight"),
           "its windows are cut by an operator that runs on Ascend hardware only, where we could not "
           "compare it"),
