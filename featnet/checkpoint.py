@@ -177,8 +177,21 @@ def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True
         auto_mapping: match names that were flattened or prefixed.
 
     Raises:
-        CheckpointError: another library's network that computes something else than the model.
+        CheckpointError: another library's network that computes something else than the model, or
+            tensors of shapes that it cannot have.
     """
+    try:
+        return _translate(model, contents, auto_mapping=auto_mapping)
+    except CheckpointError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint has names or shapes that no {type(model).__name__} has: "
+            f"{type(error).__name__}: {error}. Nothing was loaded."
+        ) from error
+
+
+def _translate(model: Any, contents: files.Contents, *, auto_mapping: bool) -> Draft:
     draft = Draft(contents.tensors, contents.steps)
     if conversion.apply(draft, model, format=contents.format):
         _family_changes(draft, model)

@@ -572,6 +572,26 @@ def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
         create_model("convnextv2_atto", checkpoint_path=overlay["file"])
 
 
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("vit_tiny_patch16_224", {"pos_embed": torch.ones(3), "cls_token": torch.ones(1)}),
+        ("vit_tiny_patch16_224", {
+            "embedding/kernel": torch.ones(2), "Transformer/encoderblock/LayerNorm_0/scale": torch.ones(())}),
+        ("convnext_atto", {"features.1.0.layer_scale": torch.ones(1), "features.0.0.weight": torch.ones(1),
+                           "features.x.y": torch.ones(1)}),
+        ("densenet121", {"features.denseblock1.denselayer1.norm.1.weight": torch.ones(())}),
+    ],
+)  # fmt: skip
+def test_shapes_that_no_network_has(name: str, bad: State, tmp_path: Path) -> None:
+    """Whatever goes wrong on the way, the answer is one error, and the model is what it was."""
+    model = create_model(name, num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="othing was loaded"):
+        featnet.load_checkpoint(model, saved(bad, tmp_path / "m.safetensors"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 # What conversion is not -------------------------------------------------------------------------
 
 

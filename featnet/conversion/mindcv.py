@@ -71,7 +71,8 @@ def _zero_biases(draft: Draft, model: nn.Module) -> None:
     """Its convolutions have no biases where others' have."""
     for key, value in model.state_dict().items():
         weight = draft.tensors.get(key.removesuffix("bias") + "weight")
-        if key.endswith(".bias") and key not in draft.tensors and weight is not None:
+        missing = key.endswith(".bias") and key not in draft.tensors
+        if missing and weight is not None and weight.ndim == 4:
             draft.put(key, torch.zeros(value.shape, dtype=weight.dtype), "zero: MindCV has none")
 
 
@@ -119,7 +120,7 @@ def _convnext(draft: Draft, model: nn.Module) -> None:
 
 
 # MindSpore names a list in a list after its first parameter: 0.blocks.2.blocks.1 is block 1 of stage 2
-STAGED = re.compile(r"(?:(?:stages|layers)\.)?(?:0\.blocks\.)?(\d+)\.(blocks\.(\d+)|downsample)\.(.*)")
+STAGED = re.compile(r"(?:0\.blocks\.)?(\d+)\.(blocks\.(\d+)|downsample)\.(.*)")
 REGNET = {
     "proj": "downsample.conv", "bn": "downsample.bn", "f.se.conv_reduce": "se.fc1",
     "f.se.conv_expand": "se.fc2",
@@ -134,7 +135,7 @@ def _regnet(draft: Draft, model: nn.Module) -> None:
 
     def new_name(key: str) -> str:
         match = STAGED.fullmatch(key)
-        if match is None:
+        if match is None or match[3] is None:
             return key
         module, dot, leaf = match[4].rpartition(".")
         return f"s{int(match[1]) + 1}.b{int(match[3]) + 1}.{REGNET.get(module, module)}{dot}{leaf}"
@@ -261,10 +262,6 @@ LAYOUTS = (
         "RegNet", "RegNet", ("stem.bn.gamma", "head.fc.weight", "0.blocks.0.f.a.weight"), _regnet
     ),
     network(
-        "RegNet", "RegNet", ("stem.bn.gamma", "head.fc.weight", "stages.0.blocks.0.f.a.weight"),
-        _regnet,
-    ),
-    network(
         "ReXNet", "RexNet",
         ("stem.features.1.gamma", "features.0.conv_dw.features.0.weight"),
         _rules(
@@ -319,7 +316,8 @@ LAYOUTS = (
     other("ResNeSt", "ResNet", ("bn1.gamma", "layer1.0.conv2.fc1.weight"), POOLING),
     other("SKNet", "ResNet", ("bn1.gamma", "layer1.0.conv1.paths.0.features.0.weight"), POOLING),
     other("SKNet", "ResNet", ("bn1.gamma", "layer1.0.conv2.paths.0.features.0.weight"), POOLING),
-    other("SENet", "SENet", ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight"), POOLING),
+    other("SENet", "SENet", ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight"),
+          "its pooling after the stem pads otherwise where the map's side is odd"),
     other("ResNet", "ResNet", ("bn1.gamma", "layer1.0.conv1.weight"), POOLING),
     other("MixNet", "EfficientNet", ("stem_conv.1.gamma",),
           "its squeeze-and-excitation has ReLU inside where ours has SiLU"),
