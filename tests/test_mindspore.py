@@ -139,6 +139,18 @@ def test_networks_that_are_others_under_the_same_name(name: str, tmp_path: Path)
         load_checkpoint(model, path)
 
 
+def test_a_classifier_without_its_bias(tmp_path: Path) -> None:
+    """Only convolutions have none in MindCV's VGG."""
+    path = tmp_path / "m.ckpt"
+    kernels = [f"features.{i}.weight" for i in (0, 3, 6, 8, 11, 13, 16, 18)]
+    matrices = [f"classifier.{i}.weight" for i in (0, 3, 6)]
+    path.write_bytes(b"".join(
+        encode(key, ONE[..., None, None] if key in kernels else ONE) for key in (*kernels, *matrices)
+    ))  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"missing \(3\): pre_logits.fc1.bias, .* head.fc.bias"):
+        create_model("vgg11", mlp_ratio=1 / 4096, checkpoint_path=path)
+
+
 def test_padding_that_the_network_was_not_built_with(tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     written("tf_efficientnet_b0", path)

@@ -220,6 +220,20 @@ def test_archives_that_are_not_what_they_seem(tmp_path: Path) -> None:
         files.read(path)
 
 
+def test_a_size_that_the_directory_of_the_archive_makes_up(tmp_path: Path) -> None:
+    """Nothing is allocated for it."""
+    path, size = tmp_path / "a.npz", 1 << 31
+    content = member(f"({size // 4},)", b"1234")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", content)
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"PK\x01\x02") + 24
+    whole[at : at + 4] = (len(content) - 4 + size).to_bytes(4, "little")
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=f"'a' ends after 4 of {size} bytes"):
+        files.read(path)
+
+
 def test_without_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros(3))
     monkeypatch.setitem(sys.modules, "numpy", None)
