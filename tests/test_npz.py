@@ -115,6 +115,21 @@ def test_as_timm_loads_it(kind: str, prefix: str, timm: Any, tmp_path: Path) -> 
     assert (f"prefix {prefix!r} removed" in report.steps) == bool(prefix)
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "flexivit_small"])
+@pytest.mark.parametrize("size", [{"img_size": 64}, {"img_size": 48, "patch_size": 12}])
+def test_another_size_as_timm_loads_it(name: str, size: dict[str, int], timm: Any, tmp_path: Path) -> None:
+    """Bilinear, as the JAX code does it, where checkpoints of PyTorch are resampled bicubically."""
+    path = tmp_path / "vit.npz"
+    np.savez(path, **archive(timm.create_model(name, **{**VIT, **size})))
+    theirs = timm.create_model(name, **VIT).eval()
+    theirs.load_pretrained(str(path))
+    model = create_model(name, checkpoint_path=path, **VIT).eval()
+    x = helpers.picture(32, 32)
+    with torch.no_grad():
+        assert helpers.error(model(x), theirs(x)) < 1e-5
+    assert " to " in model.load_report.converted["pos_embed"]
+
+
 def vit(tmp_path: Path, **more: Any) -> Path:
     model = create_model("vit_base_patch16_224", **VIT)
     np.savez(tmp_path / "vit.npz", **{**archive(model), **more})

@@ -6,11 +6,15 @@ heads; an archive has the blocks one by one, or each tensor of all blocks stacke
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..layers import resample_patches, resample_positions
+from ..layers.positions import bilinear
 from .draft import Draft, Layout
 
 BLOCK, NEW = r"Transformer/encoderblock_(\d+)", r"blocks.\1"
@@ -90,6 +94,29 @@ def vit(draft: Draft, model: nn.Module) -> None:
         root, leaf = key.split(".q.")
         letters = "kv" if root == "attn_pool" else "qkv"
         draft.concatenate(f"{root}.{letters}.{leaf}", [f"{root}.{x}.{leaf}" for x in letters])
+    _fit(draft, model)
+
+
+def _fit(draft: Draft, model: Any) -> None:
+    """Patches and positions of another size, resampled as the JAX code does it: bilinearly."""
+    target, fitted = model.state_dict(), {}
+    patches, wanted = (t.get("patch_embed.proj.weight") for t in (draft.tensors, target))
+    if patches is not None and wanted is not None:
+        size = (wanted.shape[-2], wanted.shape[-1])
+        fitted["patch_embed.proj.weight"] = resample_patches(patches, size, resize=bilinear)
+    table, wanted = (t.get("pos_embed") for t in (draft.tensors, target))
+    if table is not None and wanted is not None and table.shape != wanted.shape:
+        grid = model.patch_embed.grid_size
+        before = wanted.shape[1] - math.prod(grid)  # of tokens before the patches
+        side = math.isqrt(max(0, table.shape[1] - before))
+        if before + side * side == table.shape[1]:
+            fitted["pos_embed"] = resample_positions(
+                table, grid, old=(side, side), prefix=before, resize=bilinear
+            )
+    for key, value in fitted.items():
+        old = draft.tensors[key]
+        if value is not old:
+            draft.put(key, value, f"{list(old.shape)} to {list(value.shape)}")
 
 
 def _turned(key: str, value: torch.Tensor) -> torch.Tensor:
