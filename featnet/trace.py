@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import structure
+from . import shapes, structure
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -65,13 +65,6 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
-# Functions that keep the shape, which torch decomposes in Python on the meta device, most of the
-# time of a run; and where among their arguments ``inplace`` is
-_KEEP_SHAPE: Mapping[Any, int | None] = {
-    F.batch_norm: None, F.layer_norm: None, F.group_norm: None, F.rms_norm: None, F.gelu: None,
-    F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
-    F.hardtanh: 3,
-}  # fmt: skip
 # What asks a tensor for no values
 _QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
 
@@ -88,13 +81,7 @@ class Used(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        x = args[0] if args else kwargs.get("input")
-        if func in _KEEP_SHAPE and isinstance(x, torch.Tensor) and x.is_meta:
-            at = _KEEP_SHAPE[func]
-            inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
-            found = x.zero_() if inplace else torch.empty_like(x)
-        else:
-            found = func(*args, **kwargs)
+        found = shapes.call(func, args, kwargs)
         if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
             return found  # a shape, not a view as Tensor.T is
         for value in (*args, *kwargs.values()):
@@ -263,7 +250,7 @@ def _run(
 ) -> Run:  # fmt: skip
     names = names_of(copied)
     watch = _Watch(copied, until)
-    shapes: dict[int, torch.Size] = {}
+    read: dict[int, torch.Size] = {}
     kept: list[Any] = []
 
     def enough(index: int, y: Any) -> bool:
@@ -275,7 +262,7 @@ def _run(
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
-                shapes = {i: t.shape for i, t in enumerate(tensors(kept))}
+                read = {i: t.shape for i, t in enumerate(tensors(kept))}
             elif until or through:
                 kept.append(drive(copied, x, enough))
             else:
@@ -286,7 +273,7 @@ def _run(
                     if index in levels:
                         y = copied.normalize(y, index) if index in norm else y
                         kept.append((y, copied.as_map(y)))
-                        shapes[index] = kept[-1][1].shape
+                        read[index] = kept[-1][1].shape
                     if index == max(levels):
                         break
         except Stop:
@@ -297,7 +284,7 @@ def _run(
     )
     reads = watch.used.reads
     return Run(
-        calls, shapes, frozenset(names[i] for i in names if reads[i]),
+        calls, read, frozenset(names[i] for i in names if reads[i]),
         _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
     )  # fmt: skip
 
