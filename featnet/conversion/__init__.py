@@ -16,9 +16,9 @@ from torch import nn
 
 from ..errors import CheckpointError
 from . import jax, mindcv, originals, torchvision, transformers
-from .draft import Draft, Layout
+from .draft import Draft, Layout, one_error
 
-__all__ = ["Draft", "Layout", "apply", "layouts", "recognise"]
+__all__ = ["Draft", "Layout", "apply", "layouts", "one_error", "recognise"]
 
 _LAYOUTS: tuple[Layout, ...] = (
     *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *jax.LAYOUTS,

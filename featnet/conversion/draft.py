@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -114,6 +115,24 @@ class Draft:
     def origin(self, key: str) -> str:
         """The name in the file (of the first part) of what is called ``key`` now."""
         return self._origins[key][0]
+
+
+@contextlib.contextmanager
+def one_error(model: nn.Module) -> Iterator[None]:
+    """Whatever goes wrong with tensors of names and shapes that nobody foresaw is one error.
+
+    Raises:
+        CheckpointError: in place of what indexing, reshaping, counting raise.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint has names or shapes that no {type(model).__name__} has: "
+            f"{type(error).__name__}: {error}. Nothing was loaded."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
