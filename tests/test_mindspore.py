@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from featnet import create_model, files, load_checkpoint, mindspore
+from featnet.cli import main
 from featnet.errors import CheckpointError
 
 np = pytest.importorskip("numpy")
@@ -108,8 +109,23 @@ def test_mindcv(name: str, tmp_path: Path) -> None:
     # of V2's norms the epsilon is another, which the report says
     assert helpers.error(found, torch.tensor([wanted["outputs"]])) < (1e-4 if "swinv2" in name else 1e-5)
     report = model.load_report
+    assert report.loaded + len(report.converted) + len(report.initial) == len(model.state_dict())
     assert set(report.dropped.values()) <= {"is counted from the size of the picture"}
     assert all(key.endswith("num_batches_tracked") for key in report.initial)
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "m.ckpt", tmp_path / "m.safetensors"
+    written("convnextv2_atto", path)
+    arguments = ["convert", str(path), str(out), "--model", "convnextv2_atto"]
+    assert main(arguments) == 2 and "gelu_tanh" in capsys.readouterr().err
+    assert main([*arguments, "--option", "act_layr=gelu_tanh"]) == 2
+    assert "Did you mean 'act_layer'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--option", "act_layer"])
+    assert main([*arguments, "--option", "act_layer=gelu_tanh"]) == 0
+    model = create_model("convnextv2_atto", num_classes=10, checkpoint_path=out)
+    assert model.load_report.loaded == len(model.state_dict())
 
 
 # One of each that is refused: two of MindCV's names for its parameters, and the reason

@@ -112,6 +112,7 @@ def test_as_timm_loads_it(kind: str, prefix: str, timm: Any, tmp_path: Path) -> 
         assert helpers.error(model(x), theirs(x)) < 1e-5
     report = model.load_report
     assert not report.dropped and not report.initial and "layout of JAX's ViT" in report.steps
+    assert report.loaded + len(report.converted) == len(model.state_dict())
     assert (f"prefix {prefix!r} removed" in report.steps) == bool(prefix)
 
 

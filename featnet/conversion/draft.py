@@ -87,9 +87,11 @@ class Draft:
     def join(self, key: str, parts: Sequence[str], value: torch.Tensor, how: str) -> None:
         """Make one tensor of several."""
         origins = tuple(origin for part in parts for origin in self._origins.pop(part))
+        before = [self.converted.pop(part) for part in parts if part in self.converted]
         for part in parts:
             del self.tensors[part]
-        self.tensors[key], self._origins[key], self.converted[key] = value, origins, how
+        self.tensors[key], self._origins[key] = value, origins
+        self.converted[key] = "; ".join(dict.fromkeys([*before, how]))
 
     def split(self, key: str, parts: Mapping[str, torch.Tensor], how: str) -> None:
         """Make several tensors of one."""
