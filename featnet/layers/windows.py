@@ -12,8 +12,11 @@ Size = tuple[int, int]
 MASKED = -100.0  # added to the products of positions that are not to see each other
 
 
-def pad_to_windows(x: torch.Tensor, window: Size, *, value: float = 0.0) -> torch.Tensor:
-    """(N, H, W, C), filled up after the last row and column to whole windows."""
+def pad_to_windows(
+    x: torch.Tensor, window: Size, *, value: float = 0.0, repeat: bool = False
+) -> torch.Tensor:
+    """(N, H, W, C), filled up after the last row and column to whole windows, with a value or with
+    the last row and column again."""
     # whole windows first: symbols of sizes then stay short
     below, right = (
         (length + side - 1) // side * side - length
@@ -21,6 +24,8 @@ def pad_to_windows(x: torch.Tensor, window: Size, *, value: float = 0.0) -> torc
     )
     if same_size((below, right), (0, 0)):
         return x
+    if repeat:
+        return F.pad(x[None], (0, 0, 0, right, 0, below), mode="replicate")[0]
     return F.pad(x, (0, 0, 0, right, 0, below), value=value)
 
 

@@ -73,12 +73,6 @@ class UnitAttention(nn.Module):
         self.attn_drop = nn.Dropout(0.0)
         self.proj = nn.Linear(out, out)
 
-    def windows(self, x: torch.Tensor, window: Size) -> torch.Tensor:
-        """(N, H, W, heads * C) -> (N, rows, columns, heads, h * w, C)."""
-        x = pad_to_windows(x, window)
-        x = split_windows(x.reshape(*x.shape[:3], self.num_heads, -1), window)
-        return x.permute(0, 1, 2, 5, 3, 4, 6).flatten(4, 5)
-
     def mask(self, like: torch.Tensor, window: Size) -> torch.Tensor | None:
         """(N * windows, 1, 1, L), to be added: positions that are there, or only fill up."""
         there = torch.zeros_like(like[..., :1])
@@ -89,14 +83,18 @@ class UnitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         window = self.window or (x.shape[1], x.shape[2])
-        small = (-(-window[0] // self.stride), -(-window[1] // self.stride))
-        q, k, v = self.qkv(x).chunk(3, -1)
-        q = pooled(q, self.stride)
-        height, width = q.shape[1:3]
+        height, width = (-(-side // self.stride) for side in x.shape[1:3])
         bias = self.mask(x, window)
-        q, k, v = self.windows(q, small), self.windows(k, window), self.windows(v, window)
-        rows, columns = q.shape[1:3]
-        q, k, v = (t.flatten(0, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
+        # what fills up repeats the border, which leaves every maximum of queries as it is
+        x = split_windows(pad_to_windows(x, window, repeat=True), window)
+        rows, columns = x.shape[1:3]
+        # windows before the projection, whose three parts then need no copies
+        qkv = self.qkv(x.flatten(0, 2))  # (N * windows, h, w, 3 * C)
+        q, k, v = qkv.chunk(3, -1)
+        q = pooled(q, self.stride)
+        small = q.shape[1:3]
+        q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
         y = y.transpose(1, 2).reshape(-1, rows, columns, *small, y.shape[1] * y.shape[3])
         return self.proj(join_windows(y)[:, :height, :width])
