@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import structure, trace
+from .reads import Used
 
 Size = tuple[int, int]
 
@@ -36,13 +37,12 @@ class Effects:
         self.plain: set[fx.Node] = set()
 
     def needed(self, before: Sequence[fx.Node], wanted: Collection[fx.Node]) -> set[fx.Node]:
-        """The nodes that the wanted ones need: what they are computed from, and what changes that
-        in place. Nothing after the last wanted one is."""
-        end = max(index for index, node in enumerate(before) if node in wanted)
+        """The nodes, of those up to the last wanted one, that the wanted ones need: what they are
+        computed from, and what changes that in place."""
         live, storages = set(wanted), set[int]()
         for node in wanted:
             storages |= self.holds[node]
-        for node in reversed(before[: end + 1]):
+        for node in reversed(before):
             changes = not storages.isdisjoint(self.writes[node])
             if node in live or changes or node.target in fx.node._side_effectful_functions:
                 live.add(node)
@@ -201,7 +201,7 @@ def observe(
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.inference_mode(False), torch.no_grad():
-                with trace.Used():
+                with Used():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

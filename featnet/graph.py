@@ -185,15 +185,13 @@ def _extractor(
     modules = dict(body.named_modules(remove_duplicate=False))
     for mode, graph in graphs.items():
         _cut(body.train(mode), graph, found[mode])
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                used.add(str(node.target))
-            elif node.op == "call_module":
-                inner = modules[str(node.target)]
-                prefix = f"{node.target}."
-                called |= {prefix + n if n else str(node.target) for n, _ in inner.named_modules()}
-                used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
-                used |= {prefix + name for name, _ in inner.named_buffers()}
+    every = [node for graph in graphs.values() for node in graph.nodes]
+    used |= {str(node.target) for node in every if node.op == "get_attr"}
+    for target in {str(node.target) for node in every if node.op == "call_module"}:
+        inner, prefix = modules[target], f"{target}."
+        called |= {prefix + name if name else target for name, _ in inner.named_modules()}
+        used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
+        used |= {prefix + name for name, _ in inner.named_buffers()}
     constants = {n: getattr(body, n) for n in used if "." not in n and n in vars(body)}
     structure.keep(body, called, used)
     for name, tensor in constants.items():
@@ -206,15 +204,18 @@ def _extractor(
 
 def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:
     """Let a graph put out the nodes found, and nothing else be in it."""
-    before = [node for node in graph.nodes if node.op != "output"]
+    wanted = set(found.values())
+    for node in reversed(list(graph.nodes)):  # what is behind the last one
+        if node in wanted:
+            break
+        if node.op != "placeholder":
+            graph.erase_node(node)
+    before = list(graph.nodes)
     seen = guess(body, graph)
-    if not seen.idle(before, found.values()):  # a run knows better
+    if not seen.idle(before, wanted):  # a run knows better
         channels = trace.channels_of(body)
         seen = observe(body, graph, sizes_for(body), channels=channels) or seen
-    live = seen.needed(before, set(found.values()))
-    for node in list(graph.nodes):
-        if node.op == "output":
-            graph.erase_node(node)
+    live = seen.needed(before, wanted)
     given: dict[str, fx.Node] = {}
     for key, node in found.items():
         if seen.overwritten(node, [n for n in before if n in live]):

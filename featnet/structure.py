@@ -145,8 +145,9 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
-            bare = inner is not None and not [*inner.parameters(), *inner.buffers()]
-            if f"{prefix}{child}" not in needed and not (bare and name):
+            if f"{prefix}{child}" in needed or inner is None:
+                continue
+            if not name or any(True for _ in (*inner.parameters(), *inner.buffers())):
                 module._modules[child] = None
         for key in module._parameters:
             if f"{prefix}{key}" not in used:

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from . import structure
+from .reads import Used
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -63,46 +63,6 @@ class Run:
         """Taps, as (module, kind), whose value something changes in place afterwards."""
         after = {(call.name, "forward") for call in self.calls if call.rewritten}
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
-
-
-# Functions that keep the shape, which torch decomposes in Python on the meta device, most of the
-# time of a run; and where among their arguments ``inplace`` is
-_KEEP_SHAPE: Mapping[Any, int | None] = {
-    F.batch_norm: None, F.layer_norm: None, F.group_norm: None, F.rms_norm: None, F.gelu: None,
-    F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
-    F.hardtanh: 3,
-}  # fmt: skip
-# What asks a tensor for no values
-_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
-
-
-class Used(TorchFunctionMode):
-    """Counts how often each tensor, by its id, is given to a torch function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: Counter[int] = Counter()
-        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        x = args[0] if args else kwargs.get("input")
-        if func in _KEEP_SHAPE and isinstance(x, torch.Tensor) and x.is_meta:
-            at = _KEEP_SHAPE[func]
-            inplace = at is not None and (args[at] if len(args) > at else kwargs.get("inplace"))
-            found = x.zero_() if inplace else torch.empty_like(x)
-        else:
-            found = func(*args, **kwargs)
-        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
-            return found  # a shape, not a view as Tensor.T is
-        for value in (*args, *kwargs.values()):
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, torch.Tensor):
-                    self.reads[id(item)] += 1
-                    self.alive[id(item)] = item
-        return found
 
 
 class Stop(BaseException):

@@ -23,7 +23,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet import registry, trace
+from featnet import reads, registry, trace
 from featnet.layers import BlurPool2d, PatchConv
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -222,7 +222,7 @@ class Cheap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in trace._KEEP_SHAPE:
+        if func not in reads._KEEP_SHAPE:
             return func(*args, **kwargs)
         if func not in (F.batch_norm, F.group_norm, F.layer_norm, F.rms_norm):
             return (args[0] if args else kwargs["input"]).clone()
