@@ -201,7 +201,7 @@ def observe(
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.inference_mode(False), torch.no_grad():
-                with Used():
+                with structure.eagerly(copied), Used():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

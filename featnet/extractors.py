@@ -71,7 +71,7 @@ class FeatureNet(nn.Module):
     ) -> None:
         super().__init__()
         structure.check_module(model)
-        model = model.body if isinstance(model, FeatureNet) else model
+        given, model = model, model.body if isinstance(model, FeatureNet) else model
         read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
         self._read, self.output_fmt = read, output_fmt
         levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
@@ -87,7 +87,15 @@ class FeatureNet(nn.Module):
         self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
-        self._setup(prune)
+        try:
+            self._setup(prune)
+        except TypeError as error:
+            if model is given:
+                raise
+            raise ArgumentError(
+                f"{type(given).__name__} is an extractor, whose {type(model).__name__} was cut to what "
+                "it needs and does not run to its end: give the model that it was made from."
+            ) from error
 
     def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
         return declared.levels(model, given)
