@@ -183,6 +183,7 @@ def sizes_for(model: nn.Module) -> tuple[Size, ...]:
     return (*first, *((side, side) for side in trace.SIZES))
 
 
+@torch.inference_mode(False)  # whose tensors have no version counter
 def observe(
     model: nn.Module, graph: fx.Graph, sizes: Iterable[Size], *, channels: int
 ) -> Effects | None:
@@ -200,7 +201,7 @@ def observe(
             # Two pictures: batch norm in training refuses one of one position
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
-            with contextlib.suppress(Exception), torch.inference_mode(False), torch.no_grad():
+            with contextlib.suppress(Exception), torch.no_grad():
                 with structure.eagerly(copied), Used():
                     _Watch(copied, graph, effects).run(x)
                 return effects

@@ -12,7 +12,7 @@ from torch import nn
 from . import declared, layout, structure, trace
 from .backbone import Backbone, Reading
 from .declared import Declaration
-from .errors import ArgumentError, MissingFeatureError, nearest
+from .errors import ArgumentError, MissingFeatureError, TraceError, nearest
 from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
 from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 from .inputs import check_input, explain_size
@@ -89,7 +89,7 @@ class FeatureNet(nn.Module):
         self._raw = False  # what taps find is given as it is
         try:
             self._setup(prune)
-        except TypeError as error:
+        except TraceError as error:
             if model is given:
                 raise
             raise ArgumentError(
@@ -132,6 +132,15 @@ class FeatureNet(nn.Module):
         norm = self._indices if self._read.norm else ()
         return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
 
+    def _run_through(self, size: tuple[int, int]) -> trace.Run:
+        try:
+            return trace.run(self.body, size, through=True)
+        except Exception as error:
+            raise TraceError(
+                f"{type(self.body).__name__} does not run on an input of {size[0]} x {size[1]}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def _level_taps(self) -> list[Tap]:
         return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
@@ -144,7 +153,7 @@ class FeatureNet(nn.Module):
             inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
             whole = self._run_levels(size, places if inside else frozenset())
         else:
-            whole = trace.run(self.body, size, through=True)
+            whole = self._run_through(size)
         for tap in found:
             count = sum(call.name == tap.module for call in whole.calls)
             if count == 0 or (count > 1 and tap.which is None):

@@ -158,7 +158,9 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
     dropout, in training or in the explicit form of attention).
     """
     needed = set(called) | {name.rpartition(".")[0] for name in used}
-    tensors = {  # which may have several names
+    every = list(model.named_modules(remove_duplicate=False))
+    running = {id(module) for name, module in every if name in called}
+    tensors = {  # these and modules may have several names
         id(tensor)
         for named in (model.named_parameters, model.named_buffers)
         for name, tensor in named(remove_duplicate=False)
@@ -168,12 +170,12 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
         while name:
             name = name.rpartition(".")[0]
             needed.add(name)
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    for name, module in every:
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
-            if f"{prefix}{child}" in needed or inner is None:
+            if f"{prefix}{child}" in needed or inner is None or id(inner) in running:
                 continue
             if not name or any(True for _ in (*inner.parameters(), *inner.buffers())):
                 module._modules[child] = None

@@ -411,6 +411,7 @@ def test_what_has_two_names_is_not_removed_under_one(x: torch.Tensor) -> None:
     assert torch.equal(nodes(x)["tied"], want)
 
 
+@pytest.mark.filterwarnings("ignore:torch.fx cannot trace")
 def test_an_extractor_within_a_model_is_a_part_like_others(resnet: Any, x: torch.Tensor) -> None:
     class Detector(nn.Module):
         def __init__(self) -> None:
@@ -424,13 +425,14 @@ def test_an_extractor_within_a_model_is_a_part_like_others(resnet: Any, x: torch
     model = Detector().eval()
     assert featnet.discover(model).module_name()[-2:] == ["body.layer3.1", "neck"]
     net = featnet.extract(model, ["body.layer2", "neck"])
-    assert torch.equal(net(x)["neck"], model(x)) and torch.equal(net(x)["body.layer2"], featnet.extract(resnet, ["layer2"])(x)["layer2"])
-    assert torch.equal(model(x), model.neck(resnet.layer3(net(x)["body.layer2"])))
+    assert torch.equal(net(x)["neck"], model(x))
+    assert torch.equal(net(x)["neck"], model.neck(resnet.layer3(net(x)["body.layer2"])))
     for call in (featnet.extract, featnet.create_feature_extractor):
         with pytest.raises(ArgumentError, match="FeatureHookNet is an extractor.*made from"):
             call(model.body, ["layer1"])
 
 
+@torch.no_grad()
 def test_parts_that_are_compiled_or_scripted(x: torch.Tensor) -> None:
     model = foreign.torchvision_model("resnet18")
     want = featnet.extract(model, ["layer3"])(x)["layer3"]
@@ -451,6 +453,13 @@ def test_parts_that_are_compiled_or_scripted(x: torch.Tensor) -> None:
 
 
 # list_taps -------------------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_run_is_said_so() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3, 2))
+    for call in (featnet.extract, featnet.list_taps, featnet.discover):
+        with pytest.raises(TraceError, match=r"Sequential does not run on an input of .*uninitialized"):
+            call(lazy, *([["0"]] if call is featnet.extract else []))
 
 
 def test_list_taps(resnet: Any, capsys: pytest.CaptureFixture[str]) -> None:

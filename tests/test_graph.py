@@ -285,6 +285,14 @@ def test_info_and_state(resnet: Any, x: torch.Tensor) -> None:
     assert set(early.state_dict()) == {k for k in whole if k.startswith(("conv1", "bn1", "layer1"))}
 
 
+def test_made_in_inference_mode(resnet: Any, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        net = extractor(resnet, ["layer1.0.add"])
+        assert net.feature_info.channels() == [64]
+        found = net(x)["layer1.0.add"]
+    assert torch.equal(found, extractor(resnet, ["layer1.0.add"])(x)["layer1.0.add"])
+
+
 def test_channels_last_maps_and_tokens_are_known() -> None:
     net = extractor(foreign.torchvision_model("swin_t", device="meta"), ["features.1", "features.7"])
     info = net.feature_info
