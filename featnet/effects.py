@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import structure, trace
-from .reads import Used
 
 Size = tuple[int, int]
 
@@ -202,7 +201,7 @@ def observe(
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.no_grad():
-                with structure.eagerly(copied), Used():
+                with structure.eagerly(copied), trace.Used():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

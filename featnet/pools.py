@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 
 from . import structure, trace
 from .dilation import is_window
-from .reads import Used
 
 _MAX = inspect.Signature([
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
@@ -125,7 +124,7 @@ class Watched:
             if name:
                 module.register_forward_pre_hook(enter(name), with_kwargs=True)
                 module.register_forward_hook(leave(name), with_kwargs=True)
-        with torch.no_grad(), _Record(tell), Used():
+        with torch.no_grad(), _Record(tell), trace.Used():
             copied(x)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from . import structure
-from .reads import Used
+from . import shapes, structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,33 @@ class Run:
         """Taps, as (module, kind), whose value something changes in place afterwards."""
         after = {(call.name, "forward") for call in self.calls if call.rewritten}
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
+
+
+# What asks a tensor for no values
+_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
+
+
+class Used(TorchFunctionMode):
+    """Counts how often each tensor, by its id, is given to a torch function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[int] = Counter()
+        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        found = shapes.call(func, args, kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
+            return found  # a shape, not a view as Tensor.T is
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    self.reads[id(item)] += 1
+                    self.alive[id(item)] = item
+        return found
 
 
 class Stop(BaseException):
@@ -225,7 +252,7 @@ def _run(
 ) -> Run:  # fmt: skip
     names = names_of(copied)
     watch = _Watch(copied, until)
-    shapes: dict[int, torch.Size] = {}
+    read: dict[int, torch.Size] = {}
     kept: list[Any] = []
 
     def enough(index: int, y: Any) -> bool:
@@ -237,7 +264,7 @@ def _run(
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
-                shapes = {i: t.shape for i, t in enumerate(tensors(kept))}
+                read = {i: t.shape for i, t in enumerate(tensors(kept))}
             elif until or through:
                 kept.append(drive(copied, x, enough))
             else:
@@ -248,7 +275,7 @@ def _run(
                     if index in levels:
                         y = copied.normalize(y, index) if index in norm else y
                         kept.append((y, copied.as_map(y)))
-                        shapes[index] = kept[-1][1].shape
+                        read[index] = kept[-1][1].shape
                     if index == max(levels):
                         break
         except Stop:
@@ -259,7 +286,7 @@ def _run(
     )
     reads = watch.used.reads
     return Run(
-        calls, shapes, frozenset(names[i] for i in names if reads[i]),
+        calls, read, frozenset(names[i] for i in names if reads[i]),
         _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet import reads, registry, trace
+from featnet import registry, shapes, trace
 from featnet.layers import BlurPool2d, PatchConv
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -216,22 +216,36 @@ def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float3
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
 
 
+class _Linked(torch.autograd.Function):
+    """A value that depends on the tensors it is given with, whose gradients have their shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        ctx.given = [(t.shape, t.dtype) for t in given]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: torch.Tensor) -> Any:
+        made = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in ctx.given]
+        return (None, *made)
+
+
 class Cheap(TorchFunctionMode):
-    """Norms become their scale and shift, activations a copy: same shapes, same parameters used.
-    For the meta device, where torch decomposes both in Python, most of the time of a run."""
+    """What torch decomposes in Python on the meta device, most of the time of a run there, only puts
+    out a tensor of the right shape that depends on what went in; what has FLOPs stays."""
+
+    real = (F.linear, torch.conv2d, F.scaled_dot_product_attention)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in reads._KEEP_SHAPE:
+        if func not in shapes.RULES or func in self.real:
             return func(*args, **kwargs)
-        if func not in (F.batch_norm, F.group_norm, F.layer_norm, F.rms_norm):
-            return (args[0] if args else kwargs["input"]).clone()
-        bound = inspect.signature(func).bind(*args, **kwargs).arguments
-        x = bound["input"]
-        shape = (1, -1, *[1] * (x.ndim - 2)) if func in (F.batch_norm, F.group_norm) else (-1,)
-        weight, bias = bound.get("weight"), bound.get("bias")
-        x = x.clone() if weight is None else x * weight.reshape(shape)
-        return x if bias is None else x + bias.reshape(shape)
+        given = [t for t in trace.tensors([args, kwargs]) if t.requires_grad]
+        if not given or not torch.is_grad_enabled():
+            return shapes.call(func, args, kwargs)
+        with torch.no_grad():  # what is changed in place could not be gone back through
+            found = given[0].clone() if func in shapes.KEEP else shapes.call(func, args, kwargs)
+        return _Linked.apply(found, *given)
 
 
 @functools.cache

@@ -1,0 +1,166 @@
+"""What torch's functions put out on the meta device, told from the shapes of what goes in.
+
+torch writes most of its meta kernels in Python and decomposes what it has none for: up to a
+millisecond a call, nearly all of the time that a network takes on the meta device. A rule here
+covers the common calls of one function and leaves every other, and every mistake, to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Rule = Callable[..., "torch.Tensor | None"]
+
+# Functions that keep the shape; and where among their arguments ``inplace`` is
+KEEP: Mapping[Any, int | None] = {
+    F.gelu: None, F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
+    F.hardtanh: 3, F.relu: 1, F.softmax: None, torch.sigmoid: None, torch.Tensor.sigmoid: None,
+    torch.Tensor.softmax: None, torch.Tensor.neg: None, torch.Tensor.sqrt: None,
+    torch.Tensor.roll: None,
+}  # fmt: skip
+
+
+def _keep(at: int | None) -> Rule:
+    def rule(x: torch.Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        if at is not None and len(args) >= at:
+            inplace = args[at - 1]
+        if not x.is_floating_point() or kwargs.get("dtype") is not None or "out" in kwargs:
+            return None
+        return x.zero_() if inplace else x.clone()
+
+    return rule
+
+
+def _norm(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """Batch and group norm: all tensors have a value for each channel."""
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    groups = args[0] if args and isinstance(args[0], int) else kwargs.get("num_groups", 1)
+    if any(value.shape != x.shape[1:2] for value in given) or x.shape[1] % groups:
+        return None
+    return x.clone()
+
+
+def _layer_norm(
+    x: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = None
+) -> torch.Tensor | None:
+    shape = tuple(normalized_shape)
+    given = [value.shape for value in (weight, bias) if value is not None]
+    fits = all(value == shape for value in (*given, x.shape[x.ndim - len(shape) :]))
+    return x.clone() if fits else None
+
+
+def _made(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _elementwise(x: Any, y: Any) -> torch.Tensor | None:
+    if not isinstance(y, torch.Tensor):
+        return x.clone() if isinstance(y, (int, float)) and x.is_floating_point() else None
+    if not isinstance(x, torch.Tensor) or x.dtype != y.dtype or not x.is_floating_point():
+        return None
+    if x.shape == y.shape:
+        return x.clone()
+    return _made(x, *torch.broadcast_shapes(x.shape, y.shape))
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> torch.Tensor | None:
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
+        return None
+    return _made(x, *x.shape[:-1], weight.shape[0])
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """(H, W) of an argument of a convolution; None of ``"same"`` and the like."""
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else None
+
+
+def _conv2d(
+    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor | None:  # fmt: skip
+    windows = [_pair(value) for value in (stride, padding, dilation)]
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
+        return None
+    if None in windows:
+        return None
+    sides = [
+        (side + 2 * pad - spread * (kernel - 1) - 1) // step + 1
+        for side, kernel, step, pad, spread in zip(
+            x.shape[2:], weight.shape[2:], *windows, strict=True
+        )
+    ]
+    return _made(x, x.shape[0], weight.shape[0], *sides) if min(sides) > 0 else None
+
+
+def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, *_: Any, **kwargs: Any) -> Any:
+    if kwargs.get("enable_gqa") or not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return None
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        return None
+    if attn_mask is not None:
+        attn_mask.expand(*q.shape[:-1], k.shape[-2])
+    return _made(q, *q.shape[:-1], v.shape[-1])
+
+
+def _axis(dim: int, x: torch.Tensor) -> int:
+    """From 0; an IndexError of one that is not there."""
+    return range(x.ndim)[dim]
+
+
+def _cat(parts: Any, dim: int = 0) -> torch.Tensor | None:
+    shape, dim = list(parts[0].shape), _axis(dim, parts[0])
+    for part in parts[1:]:
+        if part.ndim != len(shape) or part.dtype != parts[0].dtype:
+            return None
+        shape[dim] += part.shape[dim]
+        if [*shape[:dim], *shape[dim + 1 :]] != [*part.shape[:dim], *part.shape[dim + 1 :]]:
+            return None
+    return _made(parts[0], *shape)
+
+
+def _mean(x: Any, dim: Any, keepdim: bool = False) -> torch.Tensor | None:
+    dims = {_axis(d, x) for d in ((dim,) if isinstance(dim, int) else dim)}
+    if not x.is_floating_point():
+        return None
+    sides = [1 if d in dims else side for d, side in enumerate(x.shape) if keepdim or d not in dims]
+    return _made(x, *sides)
+
+
+RULES: Mapping[Any, Rule] = {
+    **{func: _keep(at) for func, at in KEEP.items()},
+    F.batch_norm: _norm,
+    F.group_norm: _norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _layer_norm,
+    **{
+        getattr(owner, name): _elementwise
+        for owner in (torch, torch.Tensor)
+        for name in ("add", "sub", "mul", "div")
+    },
+    F.linear: _linear,
+    torch.conv2d: _conv2d,
+    F.scaled_dot_product_attention: _attention,
+    torch.cat: _cat,
+    torch.Tensor.mean: _mean,
+}
+
+
+def call(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func(*args, **kwargs)``; on the meta device by its rule, if that covers the call."""
+    rule = RULES.get(func)
+    x = args[0] if args else kwargs.get("input")
+    first = x[0] if rule is _cat and x else x
+    if rule is not None and isinstance(first, torch.Tensor) and first.is_meta:
+        try:
+            made = rule(*args, **{("x" if k == "input" else k): v for k, v in kwargs.items()})
+        except (TypeError, ValueError, RuntimeError, IndexError):  # torch's to explain
+            made = None
+        if made is not None:
+            return made
+    return func(*args, **kwargs)
