@@ -64,7 +64,8 @@ def _elementwise(x: Any, y: Any) -> torch.Tensor | None:
         return None
     if x.shape == y.shape:
         return x.clone()
-    return _made(x, *torch.broadcast_shapes(x.shape, y.shape))
+    broadcast: Any = torch.broadcast_shapes
+    return _made(x, *broadcast(x.shape, y.shape))
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> torch.Tensor | None:
@@ -84,15 +85,15 @@ def _conv2d(
     x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor | None:  # fmt: skip
-    windows = [_pair(value) for value in (stride, padding, dilation)]
+    steps, pads, spreads = _pair(stride), _pair(padding), _pair(dilation)
     if x.ndim != 4 or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
         return None
-    if None in windows:
+    if steps is None or pads is None or spreads is None:
         return None
     sides = [
         (side + 2 * pad - spread * (kernel - 1) - 1) // step + 1
         for side, kernel, step, pad, spread in zip(
-            x.shape[2:], weight.shape[2:], *windows, strict=True
+            x.shape[2:], weight.shape[2:], steps, pads, spreads, strict=True
         )
     ]
     return _made(x, x.shape[0], weight.shape[0], *sides) if min(sides) > 0 else None
