@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import conversion, files, keymap
-from .conversion import Draft
+from .conversion import Draft, one_error
 from .errors import CheckpointError, nearest
 from .files import State, some
 from .weights import Weights
@@ -177,24 +177,26 @@ def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True
         auto_mapping: match names that were flattened or prefixed.
 
     Raises:
-        CheckpointError: another library's network that computes something else than the model.
+        CheckpointError: another library's network that computes something else than the model, or
+            tensors of shapes that it cannot have.
     """
-    draft = Draft(contents.tensors, contents.steps)
-    if conversion.apply(draft, model):
+    with one_error(model):
+        draft = Draft(contents.tensors, contents.steps)
+        if conversion.apply(draft, model, format=contents.format):
+            _family_changes(draft, model)
+            return draft
+        target = model.state_dict()
+        wanted = target.keys()
+        draft.strip(native_prefix(draft.tensors, wanted))
+        if auto_mapping:
+            keymap.apply(draft, target)
         _family_changes(draft, model)
-        return draft
-    target = model.state_dict()
-    wanted = target.keys()
-    draft.strip(native_prefix(draft.tensors, wanted))
-    if auto_mapping:
-        keymap.apply(draft, target)
-    _family_changes(draft, model)
-    if draft.tensors.keys() >= wanted:
-        return draft
-    whole = Draft(contents.tensors, list(contents.steps))
-    _family_changes(whole, model)  # some layouts are known by the prefix that they bring
-    better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
-    return whole if better else draft
+        if draft.tensors.keys() >= wanted:
+            return draft
+        whole = Draft(contents.tensors, list(contents.steps))
+        _family_changes(whole, model)  # some layouts are known by the prefix that they bring
+        better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
+        return whole if better else draft
 
 
 def fit(

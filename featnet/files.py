@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import mindspore
+from . import mindspore, npz
 from .errors import CheckpointError, nearest
 
 State = dict[str, torch.Tensor]
@@ -24,9 +24,10 @@ State = dict[str, torch.Tensor]
 # Where training scripts keep the weights, best first
 CONTAINERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
-    "module", "params", "encoder",
+    "module", "params", "encoder", "model_state", "classy_state_dict", "base_model",
 )  # fmt: skip
 AVERAGED = CONTAINERS[:5]
+PARTS = ("trunk", "heads")  # dictionaries that are one network together
 
 POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has for a large file
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
@@ -41,15 +42,18 @@ BITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The tensors of a file, and which of its dictionaries they are."""
+    """The tensors of a file, which of its dictionaries they are, and the format whose words for
+    them its names are, if that is not PyTorch's."""
 
     tensors: State
     steps: tuple[str, ...] = ()
+    format: str = ""
 
 
 def read(path: str | Path) -> Contents:
-    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` file, or of
-    the shards of an index (``*.index.json``), memory-mapped where the format allows it.
+    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
+    ``.npz`` file, or of the shards of an index (``*.index.json``), memory-mapped where the format
+    allows it.
 
     Raises:
         CheckpointError: missing, empty, truncated, dishonest, or not a checkpoint.
@@ -83,7 +87,9 @@ def _read(path: Path) -> Contents:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return Contents(_read_safetensors(path))
     if mindspore.is_checkpoint(head):
-        return Contents(mindspore.read(path))
+        return Contents(mindspore.read(path), format="MindSpore")
+    if head.startswith(b"PK") and npz.is_archive(path):
+        return Contents(npz.read(path))
     content = _read_torch(path, zipped=head.startswith(b"PK"))
     return unwrap(content, source=str(path))
 
@@ -276,6 +282,10 @@ def unwrap(content: Any, *, source: str = "checkpoint") -> Contents:
         path.append(name)
     state: State = {}
     if isinstance(content, Mapping):
+        for part in PARTS:
+            if isinstance(content.get(part), Mapping):
+                inner = content[part].items()
+                content = {**content, **{f"{part}.{k}": v for k, v in inner if isinstance(k, str)}}
         state = {k: v for k, v in content.items() if isinstance(k, str) and _is_plain(v, k, source)}
     if not state:
         raise CheckpointError(f"{source!r} holds no tensors: a {type(content).__name__}.")

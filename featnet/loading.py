@@ -129,12 +129,19 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> checkpoint.LoadReport
     return checkpoint.load(model, files.read(path), source=str(path))
 
 
-def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> checkpoint.LoadReport:
+def convert_checkpoint(
+    path: str | Path, out: str | Path, *, model: str, options: Mapping[str, Any] | None = None
+) -> checkpoint.LoadReport:
     """Write any checkpoint that featnet reads as safetensors with the names of one of its models.
 
     The result has the file's own classes and input channels, and no classifier where it has none.
 
+    Args:
+        options: arguments of the model, such as ``{"act_layer": "gelu_tanh"}``; whoever loads the
+            result gives them again.
+
     Raises:
+        ArgumentError: an option that the model does not take.
         UnknownModelError: no such model.
         CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written.
     """
@@ -142,7 +149,9 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> chec
     if entry.is_function:
         raise ArgumentError(f"{model!r} is a function of your own: save its state_dict().")
     contents = files.read(path)
-    likeness = instant.likeness(lambda: entry.build(**entry.row))
+    given = {**entry.row, **(options or {})}
+    registry.check_arguments(entry.build, given, what=f"convert_checkpoint({model!r})")
+    likeness = instant.likeness(lambda: entry.build(**given))
     found = checkpoint.translate(likeness, contents).tensors
     row: dict[str, Any] = {"num_classes": 0}
     fc, stem = (f"{checkpoint.first(n)}.weight" for n in (likeness.last_fc, likeness.first_conv))
@@ -152,7 +161,7 @@ def convert_checkpoint(path: str | Path, out: str | Path, *, model: str) -> chec
     if stem in found and stem in target and found[stem].ndim == target[stem].ndim == 4:
         row["in_chans"] = likeness.in_chans * found[stem].shape[1] // target[stem].shape[1]
     with instant.SkipInit():
-        net = entry.build(**{**entry.row, **row})
+        net = entry.build(**{**given, **row})
     report = checkpoint.load(net, contents, source=str(path))
     writing.write_safetensors(net.state_dict(), Path(out))
     return report

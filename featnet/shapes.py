@@ -64,7 +64,7 @@ def _elementwise(x: Any, y: Any) -> torch.Tensor | None:
         return None
     if x.shape == y.shape:
         return x.clone()
-    broadcast: Any = torch.broadcast_shapes
+    broadcast: Any = torch.broadcast_shapes  # untyped in some versions
     return _made(x, *broadcast(x.shape, y.shape))
 
 
@@ -85,10 +85,11 @@ def _conv2d(
     x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor | None:  # fmt: skip
-    steps, pads, spreads = _pair(stride), _pair(padding), _pair(dilation)
+    windows: Any = [_pair(value) for value in (stride, padding, dilation)]
+    steps, pads, spreads = windows
     if x.ndim != 4 or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
         return None
-    if steps is None or pads is None or spreads is None:
+    if None in windows:
         return None
     sides = [
         (side + 2 * pad - spread * (kernel - 1) - 1) // step + 1

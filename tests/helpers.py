@@ -11,7 +11,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 import featnet
 from featnet import registry, shapes, trace
+from featnet.instant import SkipInit
 from featnet.layers import BlurPool2d, PatchConv
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -62,7 +63,8 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         return Intermediates(name, weights) if stride == 32 else None
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
-        net = peer_model(name, features_only=True, **dilated)
+        with SkipInit():
+            net = peer_model(name, features_only=True, **dilated)
         own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
@@ -74,7 +76,8 @@ class Intermediates:
     """Levels of timm's transformers, whose extractors are only for the last three."""
 
     def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
-        self.model: Any = peer_transformer(name, **small(name)).eval()
+        with SkipInit():
+            self.model: Any = peer_transformer(name, **small(name)).eval()
         self.model.load_state_dict(weights, strict=True)
         self.feature_info = featnet.FeatureInfo(self.model.feature_info)
 
@@ -171,6 +174,13 @@ def families() -> tuple[str, ...]:
 def create(name: str, **options: Any) -> Any:
     """The model, small where it can be."""
     return featnet.create_model(name, **small(name), **options)
+
+
+def noisy(build: Callable[[], Any]) -> Any:
+    """What is built, not initialised and then filled with noise."""
+    with SkipInit():
+        model = build()
+    return fill_noise(model)
 
 
 def attends(model: nn.Module) -> bool:
@@ -288,9 +298,8 @@ def signature(name: str) -> frozenset[Any]:
 REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
 
 
-def choose_representatives() -> tuple[list[str], list[str]]:
-    """Few and small variants in which every kind of module of the registry occurs; and of those with
-    the same kinds of modules the largest.
+def choose_representatives() -> tuple[str, ...]:
+    """Few and small variants in which every kind of module of the registry occurs.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
@@ -302,15 +311,13 @@ def choose_representatives() -> tuple[list[str], list[str]]:
         gains = {name: len(signature(name) & missing) for name in names}
         chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
         missing -= signature(chosen[-1])
-    largest = {signature(name): name for name in sorted(names, key=parameter_count)}
-    return sorted(chosen), sorted(set(largest.values()) - set(chosen))
+    return tuple(sorted(chosen))
 
 
 @functools.cache
-def chosen() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def chosen() -> tuple[str, ...]:
     """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
-    first, second = REPRESENTATIVES.read_text().split("\n\n")
-    return tuple(first.split()), tuple(second.split())
+    return tuple(REPRESENTATIVES.read_text().split())
 
 
 @functools.cache
@@ -318,7 +325,7 @@ def representatives() -> tuple[str, ...]:
     """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
     combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return chosen()[0]
+        return chosen()
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
@@ -450,4 +457,4 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n\n".join("\n".join(n) for n in choose_representatives()) + "\n")
+    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")

@@ -24,7 +24,7 @@ ORDER = (
     {"errors"},
     {"features", "weights", "layers", "layout", "shapes", "structure"},
     {"registry", "backbone", "inputs", "trace"},
-    {"files", "mindspore", "instant", "writing"},
+    {"files", "mindspore", "npz", "instant", "writing"},
     {
         "dilation", "pools", "stride", "hooks", "declared", "extractors", "hooknet", "nodes",
         "effects", "graph", "graphnet", "discovery", "tapping", "adapters", "conversion", "keymap",

@@ -463,6 +463,68 @@ def test_the_convnext_of_clip(tmp_path: Path) -> None:
     assert "layout of open_clip's ConvNeXt" in again.load_report.steps
 
 
+def vissl_regnet(state: State) -> dict[str, State]:
+    """Our names to VISSL's: a trunk's and heads'."""
+    names = {
+        "downsample.conv": "proj", "downsample.bn": "bn", "conv1.conv": "f.a.0", "conv1.bn": "f.a.1",
+        "conv2.conv": "f.b.0", "conv2.bn": "f.b.1", "conv3.conv": "f.c", "conv3.bn": "f.final_bn",
+        "se.fc1": "f.se.excitation.0", "se.fc2": "f.se.excitation.2",
+    }  # fmt: skip
+    trunk, heads = {}, {}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition(".")
+        if module == "head.fc":
+            heads[f"0.clf.0.{leaf}"] = value
+        elif module in ("stem.conv", "stem.bn"):
+            trunk[f"_feature_blocks.conv1.stem.{int(module == 'stem.bn')}.{leaf}"] = value
+        else:
+            stage, block, part = module.split(".", 2)
+            where = f"res{int(stage[1]) + 1}.block{stage[1]}-{int(block[1:]) - 1}"
+            trunk[f"_feature_blocks.{where}.{names[part]}.{leaf}"] = value
+    return {"trunk": trunk, "heads": heads}
+
+
+@pytest.mark.parametrize("head", ["classifier", "prototypes"])
+def test_the_regnet_of_vissl(head: str, timm: Any, tmp_path: Path) -> None:
+    """SEER: the whole checkpoint of its trainer, before and after it learnt classes."""
+    num_classes = 10 if head == "classifier" else 0
+    model = noisy(create_model("regnety_002", num_classes=num_classes))
+    state = vissl_regnet(model.state_dict())
+    if head == "prototypes":
+        state["heads"] = {"0.projection_head.0.weight": torch.ones(2), "0.prototypes0.weight": torch.ones(2)}
+    whole = {"phase_idx": 3, "classy_state_dict": {"base_model": {"model": state, "meta": {}}}}
+    theirs = timm.models.regnet._filter_fn(whole)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), "the double is wrong"
+    torch.save(whole, tmp_path / "m.torch")
+    path = tmp_path / "m.torch"
+    again = create_model("regnety_002", num_classes=num_classes, checkpoint_path=path)
+    wanted = model.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in again.state_dict().items())
+    report = again.load_report
+    assert report.loaded == len(wanted) and "layout of VISSL's RegNet" in report.steps
+    assert set(report.dropped.values()) == ({"is for training"} if head == "prototypes" else set())
+    torch.save(state["trunk"], path)
+    net = create_model("regnety_002", features_only=True, checkpoint_path=path)
+    assert not net.load_report.initial and not net.load_report.dropped
+
+
+def test_the_original_hiera(timm: Any, tmp_path: Path) -> None:
+    model = noisy(create_model("hiera_tiny_224", num_classes=10))
+    wanted = model.state_dict()
+    names = {"head.fc.": "head.projection.", "head.norm.": "norm."}
+    state = {
+        next((old + k.removeprefix(new) for new, old in names.items() if k.startswith(new)), k): v
+        for k, v in wanted.items()
+    }  # fmt: skip
+    whole = {"model_state": state, "epoch": 3}
+    theirs = timm.models.hiera.checkpoint_filter_fn(whole)
+    assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
+    torch.save(whole, tmp_path / "m.pth")
+    again = create_model("hiera_tiny_224", num_classes=10, checkpoint_path=tmp_path / "m.pth")
+    assert all(torch.equal(v, wanted[k]) for k, v in again.state_dict().items())
+    complete(again, len(wanted))
+
+
 def clip_resnet(state: State) -> State:
     """Our names to those of OpenAI's CLIP."""
     found = {}
@@ -508,6 +570,26 @@ def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
     assert model.head.norm.weight.eq(1).all() and model.head.norm.bias.eq(0).all()
     with pytest.raises(CheckpointError, match=r"missing \(4\): head.norm.weight"):
         create_model("convnextv2_atto", checkpoint_path=overlay["file"])
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("vit_tiny_patch16_224", {"pos_embed": torch.ones(3), "cls_token": torch.ones(1)}),
+        ("vit_tiny_patch16_224", {
+            "embedding/kernel": torch.ones(2), "Transformer/encoderblock/LayerNorm_0/scale": torch.ones(())}),
+        ("convnext_atto", {"features.1.0.layer_scale": torch.ones(1), "features.0.0.weight": torch.ones(1),
+                           "features.x.y": torch.ones(1)}),
+        ("densenet121", {"features.denseblock1.denselayer1.norm.1.weight": torch.ones(())}),
+    ],
+)  # fmt: skip
+def test_shapes_that_no_network_has(name: str, bad: State, tmp_path: Path) -> None:
+    """Whatever goes wrong on the way, the answer is one error, and the model is what it was."""
+    model = create_model(name, num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="othing was loaded"):
+        featnet.load_checkpoint(model, saved(bad, tmp_path / "m.safetensors"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 # What conversion is not -------------------------------------------------------------------------

@@ -296,6 +296,26 @@ def test_a_cut_ckpt(folder: Path, length: int) -> None:
     read_well(path)
 
 
+# NumPy's archives
+
+
+def npz() -> bytes:
+    np, buffer = pytest.importorskip("numpy"), io.BytesIO()
+    np.savez(buffer, **{"embedding/kernel": np.arange(6.0).reshape(2, 3), "cls": np.zeros((2, 0))})
+    return buffer.getvalue()
+
+
+@FEW
+@hypothesis.given(st.integers(0, 700), st.integers(1, 255), st.booleans())
+def test_a_byte_of_an_npz_that_is_another(folder: Path, at: int, change: int, cut: bool) -> None:
+    content = bytearray(npz())
+    at %= len(content)
+    content[at] ^= change
+    path = folder / "byte.npz"
+    path.write_bytes(content[:at] if cut else content)
+    read_well(path)
+
+
 HOSTILE = {
     "compressed, so that it may grow": compressed(),
     "larger than its bytes": pth({"fc.bias": torch.zeros(1).expand(2**40)}),

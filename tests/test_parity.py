@@ -14,11 +14,12 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import error, fill_noise, law_error, meta_model, picture, representatives
+from helpers import error, law_error, noisy, picture, representatives
 from torch import nn
 
 import featnet
 from featnet.dilation import set_output_stride
+from featnet.instant import SkipInit
 
 SIZES = ((96, 64), (65, 97))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # the peer's
@@ -51,7 +52,7 @@ def base(name: str) -> str:
 
 @pytest.mark.parametrize("name", featnet.list_models())
 def test_keys(timm: Any, name: str) -> None:
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInit():
         ours, peer = featnet.create_model(name), helpers.peer_model(name)
     assert state_shapes(ours) == state_shapes(peer)
 
@@ -93,9 +94,10 @@ def test_checkpoint_tables(timm: Any, module: str) -> None:
 
 def pair(name: str) -> tuple[Any, nn.Module]:
     """Ours and the peer's with the same noise, through a strict load."""
-    ours = helpers.create(name)
+    with SkipInit():
+        ours = helpers.create(name)
     make = helpers.peer_transformer if helpers.attends(ours) else helpers.peer_model
-    peer = fill_noise(make(name, **helpers.small(name))).eval()
+    peer = noisy(lambda: make(name, **helpers.small(name))).eval()
     ours.load_state_dict(peer.state_dict(), strict=True)
     return ours.eval(), peer
 

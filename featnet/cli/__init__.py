@@ -7,10 +7,12 @@ Nothing here imports torch or Pillow before a subcommand needs it, so that ``--h
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import FeatnetError
 
@@ -50,7 +52,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "convert":
         from .. import convert_checkpoint
 
-        print(convert_checkpoint(args.source, args.out, model=args.model))
+        options = dict(args.option)
+        print(convert_checkpoint(args.source, args.out, model=args.model, options=options))
         return 0
     return _info(args)
 
@@ -95,6 +98,17 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _option(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``: a JSON value, or else a string."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="featnet", description="Image backbones as multi-scale feature extractors."
@@ -122,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=Path, metavar="IN")
     convert.add_argument("out", type=Path, metavar="OUT")
     convert.add_argument("--model", required=True, metavar="NAME")
+    convert.add_argument(
+        "--option", action="append", default=[], type=_option, metavar="KEY=VALUE",
+        help="an argument of the model, such as act_layer=gelu_tanh",
+    )  # fmt: skip
 
     info = commands.add_parser("info", help="print a model's levels without building its weights")
     info.add_argument("name", metavar="NAME")

@@ -14,20 +14,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import mindcv, originals, torchvision, transformers
-from .draft import Draft, Layout
+from ..errors import CheckpointError
+from . import jax, mindcv, originals, torchvision, transformers
+from .draft import Draft, Layout, one_error
 
-__all__ = ["Draft", "Layout", "apply", "layouts", "recognise"]
+__all__ = ["Draft", "Layout", "apply", "layouts", "one_error", "recognise"]
 
 _LAYOUTS: tuple[Layout, ...] = (
-    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *mindcv.LAYOUTS
+    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *jax.LAYOUTS,
+    *mindcv.LAYOUTS,
 )  # fmt: skip
 
 
-def layouts(model: nn.Module) -> Iterator[Layout]:
-    """The layouts in which other libraries keep networks of this class."""
+def layouts(model: nn.Module, *, format: str = "") -> Iterator[Layout]:
+    """The layouts in which files of a format keep networks of this class."""
     classes = {cls.__name__ for cls in type(model).__mro__}
-    return (layout for layout in _LAYOUTS if layout.family in classes)
+    return (
+        layout for layout in _LAYOUTS if layout.family in classes and layout.format == format
+    )
 
 
 def recognise(
@@ -47,21 +51,29 @@ def recognise(
 def find_prefix(names: set[str], marks: list[str]) -> str | None:
     """The shortest prefix under which all marks are."""
     first = marks[0]
-    found = [n[: -len(first)] for n in names if n == first or n.endswith("." + first)]
+    found = [n[: -len(first)] for n in names if n == first or n.endswith(("." + first, "/" + first))]
     fitting = [p for p in found if all(p + mark in names for mark in marks)]
     return min(fitting, key=len, default=None)
 
 
-def apply(draft: Draft, model: nn.Module) -> bool:
+def apply(draft: Draft, model: nn.Module, *, format: str = "") -> bool:
     """Bring a file of another library under the model's names; False where it is none.
 
+    Args:
+        format: of the file, where its names mean nothing to PyTorch.
+
     Raises:
-        CheckpointError: a file whose network computes something else than the model.
+        CheckpointError: a file whose network computes something else than the model, or a file of
+            a format of its own whose network is not known.
     """
-    found = recognise(draft.tensors, layouts(model))
+    found = recognise(draft.tensors, layouts(model, format=format))
     if found is None:
+        if format:
+            raise CheckpointError(_unknown(draft, model, format))
         return False
     layout, prefix, root = found
+    if layout.refused:
+        raise CheckpointError(_refusal(layout))
     draft.strip(prefix)
     if root:
         draft.rename(lambda key: root + key)
@@ -72,6 +84,28 @@ def apply(draft: Draft, model: nn.Module) -> bool:
     if layout.eps is not None:
         _shift_variance(draft, model, layout.eps(draft))
     return True
+
+
+def _refusal(layout: Layout) -> str:
+    return (
+        f"A checkpoint of {layout.name} is not loaded: {layout.refused}, so that it would give "
+        "other numbers than it was trained for."
+    )
+
+
+def _unknown(draft: Draft, model: nn.Module, format: str) -> str:
+    """Why a file of a format of its own is not this model's."""
+    known = [layout for layout in _LAYOUTS if layout.format == format]
+    found = recognise(draft.tensors, known)
+    if found is None:
+        names = ", ".join(layout.name for layout in known if not layout.refused)
+        return (
+            f"A {format} checkpoint of an architecture that is not known: it begins with "
+            f"{next(iter(draft.tensors))!r}. Known are {names}."
+        )
+    if found[0].refused:
+        return _refusal(found[0])
+    return f"A checkpoint of {found[0].name} does not fit {type(model).__name__}."
 
 
 def _reshape(draft: Draft, target: dict[str, torch.Tensor]) -> None:

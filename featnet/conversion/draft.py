@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -86,9 +87,11 @@ class Draft:
     def join(self, key: str, parts: Sequence[str], value: torch.Tensor, how: str) -> None:
         """Make one tensor of several."""
         origins = tuple(origin for part in parts for origin in self._origins.pop(part))
+        before = [self.converted.pop(part) for part in parts if part in self.converted]
         for part in parts:
             del self.tensors[part]
-        self.tensors[key], self._origins[key], self.converted[key] = value, origins, how
+        self.tensors[key], self._origins[key] = value, origins
+        self.converted[key] = "; ".join(dict.fromkeys([*before, how]))
 
     def split(self, key: str, parts: Mapping[str, torch.Tensor], how: str) -> None:
         """Make several tensors of one."""
@@ -116,6 +119,24 @@ class Draft:
         return self._origins[key][0]
 
 
+@contextlib.contextmanager
+def one_error(model: nn.Module) -> Iterator[None]:
+    """Whatever goes wrong with tensors of names and shapes that nobody foresaw is one error.
+
+    Raises:
+        CheckpointError: in place of what indexing, reshaping, counting raise.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint has names or shapes that no {type(model).__name__} has: "
+            f"{type(error).__name__}: {error}. Nothing was loaded."
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How another library keeps a network.
@@ -127,6 +148,8 @@ class Layout:
         convert: renames a draft's tensors to those of a model.
         root: what a file that holds only the features leaves out at the start of its keys.
         eps: the epsilon of the file's batch norms, where it may differ from the model's.
+        format: of the only kind of file that has it, ``""`` for tensors from anywhere.
+        refused: why its files are not loaded, where no renaming gives the same numbers.
     """
 
     name: str
@@ -135,6 +158,8 @@ class Layout:
     convert: Callable[[Draft, nn.Module], None]
     root: str = ""
     eps: Callable[[Draft], float] | None = None
+    format: str = ""
+    refused: str = ""
 
 
 def natural(key: str) -> list[tuple[bool, int, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from .draft import Draft, Layout
@@ -10,6 +12,15 @@ from .draft import Draft, Layout
 CONVNEXT_BLOCK = {
     "dwconv": "conv_dw", "norm": "norm", "layernorm": "norm", "pwconv1": "mlp.fc1",
     "pwconv2": "mlp.fc2",
+}  # fmt: skip
+
+# Inside a block of VISSL's RegNets
+REGNET_BLOCK = {
+    "proj": "downsample.conv", "bn": "downsample.bn",
+    r"f\.a\.0": "conv1.conv", r"f\.a\.1": "conv1.bn",
+    r"f\.b\.0": "conv2.conv", r"f\.b\.1": "conv2.bn",
+    r"f\.c": "conv3.conv", r"f\.final_bn": "conv3.bn",
+    r"f\.se\.excitation\.0": "se.fc1", r"f\.se\.excitation\.2": "se.fc2",
 }  # fmt: skip
 
 
@@ -71,7 +82,26 @@ def resnet_clip(draft: Draft, model: nn.Module) -> None:
     draft.substitute([(rf"stages\.#{n + 1}\.(.*)", rf"stages.{n}.\1") for n in range(4)])
 
 
+def regnet_vissl(draft: Draft, model: nn.Module) -> None:
+    """VISSL's RegNetY (SEER): a trunk, and heads of which one may be a classifier."""
+    del model
+    block, new = r"trunk\._feature_blocks\.res\d+\.block(\d+)-(\d+)", r"s\1.b#\2"
+    draft.substitute([
+        (r"trunk\._feature_blocks\.conv1\.stem\.0\.(.*)", r"stem.conv.\1"),
+        (r"trunk\._feature_blocks\.conv1\.stem\.1\.(.*)", r"stem.bn.\1"),
+        *((rf"{block}\.{old}\.([^.]+)", rf"{new}.{name}.\3") for old, name in REGNET_BLOCK.items()),
+        (r"heads\.0\.clf\.0\.(.*)", r"head.fc.\1"),
+        (r"heads\..*(?:projection_head|prototypes).*", ""),
+    ], why="is for training")  # fmt: skip
+    draft.rename(lambda key: re.sub(r"#(\d+)", lambda match: str(int(match[1]) + 1), key))
+
+
 LAYOUTS = (
+    Layout(
+        "VISSL's RegNet", "RegNet",
+        ("trunk._feature_blocks.conv1.stem.0.weight", "trunk._feature_blocks.conv1.stem.1.weight"),
+        regnet_vissl, root="trunk.",
+    ),
     Layout(
         "the original ConvNeXt", "ConvNeXt",
         ("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"), convnext,

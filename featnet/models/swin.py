@@ -29,6 +29,7 @@ from ..layers import (
     attend,
     crop,
     drop_path_rates,
+    get_act,
     get_norm,
     head_width,
     join_windows,
@@ -315,6 +316,7 @@ class SwinTransformer(WindowTransformer):
         always_partition: windows of full size, shifted, whatever the size of the map.
         mlp_ratio: one for all stages or one for each.
         qkv_bias: biases of the projections to queries, keys and values.
+        act_layer: of the MLPs.
         drop_rate: before the classifier.
         proj_drop_rate, attn_drop_rate: of the blocks' outputs and of the attention maps.
         drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
@@ -339,6 +341,7 @@ class SwinTransformer(WindowTransformer):
         always_partition: bool = False,
         mlp_ratio: float | Sequence[float] = 4.0,
         qkv_bias: bool = True,
+        act_layer: str | Layer = "gelu",
         norm_layer: str | Layer = nn.LayerNorm,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -347,7 +350,7 @@ class SwinTransformer(WindowTransformer):
         dynamic_img_pad: bool = False,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        norm, stages = get_norm(norm_layer), len(depths)
+        norm, act, stages = get_norm(norm_layer), get_act(act_layer), len(depths)
         dims = widths(embed_dim, stages)
         head_dims = head_dim if isinstance(head_dim, Sequence) else (head_dim,) * stages
         ratios = mlp_ratio if isinstance(mlp_ratio, Sequence) else (mlp_ratio,) * stages
@@ -358,7 +361,7 @@ class SwinTransformer(WindowTransformer):
                 head_dim=head_dims[i], qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
                 proj_drop=proj_drop_rate,
             )  # fmt: skip
-            mlp = partial(Mlp, hidden=int(dim * ratios[i]), drop=proj_drop_rate)
+            mlp = partial(Mlp, hidden=int(dim * ratios[i]), act=act, drop=proj_drop_rate)
             return Block(dim, attention=attention, mlp=mlp, norm=norm, drop_path=drop_path)
 
         self.add_patches(patch_size, dims[0], img_size=img_size, norm=norm, pad=dynamic_img_pad)
