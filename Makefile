@@ -1,13 +1,14 @@
-# make demo    set up .venv and run the main job on a real photograph
-# make test    set up .venv with the test extras and run the whole suite
-# make bench   the figures in benchmarks/
-# make clean   remove .venv and what was built
+# make demo       set up .venv and run the main job on a real photograph
+# make test       set up .venv with the test extras and run the whole suite
+# make consumers  add the libraries that the tests run over featnet, after timm and torchvision
+# make bench      the figures in benchmarks/
+# make clean      remove .venv and what was built
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test bench setup consumers clean
 
 demo: .venv/.ready
 	$(BIN)/featnet extract examples/chelsea.png --model resnet50 --out-indices 1 2 3 4 \
@@ -21,6 +22,11 @@ bench: .venv/.ready-test
 
 # The whole environment without running anything.
 setup: .venv/.ready-test
+
+# Of the last line's two modules are run, which need none of what the whole libraries do.
+consumers: .venv/.ready-test
+	$(PIP) -e '.[cli,test,consumers]'
+	$(PIP) --no-deps anomalib mmsegmentation mmengine addict yapf termcolor platformdirs
 
 # Only the stamps decide whether anything is installed, so packages that were added to .venv by
 # hand stay. A set-up that was cut off has left no stamp and is taken up again.

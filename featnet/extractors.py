@@ -12,7 +12,7 @@ from torch import nn
 from . import declared, layout, structure, trace
 from .backbone import Backbone, Reading
 from .declared import Declaration
-from .errors import ArgumentError, MissingFeatureError, nearest
+from .errors import ArgumentError, MissingFeatureError, TraceError, nearest
 from .features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
 from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 from .inputs import check_input, explain_size
@@ -71,7 +71,7 @@ class FeatureNet(nn.Module):
     ) -> None:
         super().__init__()
         structure.check_module(model)
-        model = model.body if isinstance(model, FeatureNet) else model
+        given, model = model, model.body if isinstance(model, FeatureNet) else model
         read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
         self._read, self.output_fmt = read, output_fmt
         levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
@@ -87,7 +87,15 @@ class FeatureNet(nn.Module):
         self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
         self._raw = False  # what taps find is given as it is
-        self._setup(prune)
+        try:
+            self._setup(prune)
+        except TraceError as error:
+            if model is given:
+                raise
+            raise ArgumentError(
+                f"{type(given).__name__} is an extractor, whose {type(model).__name__} was cut to what "
+                "it needs and does not run to its end: give the model that it was made from."
+            ) from error
 
     def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
         return declared.levels(model, given)
@@ -124,6 +132,15 @@ class FeatureNet(nn.Module):
         norm = self._indices if self._read.norm else ()
         return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
 
+    def _run_through(self, size: tuple[int, int]) -> trace.Run:
+        try:
+            return trace.run(self.body, size, through=True)
+        except Exception as error:
+            raise TraceError(
+                f"{type(self.body).__name__} does not run on an input of {size[0]} x {size[1]}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def _level_taps(self) -> list[Tap]:
         return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
 
@@ -136,7 +153,7 @@ class FeatureNet(nn.Module):
             inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
             whole = self._run_levels(size, places if inside else frozenset())
         else:
-            whole = trace.run(self.body, size, through=True)
+            whole = self._run_through(size)
         for tap in found:
             count = sum(call.name == tap.module for call in whole.calls)
             if count == 0 or (count > 1 and tap.which is None):

@@ -14,10 +14,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from . import layout, nodes, structure, trace
-from .effects import Effects, observe
+from . import nodes, structure, trace
+from .effects import guess, observe, sizes_for
 from .errors import ArgumentError, MissingFeatureError, TraceError
-from .features import Feature
 from .graphnet import GraphExtractor, GraphExtractorOfSeveral
 from .hooknet import FeatureHookNet
 from .hooks import Tap, copied
@@ -183,21 +182,16 @@ def _extractor(
 ) -> GraphExtractor:
     called: set[str] = set()
     used: set[str] = set()
-    levels: dict[bool, tuple[Feature, ...] | None] = {}
     modules = dict(body.named_modules(remove_duplicate=False))
     for mode, graph in graphs.items():
-        seen = observe(body.train(mode), graph)
-        levels[mode] = _describe(found[mode], seen)
-        _cut(graph, found[mode], seen)
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                used.add(str(node.target))
-            elif node.op == "call_module":
-                inner = modules[str(node.target)]
-                prefix = f"{node.target}."
-                called |= {prefix + n if n else str(node.target) for n, _ in inner.named_modules()}
-                used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
-                used |= {prefix + name for name, _ in inner.named_buffers()}
+        _cut(body.train(mode), graph, found[mode])
+    every = [node for graph in graphs.values() for node in graph.nodes]
+    used |= {str(node.target) for node in every if node.op == "get_attr"}
+    for target in {str(node.target) for node in every if node.op == "call_module"}:
+        inner, prefix = modules[target], f"{target}."
+        called |= {prefix + name if name else target for name, _ in inner.named_modules()}
+        used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
+        used |= {prefix + name for name, _ in inner.named_buffers()}
     constants = {n: getattr(body, n) for n in used if "." not in n and n in vars(body)}
     structure.keep(body, called, used)
     for name, tensor in constants.items():
@@ -205,16 +199,23 @@ def _extractor(
         body.register_buffer(name, tensor, persistent=False)
     several = sum(node.op == "placeholder" for node in graphs[True].nodes) != 1
     kind = GraphExtractorOfSeveral if several else GraphExtractor
-    return kind(body.train(model.training), graphs, levels)
+    return kind(body.train(model.training), graphs)
 
 
-def _cut(graph: fx.Graph, found: Mapping[str, fx.Node], seen: Effects) -> None:
+def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:
     """Let a graph put out the nodes found, and nothing else be in it."""
-    before = [node for node in graph.nodes if node.op != "output"]
-    live = seen.needed(before, set(found.values()))
-    for node in list(graph.nodes):
-        if node.op == "output":
+    wanted = set(found.values())
+    for node in reversed(list(graph.nodes)):  # what is behind the last one
+        if node in wanted:
+            break
+        if node.op != "placeholder":
             graph.erase_node(node)
+    before = list(graph.nodes)
+    seen = guess(body, graph)
+    if not seen.idle(before, wanted):  # a run knows better
+        channels = trace.channels_of(body)
+        seen = observe(body, graph, sizes_for(body), channels=channels) or seen
+    live = seen.needed(before, wanted)
     given: dict[str, fx.Node] = {}
     for key, node in found.items():
         if seen.overwritten(node, [n for n in before if n in live]):
@@ -230,12 +231,3 @@ def _cut(graph: fx.Graph, found: Mapping[str, fx.Node], seen: Effects) -> None:
         if node not in live and node.op != "placeholder":
             graph.erase_node(node)
 
-
-def _describe(found: Mapping[str, fx.Node], seen: Effects) -> tuple[Feature, ...] | None:
-    """A level for each output; None where the graph could not be run to see."""
-    if seen.size is None:
-        return None
-    return tuple(
-        layout.feature(seen.shapes[node], seen.size, module=key, index=index)
-        for index, (key, node) in enumerate(found.items())
-    )

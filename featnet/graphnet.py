@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from . import layout
-from .effects import observe
+from . import layout, trace
+from .effects import Size, observe, sizes_for
 from .errors import TraceError
 from .extractors import REGISTRIES
 from .features import Feature, FeatureInfo
@@ -30,13 +30,13 @@ class GraphExtractor(nn.Module):
         self,
         body: nn.Module,
         graphs: Mapping[bool, fx.Graph],
-        levels: Mapping[bool, tuple[Feature, ...] | None],
     ) -> None:
         super().__init__()
         for name in REGISTRIES:
             self.__dict__[name] = body.__dict__[name]
         self.training = body.training
-        self._levels = dict(levels)
+        self._levels: dict[bool, tuple[Feature, ...]] = {}  # by mode, once somebody asks
+        self._sizes, self._channels = sizes_for(body), trace.channels_of(body)
         self._use(graphs)
 
     def _use(self, graphs: Mapping[bool, fx.Graph]) -> None:
@@ -64,23 +64,30 @@ class GraphExtractor(nn.Module):
         Raises:
             TraceError: the graph takes something else than a batch of pictures.
         """
-        levels = self._levels[self.training]
-        if levels is None:
-            raise TraceError(
-                f"What comes out of this {type(self).__name__} is not known: its graph did not run "
-                "on a batch of pictures."
+        mode = self.training
+        if mode not in self._levels:
+            size, shapes = self._run(self._sizes)
+            self._levels[mode] = tuple(
+                layout.feature(shape, size, module=key, index=index)
+                for index, (key, shape) in enumerate(shapes.items())
             )
-        return FeatureInfo(levels, measure=self._measure)
+        return FeatureInfo(self._levels[mode], measure=self._measure)
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        seen = observe(self, self.graph, sizes=(size,))
-        if seen.size is None:
-            raise TraceError(f"The graph does not run on an input of {size[0]} x {size[1]}.")
+        _, shapes = self._run((size,))
+        levels = self._levels[self.training]
+        return [layout.sides(s, level, size) for s, level in zip(shapes.values(), levels, strict=True)]
+
+    def _run(self, sizes: Sequence[Size]) -> tuple[Size, dict[str, torch.Size]]:
+        """The first of the sizes that the graph takes, and what comes out then."""
+        seen = observe(self, self.graph, sizes, channels=self._channels)
+        if seen is None or seen.size is None:
+            raise TraceError(
+                f"What comes out of this {type(self).__name__} is not known: its graph does not run "
+                f"on a batch of pictures of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
+            )
         output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
-        rows = [(seen.shapes[node], level) for (_, node), level in
-                zip(output.items(), self._levels[self.training] or (), strict=True)]  # fmt: skip
-        return [layout.sides(shape, level, size)
-                for shape, level in rows]  # fmt: skip
+        return seen.size, {key: seen.shapes[node] for key, node in output.items()}
 
     # Graphs hold functions that pickle does not know: they go by their names
 

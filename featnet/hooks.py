@@ -289,7 +289,7 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
         if not matches:
             raise MissingFeatureError(
                 f"{type(model).__name__} has no module {tap.module!r}."
-                + (nearest(tap.module, names) or f" It has {', '.join(names[:8])}, ...")
+                + (nearest(tap.module, names) or f" It has {', '.join(names[:8]) or 'none'}{', ...' * (len(names) > 8)}.")
             )
         for match in matches:
             changed: dict[str, Any] = {"key": None if tap.key == tap.module else tap.key}

@@ -112,12 +112,16 @@ def declared(shape: Sequence[int], size: Size, *, channels: int, reduction: int)
 
 def nominal(size: Size, sides: Sequence[int]) -> int:
     """The reduction that a map of these sides has: exact where they divide, else the power of two
-    that is nearest, since borders lose a few positions."""
-    if all(whole % part == 0 for whole, part in zip(size, sides, strict=True)):
-        ratios = {whole // part for whole, part in zip(size, sides, strict=True)}
-        if len(ratios) == 1:
-            return ratios.pop()
-    return 2 ** max(0, round(math.log2(size[0] / sides[0])))
+    that is nearest, since borders lose a few positions. They win none: a map that is larger than
+    that is of patches which leave a rest."""
+    ratios = [whole // part for whole, part in zip(size, sides, strict=True)]
+    exact = all(whole % part == 0 for whole, part in zip(size, sides, strict=True))
+    if exact and len({*ratios}) == 1:
+        return ratios[0]
+    power = int(2 ** max(0, round(math.log2(size[0] / sides[0]))))
+    larger = any(part > whole / power + 2 for whole, part in zip(size, sides, strict=True))
+    patches = larger and [whole // ratios[0] for whole in size] == list(sides)
+    return ratios[0] if patches else power
 
 
 def to_map(y: torch.Tensor, level: Feature, shape: Sequence[int]) -> torch.Tensor:

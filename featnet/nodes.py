@@ -33,17 +33,18 @@ class PathTracer(fx.Tracer):
 
     Args:
         leaf_modules: classes that are not looked into.
-        modules: names of all modules, which repeated calls of others must not take.
+        model: what is traced. Repeated calls must not take the names of its modules.
         **options: ``torch.fx.Tracer``'s.
     """
 
     def __init__(
-        self, leaf_modules: Iterable[type[nn.Module]], modules: Iterable[str], **options: Any
+        self, leaf_modules: Iterable[type[nn.Module]], model: nn.Module, **options: Any
     ) -> None:
         super().__init__(**options)
         self.leaf_modules = tuple(leaf_modules)
         self.names: dict[fx.Node, str] = {}
-        self._modules = frozenset(modules)
+        self._modules = frozenset(n for n, _ in model.named_modules(remove_duplicate=False))
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._taken: dict[str, int] = {}
         self._inside = ""
 
@@ -60,6 +61,15 @@ class PathTracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         finally:
             self._inside = outer
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """A parameter as an operation; fx would go through all of them to find its name."""
+        name = self._parameters.get(id(attr_val))
+        if name is None or self.param_shapes_constant:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
         """Note an operation, and its name."""
@@ -121,8 +131,7 @@ def tracer_for(model: nn.Module, options: Mapping[str, Any] | None) -> PathTrace
     if strange:
         raise ArgumentError(f"tracer_kwargs: leaf_modules are classes, and {strange[0]!r} is none.")
     given["autowrap_functions"] = tuple(given.get("autowrap_functions", ()))
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    return PathTracer(leaves, names, autowrap_modules=tuple(dict.fromkeys(modules)), **given)
+    return PathTracer(leaves, model, autowrap_modules=tuple(dict.fromkeys(modules)), **given)
 
 
 def trace(

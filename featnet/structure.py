@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 from collections import OrderedDict
@@ -20,7 +21,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
     """A model of the same structure whose tensors are ``convert(tensor)``; shared by default.
 
-    Hooks that somebody put on it are shared too: a copy of a hook would tell nobody.
+    Hooks that somebody put on it are shared too: a copy of a hook would tell nobody. Those of an
+    extractor within it are the copy's own. What ``module.compile()`` made is left out, as it would
+    run the original.
 
     Raises:
         ArgumentError: the model is scripted or compiled, so that it has no forward to look into.
@@ -30,7 +33,8 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     modules = list(model.modules())
     for module in modules:
         for kind in HOOKS:
-            memo |= {id(hook): hook for hook in getattr(module, kind).values()}
+            hooks = getattr(module, kind).values()
+            memo |= {id(hook): hook for hook in hooks if not _is_ours(hook)}
         for owned in (module._parameters, module._buffers, module.__dict__):
             for tensor in owned.values():
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
@@ -43,6 +47,7 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
         copied = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
             copied[key] = value if type(value) in _VALUES else _copied(value, memo)
+        copied.pop("_compiled_call_impl", None)
     return memo[id(model)]
 
 
@@ -92,6 +97,16 @@ def check_module(model: Any) -> None:
             f"The model is a compiled {type(model._orig_mod).__name__}: give model._orig_mod, and "
             "compile what you get."
         )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(
+                f"{name} of the {type(model).__name__} is scripted or traced by torch.jit, and "
+                "cannot be looked into: put the module that it was made from in its place."
+            )
+
+
+def _is_ours(hook: Any) -> bool:
+    return type(hook).__module__.startswith(f"{__package__}.")
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,15 +126,22 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 def forget_hooks(model: nn.Module) -> None:
     """Take the hooks of a forward off the modules of one's own copy, but for those of
-    ``torch.nn.utils``, which compute a weight."""
+    ``torch.nn.utils``, which compute a weight, and those of extractors within it."""
     for module in model.modules():
         for kind in HOOKS:
             kept = {
                 key: hook
                 for key, hook in getattr(module, kind).items()
-                if type(hook).__module__.startswith("torch.nn.utils.")
+                if type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
             }
             setattr(module, kind, OrderedDict(kept))
+
+
+def eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Parts of a model that are compiled run as they were written meanwhile."""
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
 
 
 def real_clone(model: nn.Module) -> nn.Module:
@@ -137,23 +159,32 @@ def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> No
     dropout, in training or in the explicit form of attention).
     """
     needed = set(called) | {name.rpartition(".")[0] for name in used}
+    every = list(model.named_modules(remove_duplicate=False))
+    running = {id(module) for name, module in every if name in called}
+    tensors = {  # these and modules may have several names
+        id(tensor)
+        for named in (model.named_parameters, model.named_buffers)
+        for name, tensor in named(remove_duplicate=False)
+        if name in used
+    }
     for name in list(needed):  # a container is needed for what it holds
         while name:
             name = name.rpartition(".")[0]
             needed.add(name)
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    for name, module in every:
         if name and name not in needed:
             continue  # goes with its parent
         prefix = f"{name}." if name else ""
         for child, inner in list(module._modules.items()):
-            bare = inner is not None and not [*inner.parameters(), *inner.buffers()]
-            if f"{prefix}{child}" not in needed and not (bare and name):
+            if f"{prefix}{child}" in needed or inner is None or id(inner) in running:
+                continue
+            if not name or any(True for _ in (*inner.parameters(), *inner.buffers())):
                 module._modules[child] = None
-        for key in module._parameters:
-            if f"{prefix}{key}" not in used:
+        for key, tensor in module._parameters.items():
+            if id(tensor) not in tensors:
                 module._parameters[key] = None
-        for key in module._buffers:  # a called module may need a buffer in training only
-            if name not in called and f"{prefix}{key}" not in used:
+        for key, tensor in module._buffers.items():  # a called module may need it in training only
+            if name not in called and id(tensor) not in tensors:
                 module._buffers[key] = None
 
 

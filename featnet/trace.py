@@ -176,7 +176,7 @@ class _Watch:
         self.used = Used()
         self.ended: list[tuple[str, _Seen, _Seen]] = []
         self.until, self.waiting = until, set(until)
-        self._begun: list[_Seen] = []
+        self._begun: list[tuple[nn.Module, _Seen]] = []
         for name, module in model.named_modules(remove_duplicate=False):
             if name:
                 module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
@@ -187,14 +187,16 @@ class _Watch:
         return bool(self.until) and not self.waiting
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._begun.append(_Seen([args, kwargs], self.used.reads))
+        self._begun.append((module, _Seen([args, kwargs], self.used.reads)))
         self.waiting.discard((name, "forward_pre"))
         if self.done:  # reached, and then not run
-            self.ended.append((name, self._begun[-1], _Seen((), self.used.reads)))
+            self.ended.append((name, self._begun[-1][1], _Seen((), self.used.reads)))
             raise Stop
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        given = self._begun.pop()
+        begun, given = self._begun.pop()
+        while begun is not module:  # an extractor within it stopped early
+            begun, given = self._begun.pop()
         given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
         self.ended.append((name, given, _Seen(output, self.used.reads)))
         self.waiting.discard((name, "forward"))
@@ -258,7 +260,7 @@ def _run(
             copied.as_map(y)  # what only this level needs may run there
         return watch.done
 
-    with torch.no_grad(), watch.used:
+    with torch.no_grad(), structure.eagerly(copied), watch.used:
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import functools
+import importlib.metadata
 import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,28 @@ def x() -> torch.Tensor:
     return helpers.picture(64, 64)
 
 
-def optional(name: str) -> Any:
-    """A consumer that is not a peer: without it the test is skipped. Many import timm's layers."""
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+def consumer(name: str) -> Any:
+    """A library that stands on timm; a peer as timm is one."""
     helpers.peer("timm")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(name)
+    helpers.peer("torchvision")
+    return helpers.peer(name)
+
+
+def module_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One module of an installed library, without the ``__init__`` of the packages it is in: they
+    import what the whole library needs."""
+    helpers.peer("timm")
+    helpers.peer("torchvision")
+    first, *_ = parts = name.split(".")[:-1]
+    try:
+        root = Path(importlib.metadata.distribution({"mmseg": "mmsegmentation"}.get(first, first)).locate_file(""))
+    except importlib.metadata.PackageNotFoundError:
+        return helpers.peer(first)  # skips, or fails
+    for end in range(1, len(parts) + 1):
+        package = types.ModuleType(".".join(parts[:end]))
+        package.__path__ = [str(root.joinpath(*parts[:end]))]
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    return helpers.peer(name)
 
 
 # Adapters --------------------------------------------------------------------------------------
@@ -136,7 +152,7 @@ def test_bad_arguments(given: Any, options: Any, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "convnext_atto"])
 def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    optional("segmentation_models_pytorch")
+    consumer("segmentation_models_pytorch")
     from segmentation_models_pytorch.encoders import timm_universal
 
     monkeypatch.setattr(timm_universal, "timm", featnet)
@@ -151,7 +167,7 @@ def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_segmentation_models_pytorch_unet(monkeypatch: pytest.MonkeyPatch) -> None:
-    smp = optional("segmentation_models_pytorch")
+    smp = consumer("segmentation_models_pytorch")
     from segmentation_models_pytorch.encoders import timm_universal
 
     monkeypatch.setattr(timm_universal, "timm", featnet)
@@ -164,7 +180,7 @@ def test_segmentation_models_pytorch_unet(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_transformers_timm_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    optional("transformers")
+    consumer("transformers")
     from transformers import TimmBackboneConfig
     from transformers.models.timm_backbone import modeling_timm_backbone as module
 
@@ -182,7 +198,7 @@ def test_transformers_timm_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # its own
 def test_transformers_timm_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
-    optional("transformers")
+    consumer("transformers")
     from transformers.models.timm_wrapper import configuration_timm_wrapper as configuration
     from transformers.models.timm_wrapper import modeling_timm_wrapper as module
 
@@ -212,7 +228,7 @@ def test_transformers_timm_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of timm, where it imports helpers
 def test_open_clips_tower(name: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    optional("open_clip")
+    consumer("open_clip")
     from open_clip import timm_model as module
 
     monkeypatch.setattr(module, "timm", featnet)
@@ -238,7 +254,7 @@ def test_torchvisions_layer_getter(x: torch.Tensor) -> None:
 
 
 def test_a_lightning_module_over_a_pyramid(x: torch.Tensor) -> None:
-    lightning: Any = optional("lightning")
+    lightning: Any = consumer("lightning")
 
     class Segmenter(lightning.LightningModule):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -262,6 +278,53 @@ def test_a_lightning_module_over_a_pyramid(x: torch.Tensor) -> None:
         )  # fmt: skip
         trainer.fit(model, torch.utils.data.DataLoader([x[0], x[0]], batch_size=2))
     assert not torch.equal(before, model.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "options"),
+    [("resnet18", ["layer1", "layer3"], {}), ("convnext_atto", ["stages.1"], {"requires_grad": True}),
+     ("test_vit", ["blocks.0", "blocks.2"], {"output_fmt": "NLC", "return_class_token": True}),
+     ("test_vit", ["blocks.1"], {"norm": False})],
+)  # fmt: skip
+def test_anomalibs_extractor(
+    name: str, layers: list[str], options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module_alone("anomalib.models.components.feature_extractors.timm", monkeypatch)
+    monkeypatch.setattr(module, "timm", featnet)
+    extractor = module.TimmFeatureExtractor(name, list(layers), pre_trained=False, **options)
+    assert type(extractor.feature_extractor).__module__.startswith("featnet")
+    found = extractor(helpers.picture(96, 96))
+    assert list(found) == layers
+    axis = 2 if options.get("output_fmt") == "NLC" else 1
+    assert [y.shape[axis] for y in found.values()] == list(extractor.out_dims)
+    assert all(y.requires_grad == options.get("requires_grad", False) for y in found.values())
+    if axis == 2:
+        assert found["blocks.0"].shape[1] == extractor.num_prefix_tokens + (96 // extractor.patch_size) ** 2
+
+
+def test_anomalibs_extractor_of_a_foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_alone("anomalib.models.components.feature_extractors.timm", monkeypatch)
+    make = functools.partial(featnet.create_feature_extractor, suppress_diff_warning=True)
+    monkeypatch.setattr(module, "create_feature_extractor", make)
+    model = featnet.create_model("resnet18")
+    extractor = module.TimmFeatureExtractor(model, ["layer2", "layer4"])
+    assert list(extractor.out_dims) == [128, 512]
+    assert isinstance(extractor.feature_extractor, featnet.GraphExtractor)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_mmsegs_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer("mmengine")
+    module = module_alone("mmseg.models.backbones.timm_backbone", monkeypatch)
+    monkeypatch.setattr(module, "timm", featnet)
+    backbone = module.TIMMBackbone(
+        name, pretrained=False, out_indices=[0, 1, 2, 3], output_stride=None
+    )
+    assert type(backbone.timm_model).__module__.startswith("featnet")
+    backbone.init_weights()
+    maps = backbone.train()(helpers.picture(64, 64, batch=2))
+    assert [y.shape[1] for y in maps] == backbone.timm_model.feature_info.channels()
+    maps[-1].sum().backward()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])

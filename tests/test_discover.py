@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,30 @@ def test_a_model_that_refuses_meta_runs_on_zeros() -> None:
     assert torch.equal(net(x)["a"], model.a(x))
 
 
+def test_patches_that_leave_a_rest_at_the_only_size_a_network_takes() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.mix = nn.Conv2d(3, 6, 14, 14), nn.Linear(6, 6)
+            self.position, self.head = nn.Parameter(torch.zeros(1, 27 * 27, 6)), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.patch(x).flatten(2).transpose(1, 2) + self.position
+            return self.head(self.mix(y).mean(1))
+
+    info = featnet.discover(Fixed(), (3, 384, 384))
+    assert info.module_name() == ["mix"] and info.reduction() == [14]
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "want"),
+    [((384, 384), (27, 27), 14), ((224, 224), (13, 13), 16), ((224, 224), (54, 54), 4),
+     ((299, 299), (35, 35), 8), ((384, 224), (27, 16), 14), ((64, 64), (5, 5), 16), ((96, 96), (8, 8), 12)],
+)  # fmt: skip
+def test_nominal_reductions(size: Any, sides: Any, want: int) -> None:
+    assert layout.nominal(size, sides) == want
+
+
 def test_no_pyramid_is_said_so() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
     with pytest.raises(ArgumentError, match=r"has no pyramid.*\(1, 10\)"):
@@ -362,7 +387,79 @@ def test_what_cannot_be_tapped(resnet: Any) -> None:
             call("resnet18")
 
 
+class Aliases(nn.Module):
+    """One module under two names, one weight in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tied = nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 3, 2, 1)
+        self.b, self.tied.weight = self.a, self.a.weight
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.tied(self.b(x)))
+
+
+def test_what_has_two_names_is_not_removed_under_one(x: torch.Tensor) -> None:
+    model = helpers.fill_noise(Aliases())
+    want = model.tied(model.a(x))
+    for name in ("b", "a"):
+        assert torch.equal(featnet.extract(model, [name])(x)[name], model.a(x))
+    net = featnet.extract(model, ["tied"])
+    assert torch.equal(net(x)["tied"], want) and net.last is None
+    nodes = featnet.create_feature_extractor(model, ["tied"])
+    assert torch.equal(nodes(x)["tied"], want)
+
+
+@pytest.mark.filterwarnings("ignore:torch.fx cannot trace")
+def test_an_extractor_within_a_model_is_a_part_like_others(resnet: Any, x: torch.Tensor) -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = featnet.extract(resnet, ["layer1", "layer3"])
+            self.neck = nn.Conv2d(256, 8, 3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.neck(self.body(x)["layer3"])
+
+    model = Detector().eval()
+    assert featnet.discover(model).module_name()[-2:] == ["body.layer3.1", "neck"]
+    net = featnet.extract(model, ["body.layer2", "neck"])
+    assert torch.equal(net(x)["neck"], model(x))
+    assert torch.equal(net(x)["neck"], model.neck(resnet.layer3(net(x)["body.layer2"])))
+    for call in (featnet.extract, featnet.create_feature_extractor):
+        with pytest.raises(ArgumentError, match="FeatureHookNet is an extractor.*made from"):
+            call(model.body, ["layer1"])
+
+
+@torch.no_grad()
+def test_parts_that_are_compiled_or_scripted(x: torch.Tensor) -> None:
+    model = foreign.torchvision_model("resnet18")
+    want = featnet.extract(model, ["layer3"])(x)["layer3"]
+    inside = copy.deepcopy(model)
+    inside.layer2 = torch.compile(inside.layer2, backend="eager")
+    whole = copy.deepcopy(model)
+    whole.compile(backend="eager")
+    for given in (inside, whole):
+        assert featnet.discover(given).channels() == [64, 64, 128, 256, 512]
+        net = featnet.extract(given, ["layer3"])
+        assert torch.equal(net(x)["layer3"], want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.layer2 = torch.jit.script(model.layer2)
+    for call in (featnet.extract, featnet.create_feature_extractor):
+        with pytest.raises(ArgumentError, match="layer2 of the ResNet is scripted"):
+            call(model, ["layer3"])
+
+
 # list_taps -------------------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_run_is_said_so() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3, 2))
+    for call in (featnet.extract, featnet.list_taps, featnet.discover):
+        with pytest.raises(TraceError, match=r"Sequential does not run on an input of .*uninitialized"):
+            call(lazy, *([["0"]] if call is featnet.extract else []))
 
 
 def test_list_taps(resnet: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import featnet
+from featnet import effects, nodes, structure
 from featnet.errors import ArgumentError, MissingFeatureError, TraceError
 
 
@@ -185,6 +186,68 @@ def test_an_inplace_operation_whose_result_is_unused_stays() -> None:
     assert torch.equal(net(x)["down"], model.down(model.conv(x).relu()))
 
 
+class Writes(nn.Module):
+    """Ways to write into a tensor, and to look at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(3, 4, 1), nn.Sequential(nn.Identity(), nn.Conv2d(4, 4, 1))
+        self.late = nn.Sequential(nn.Identity(), nn.Sequential(nn.ReLU(inplace=True)))
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.conv(x)
+        b = a[:, :2]
+        b += 1
+        c = self.down(a)
+        c.view(-1).fill_(7)
+        d = nn.functional.relu(c, True)
+        e = nn.functional.batch_norm(d, self.mean, self.var, None, None, self.training)
+        torch.relu_(e)
+        f = e.transpose(2, 3).clamp_(max=3)
+        g = torch.add(f, 1, out=f.new_empty(0))
+        return self.drop(self.late(g.mul(2)) * d.mean((2, 3), keepdim=True))
+
+
+def _graphs(model: nn.Module) -> Any:
+    for mode in (True, False):
+        body = structure.clone(model).train(mode)
+        graph = nodes.trace(body, None, None)[0]
+        (last,) = [node for node in graph.nodes if node.op == "output"]
+        graph.erase_node(last)
+        yield body, graph
+
+
+@pytest.mark.parametrize("some_name", [*foreign.some_torchvision_names(), Writes])
+def test_what_names_tell_of_writing_is_never_less_than_a_run_shows(some_name: Any) -> None:
+    model = some_name() if some_name is Writes else foreign.torchvision_model(some_name, device="meta")
+    total = 0
+    for body, graph in _graphs(model):
+        told = effects.guess(body, graph)
+        seen = effects.observe(body, graph, effects.sizes_for(body), channels=3)
+        assert seen is not None
+        for writer in graph.nodes:
+            if not seen.writes[writer]:
+                continue
+            for node in graph.nodes:
+                if seen.writes[writer] & seen.holds[node]:
+                    total += 1
+                    assert told.writes[writer] & told.holds[node], (writer, node)
+    assert total > {Writes: 8, "resnet18": 0}.get(some_name, -1)
+
+
+def test_most_networks_need_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("featnet.graph.observe", no)
+    for name, taps in (("resnet18", ["layer1", "layer4"]), ("mobilenet_v3_small", ["features.1"]),
+                       ("vit_b_32", ["encoder.ln"]), ("densenet121", ["features.denseblock1"])):  # fmt: skip
+        extractor(foreign.torchvision_model(name, device="meta"), taps)
+
+
 def test_options_are_not_written_into(resnet: Any) -> None:
     options = {"leaf_modules": [type(resnet.layer1[0])], "autowrap_functions": []}
     before = copy.deepcopy(options)
@@ -220,6 +283,14 @@ def test_info_and_state(resnet: Any, x: torch.Tensor) -> None:
     assert list(net.state_dict()) == [k for k in whole if not k.startswith("fc")]
     early = extractor(resnet, ["layer1"])
     assert set(early.state_dict()) == {k for k in whole if k.startswith(("conv1", "bn1", "layer1"))}
+
+
+def test_made_in_inference_mode(resnet: Any, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        net = extractor(resnet, ["layer1.0.add"])
+        assert net.feature_info.channels() == [64]
+        found = net(x)["layer1.0.add"]
+    assert torch.equal(found, extractor(resnet, ["layer1.0.add"])(x)["layer1.0.add"])
 
 
 def test_channels_last_maps_and_tokens_are_known() -> None:
