@@ -26,6 +26,7 @@ from ..layers import (
     Mlp,
     Phased,
     attend,
+    crop,
     drop_path_rates,
     get_norm,
     head_width,
@@ -82,11 +83,13 @@ class UnitAttention(nn.Module):
         return split_windows(padded, window).reshape(-1, 1, 1, window[0] * window[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        window = self.window or (x.shape[1], x.shape[2])
         height, width = (-(-side // self.stride) for side in x.shape[1:3])
-        bias = self.mask(x, window)
-        # what fills up repeats the border, which leaves every maximum of queries as it is
-        x = split_windows(pad_to_windows(x, window, repeat=True), window)
+        if self.window is None:
+            bias, x = None, x[:, None, None]  # one, and no arithmetic with free sizes
+        else:
+            bias = self.mask(x, self.window)
+            # what fills up repeats the border, which leaves every maximum of queries as it is
+            x = split_windows(pad_to_windows(x, self.window, repeat=True), self.window)
         rows, columns = x.shape[1:3]
         # windows before the projection, whose three parts then need no copies
         qkv = self.qkv(x.flatten(0, 2))  # (N * windows, h, w, 3 * C)
@@ -97,7 +100,7 @@ class UnitAttention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
         y = y.transpose(1, 2).reshape(-1, rows, columns, *small, y.shape[1] * y.shape[3])
-        return self.proj(join_windows(y)[:, :height, :width])
+        return self.proj(crop(join_windows(y), (height, width)))
 
 
 class Block(Phased):
