@@ -39,6 +39,7 @@ FEW = (
     "resnet50", "efficientnet_b0", "regnety_032", "repvgg_a2", "convnext_tiny",
     "vit_small_patch16_224",
 )  # fmt: skip
+HEADS = ("vit_base_patch16_224", "swin_tiny_patch4_window7_224", "hiera_tiny_224")
 QUICK = ("resnet10t", "mobilenetv3_small_050", "test_vit")
 
 
@@ -94,6 +95,23 @@ def features(pair: Pair, rounds: int) -> list[str]:
     contenders = {"timm": _call(peer, pair.x), "featnet": _call(ours, pair.x)}
     times = alternate(contenders, rounds=rounds, device=pair.device)
     return [*times["featnet"].cells, f"{gap:.0e}"]
+
+
+def four(pair: Pair, rounds: int) -> list[str]:
+    """Four levels, as heads over transformers take them, and the most MB alive at once meanwhile."""
+    total = len(pair.levels)
+    chosen = tuple(total * (i + 1) // 4 - 1 for i in range(4))
+    nets = {"timm": pair.theirs(out_indices=chosen), "featnet": pair.ours(out_indices=chosen)}
+    if nets["timm"] is None:
+        return ["-"] * 5
+    work = {kind: _call(net, pair.x) for kind, net in nets.items() if net is not None}
+    times = alternate(work, rounds=rounds, device=pair.device)
+    with torch.inference_mode():
+        most = {kind: peak_bytes(call) for kind, call in work.items()}
+    return [
+        *times["featnet"].cells, f"{most['featnet'] / 1e6:.2f}",
+        f"{most['featnet'] / most['timm']:.2f}",
+    ]  # fmt: skip
 
 
 def early(pair: Pair, rounds: int) -> list[str]:
@@ -231,6 +249,9 @@ FIGURES = ("MB, late level", "times timm's", "MB, training", "times timm's ")
 # Title: (function, names, header, whether bfloat16 is measured too)
 MODES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...], bool]] = {
     "All levels, eager": (features, NAMES, (*TIMES, "largest relative difference"), True),
+    "Four levels of transformers": (
+        four, HEADS, (*TIMES, "MB, peak", "times timm's  "), True,
+    ),
     "The second level alone": (
         early, NAMES, ("share of the FLOPs", "timm's share", *TIMES), False,
     ),

@@ -291,6 +291,9 @@ def test_anomalibs_extractor(
 ) -> None:
     module = module_alone("anomalib.models.components.feature_extractors.timm", monkeypatch)
     monkeypatch.setattr(module, "timm", featnet)
+    # it replaces this function of timm's for good; what was there comes back after the test
+    vit = importlib.import_module("timm.models.vision_transformer")
+    monkeypatch.setattr(vit, "resample_abs_pos_embed", vit.__dict__["resample_abs_pos_embed"])
     extractor = module.TimmFeatureExtractor(name, list(layers), pre_trained=False, **options)
     assert type(extractor.feature_extractor).__module__.startswith("featnet")
     found = extractor(helpers.picture(96, 96))
