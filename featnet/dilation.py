@@ -323,7 +323,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     before = trace.run(model, size)
     modules = dict(model.named_modules(remove_duplicate=False))
     apply(model, plan(modules, before.calls, output_stride, size))
-    held = trace.run(model, size).levels
+    held = trace.run(model, size, closely=False).levels
     for index, level in enumerate(levels):
         old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)

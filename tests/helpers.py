@@ -121,9 +121,8 @@ def small(name: str) -> dict[str, Any]:
         narrow["num_kv_heads"] = 3
     for options in (narrow, {"depth": 3}):
         try:
-            with torch.device("meta"):
-                model = featnet.create_model(name, **options)
-                model.feature_info.sizes(trace.probe_size(model))
+            model = featnet.create_model(name, device="meta", **options)
+            model.feature_info.sizes(trace.probe_size(model))
             return options
         except (RuntimeError, ValueError, TypeError):
             continue
@@ -144,9 +143,8 @@ def shallow(name: str) -> dict[str, Any]:
             continue
         options = {key: tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(depths))}
         try:
-            with torch.device("meta"):
-                model = featnet.create_model(name, **options)
-                model.feature_info.sizes(trace.probe_size(model))
+            model = featnet.create_model(name, device="meta", **options)
+            model.feature_info.sizes(trace.probe_size(model))
         except (RuntimeError, ValueError, TypeError):
             continue
         return options
@@ -156,8 +154,7 @@ def shallow(name: str) -> dict[str, Any]:
 @functools.cache
 def shallow_model(name: str) -> Any:
     """It on the meta device. Nobody may change it."""
-    with torch.device("meta"):
-        return featnet.create_model(name, **shallow(name)).eval()
+    return featnet.create_model(name, device="meta", **shallow(name)).eval()
 
 
 @functools.cache
@@ -262,8 +259,7 @@ class Cheap(TorchFunctionMode):
 def meta_model(name: str) -> Any:
     """The model (small where it can be) on the meta device, built once for all tests. Nobody may
     change it."""
-    with torch.device("meta"):
-        return create(name).eval()
+    return create(name, device="meta").eval()
 
 
 @functools.cache

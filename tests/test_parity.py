@@ -161,7 +161,7 @@ def test_numbers(timm: Any, name: str) -> None:
         # or the one that the peer was made for
         sizes = sizes or [tuple(peer.pretrained_cfg["input_size"][-2:])]
         for size in sizes:
-            x = picture(*size, batch=2)
+            x = picture(*size, batch=2 if size == sizes[0] else 1)
             theirs = helpers.at_size(peer, size)
             logits = answer(theirs, x)
             assert logits is not None or size != sizes[0], size
@@ -169,6 +169,8 @@ def test_numbers(timm: Any, name: str) -> None:
                 continue
             assert torch.isfinite(logits).all() and logits.std() > 1e-3
             assert error(ours(x), logits) <= TOLERANCE
+            if size != sizes[0]:
+                continue
             wanted = theirs.forward_features(x)
             assert error(laid_out(ours.forward_features(x), wanted), wanted) <= TOLERANCE
     peer = None
