@@ -90,42 +90,40 @@ class WindowAttention(nn.Module):
         return relative_bias(table, self.window)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) -> queries, keys and values, (N, H, W, 3 * heads * C')."""
+        """(..., C) -> queries, keys and values, (..., 3 * heads * C')."""
         return self.qkv(x)
 
     def compare(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys, (N, windows, heads, L, C'), as their products are taken."""
+        """Queries and keys, (N * windows, heads, L, C'), as their products are taken."""
         return q, k
 
     def masked(self, bias: torch.Tensor, size: Size) -> torch.Tensor:
-        """(windows * heads, L, L), the bias with the mask of each window of a shifted map."""
+        """(windows, heads, L, L), the bias with the mask of each window of a shifted map."""
         mask = self.memo.get(
             (size, bias.dtype, bias.device),
             lambda: shift_mask(size, self.window, self.shift, like=bias),
         )
-        return (bias + mask[:, None]).flatten(0, 1)
+        return bias + mask[:, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[1:3]
+        n, height, width, _ = x.shape
         shifted = any(self.shift)
         if shifted:
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         x = pad_to_windows(x, self.window)
-        qkv = self.project(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
-        qkv = split_windows(qkv, self.window).permute(5, 0, 1, 2, 6, 3, 4, 7)
-        qkv = qkv.clone(memory_format=torch.contiguous_format)  # for any number of windows
-        rows, columns = qkv.shape[2:4]
-        q, k, v = qkv.flatten(5, 6).flatten(2, 3).unbind(0)  # (N, windows, heads, L, C')
+        filled = (x.shape[1], x.shape[2])
+        # windows before the projection, whose three parts then need no copies; contiguous for any
+        # number of windows
+        x = split_windows(x, self.window).clone(memory_format=torch.contiguous_format)
+        rows, columns = x.shape[1:3]
+        qkv = self.project(x.flatten(3, 4).flatten(0, 2))  # (N * windows, L, 3 * heads * C')
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.compare(q, k)
-        bias, merge = self.bias(), 0  # every window has it: windows are as samples
-        if shifted:
-            bias, merge = self.masked(bias, (x.shape[1], x.shape[2])), 1  # each its own: as heads
-        q, k, v = (t.flatten(merge, merge + 1) for t in (q, k, v))
-        y = attend(
-            q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias[None], scale=self.scale
-        )
-        y = y.reshape(-1, rows, columns, self.num_heads, *self.window, y.shape[-1])
-        y = crop(join_windows(y.movedim(3, 5).flatten(5)), (height, width))
+        # each window of a shifted map has its own
+        bias = self.masked(self.bias(), filled).repeat(n, 1, 1, 1) if shifted else self.bias()[None]
+        y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale)
+        y = y.transpose(1, 2).reshape(n, rows, columns, *self.window, -1)
+        y = crop(join_windows(y), (height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
 
