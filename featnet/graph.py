@@ -230,4 +230,3 @@ def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None
     for node in reversed(before):
         if node not in live and node.op != "placeholder":
             graph.erase_node(node)
-

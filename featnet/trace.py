@@ -235,8 +235,7 @@ def run(
         real: whether zeros may be tried.
         closely: False where only :attr:`Run.levels` are asked for, in half the time.
     """
-    how: dict[str, Any] = dict(levels=levels, norm=norm, until=until, through=through)
-    how["closely"] = closely
+    how: Any = dict(levels=levels, norm=norm, until=until, through=through, closely=closely)
     tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (1, channels_of(model) if channels is None else channels, *size)
     try:

@@ -32,11 +32,13 @@ from ..layers import (
     get_act,
     get_norm,
     head_width,
+    join_heads,
     join_windows,
     pad_to_windows,
     relative_bias,
     resample_patches,
     shift_mask,
+    split_heads,
     split_windows,
     to_pair,
 )
@@ -116,13 +118,12 @@ class WindowAttention(nn.Module):
         # number of windows
         x = split_windows(x, self.window).clone(memory_format=torch.contiguous_format)
         rows, columns = x.shape[1:3]
-        qkv = self.project(x.flatten(3, 4).flatten(0, 2))  # (N * windows, L, 3 * heads * C')
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.project(x.flatten(3, 4).flatten(0, 2)), 3, self.num_heads)
         q, k = self.compare(q, k)
         # each window of a shifted map has its own
         bias = self.masked(self.bias(), filled).repeat(n, 1, 1, 1) if shifted else self.bias()[None]
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale)
-        y = y.transpose(1, 2).reshape(n, rows, columns, *self.window, -1)
+        y = join_heads(y).reshape(n, rows, columns, *self.window, -1)
         y = crop(join_windows(y), (height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
