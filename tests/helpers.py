@@ -65,7 +65,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         return Intermediates(name, weights) if stride == 32 else None
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
-        with SkipInit():
+        with Unset():
             net = peer_model(name, features_only=True, **dilated)
         own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
@@ -74,11 +74,20 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     return net.eval()
 
 
+class Unset(SkipInit):
+    """Also what the peer draws into ``parameter.data`` is not drawn."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 class Intermediates:
     """Levels of timm's transformers, whose extractors are only for the last three."""
 
     def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
-        with SkipInit():
+        with Unset():
             self.model: Any = peer_transformer(name, **small(name)).eval()
         self.model.load_state_dict(weights, strict=True)
         self.feature_info = featnet.FeatureInfo(self.model.feature_info)
@@ -177,7 +186,7 @@ def create(name: str, **options: Any) -> Any:
 
 def noisy(build: Callable[[], Any]) -> Any:
     """What is built, not initialised and then filled with noise."""
-    with SkipInit():
+    with Unset():
         model = build()
     return fill_noise(model)
 

@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
-from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, trace
+from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, structure, trace
 from featnet.dilation import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
 from featnet.errors import InputSizeError
 
@@ -216,7 +216,7 @@ def test_a_trous(name: str) -> None:
     for stride in strides(name)[1:]:
         if not EXHAUSTIVE and stride != 8 and helpers.parameter_count(name) > 12_000_000:
             continue  # one rule for all strides, and the blocks are those of smaller variants
-        dense = copy.deepcopy(original)
+        dense: Any = structure.clone(original)
         set_output_stride(dense, stride)
         assert dense.feature_info.reduction() == [min(r, stride) for r in reductions]
         steps = [r // min(r, stride) for r in reductions]
