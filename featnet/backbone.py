@@ -13,7 +13,7 @@ from . import trace
 from .errors import ArgumentError, check_rate
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
-from .layers import Blocks, GlobalPool, Tokens, chain, recompute
+from .layers import Blocks, GlobalPool, Tokens, recompute
 from .weights import Weights
 
 
@@ -98,13 +98,18 @@ class Backbone(nn.Module):
         """
         parent = self.get_submodule(name)
         levels = {level.module for level in self._levels}
-        section: list[nn.Module] = []
+        waiting: list[nn.Module] = []
         for child, module in parent.named_children():
-            section.append(module)
-            if f"{name}.{child}" in levels:
-                x = parent.run(section, x) if isinstance(parent, Blocks) else chain(section, x)
-                section = []
-                yield x
+            waiting.append(module)
+            if f"{name}.{child}" not in levels:
+                continue
+            if isinstance(parent, Blocks) and parent.recomputes:
+                x = parent.run(waiting, x)
+            else:
+                for each in waiting:  # here, where nobody holds what is read
+                    x = each(x)
+            waiting = []
+            yield x
 
     def as_map(self, y: Any) -> torch.Tensor:
         """What ``forward_levels`` yielded -> its (N, C, H, W) map; runs only for levels that are

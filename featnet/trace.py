@@ -108,6 +108,7 @@ def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> An
 
 
 def nothing(_module: nn.Module) -> bool:
+    """``watched`` of a run of which only the levels are wanted."""
     return False
 
 

@@ -89,6 +89,7 @@ class Watch:
 
     @property
     def done(self) -> bool:
+        """Whether all that was waited for has come."""
         return bool(self.until) and not self.waiting
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -27,10 +27,15 @@ class Blocks(nn.Sequential):
     grad_checkpointing = False
     whole = False
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in this forward."""
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
     def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
         """Some of the blocks, one after the other; recomputed at once. A block that is given more
         than ``x`` comes as a ``functools.partial``."""
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+        if self.recomputes:
             return checkpoint(chain, blocks, x, use_reentrant=False)
         return chain(blocks, x)
 

@@ -93,5 +93,6 @@ class MobileAttention(Block):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self.attn(self.norm(x))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.layer_scale(y)
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return (self.layer_scale,)

@@ -47,8 +47,9 @@ class ConvBnAct(Block):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self.aa(activate(self.bn1(self.conv(x)), self.bn1, self.act1))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return y
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return ()
 
 
 class DepthwiseSeparable(Block):
@@ -86,8 +87,9 @@ class DepthwiseSeparable(Block):
             x = self.act_s2d(self.bn_s2d(self.conv_s2d(x)))
         return self.se(self.aa(self.act1(self.bn1(self.conv_dw(x)))))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.act2(self.bn2(self.conv_pw(y)))
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return self.conv_pw, self.bn2, self.act2
 
 
 class InvertedResidual(Block):
@@ -110,10 +112,13 @@ class InvertedResidual(Block):
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.bn1(self.conv_pw(x)))
-        return self.se(self.aa(self.act2(self.bn2(self.conv_dw(x)))))
+        x = self.conv_dw(x)  # the wide maps are let go of as soon as they are read
+        x = self.act2(self.bn2(x))
+        return self.se(self.aa(x))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.bn3(self.conv_pwl(y))
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return self.conv_pwl, self.bn3
 
 
 class CondConvResidual(InvertedResidual):
@@ -164,8 +169,9 @@ class EdgeResidual(Block):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self.se(self.aa(self.act1(self.bn1(self.conv_exp(x)))))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv_pwl(y))
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return self.conv_pwl, self.bn2
 
 
 class UniversalInvertedResidual(Block):
@@ -207,8 +213,9 @@ class UniversalInvertedResidual(Block):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self.se(self.dw_mid(self.pw_exp(self.dw_start(x))))
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        return self.layer_scale(self.dw_end(self.pw_proj(y)))
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        return self.pw_proj, self.dw_end, self.layer_scale
 
 
 KINDS: dict[str, type[Block]] = {

@@ -194,13 +194,15 @@ class Block(nn.Module):
         (``"forward_pre"``)."""
         return self.last, "forward_pre"
 
-    def project(self, y: torch.Tensor) -> torch.Tensor:
-        """(N, E, h, w) -> (N, C', h, w)."""
+    @property
+    def projection(self) -> tuple[nn.Module, ...]:
+        """What makes (N, C', h, w) of the hidden map (N, E, h, w), one after the other."""
         raise NotImplementedError
 
     def close(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The hidden map and the block's input -> the block's output."""
-        y = self.project(y)
+        for module in self.projection:  # here, where nobody else holds the hidden map
+            y = module(y)
         return self.drop_path(y) + x if self.has_skip else y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -223,6 +223,8 @@ class HaloAttention(SelfAttention):
 
         def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
             times = len(q) // n
+            if times == 1:
+                return self._attend(q, k, v, grid)
             return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
@@ -235,10 +237,9 @@ class HaloAttention(SelfAttention):
         q = F.pad(q, (0, across * side - w, 0, down * side - h))
         q = q.reshape(-1, self.dim, down, side, across, side).permute(0, 1, 3, 5, 2, 4)
         q = q.reshape(heads, self.dim, side**2, blocks).transpose(1, 3)
-        where = self.pos_embed(q.reshape(-1, side, side, self.dim))
-        logits = (q @ k.transpose(-1, -2)) * self.dim**-0.5
-        attention = (logits + where.reshape(logits.shape)).softmax(-1)
-        y = (attention @ v).transpose(1, 3)  # (N * heads, dim, side^2, blocks)
+        y = (q @ k.transpose(-1, -2)) * self.dim**-0.5
+        y += self.pos_embed(q.reshape(-1, side, side, self.dim)).reshape(y.shape)
+        y = (y.softmax(-1) @ v).transpose(1, 3)  # (N * heads, dim, side^2, blocks)
         y = y.reshape(-1, side, side, down, across).permute(0, 3, 1, 4, 2)
         return y.reshape(n, -1, down * side, across * side)[..., :h, :w]
 

@@ -139,8 +139,8 @@ class Block(Phased):
             x = pooled(self.proj(y), self.pooling)
         elif self.widens:
             x = torch.cat([pooled(x, self.pooling, by=f) for f in (F.max_pool2d, F.avg_pool2d)], -1)
-        x = x + self.drop_path1(self.ls1(self.attn(y)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        y = x + self.drop_path1(self.ls1(self.attn(y)))
+        return y + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
 
 
 class Hiera(Backbone):

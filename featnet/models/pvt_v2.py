@@ -93,8 +93,9 @@ class ConvMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.dwconv(self.relu(self.fc1(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.drop2(self.fc2(self.drop1(self.act(x))))
+        x = self.dwconv(self.relu(self.fc1(x).permute(0, 3, 1, 2)))
+        x = self.act(x.permute(0, 2, 3, 1))
+        return self.drop2(self.fc2(self.drop1(x)))
 
 
 class OverlapPatchEmbed(nn.Module):

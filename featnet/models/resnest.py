@@ -106,7 +106,8 @@ class SplitBottleneck(Residual):
         x = self.conv2(x)
         if self.avd_last is not None:
             x = self.avd_last(x)
-        return self.bn3(self.conv3(x))
+        x = self.conv3(x)
+        return self.bn3(x)
 
 
 def _row(stem: int, depths: tuple[int, ...], **more: Any) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Bottleneck(Residual):
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
-        return self.bn3(self.conv3(x))
+        x = self.conv3(x)  # what it read need not be held during the norm
+        return self.bn3(x)
 
 
 def conv_shortcut(kernel: int, in_chs: int, out_chs: int, stride: int, norm: Layer) -> nn.Module:

@@ -157,10 +157,10 @@ class ResNetTrunk(ResNet):
         self.width, self.reduction = self._levels[level].channels, self._levels[level].reduction
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for index, x in enumerate(self.forward_levels(x)):
-            if index == self.level:
-                break
-        return x
+        levels = self.forward_levels(x)
+        for _ in range(self.level):
+            next(levels)  # not held
+        return next(levels)
 
 
 class ConvStem(nn.Sequential):

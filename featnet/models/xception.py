@@ -112,7 +112,8 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act_dw(self.bn_dw(self.conv_dw(x)))
-        return self.act_pw(self.bn_pw(self.conv_pw(x)))
+        x = self.conv_pw(x)  # what it read need not be held during the norm
+        return self.act_pw(self.bn_pw(x))
 
 
 class PreSeparableConv(nn.Module):
