@@ -71,6 +71,7 @@ class Seen:
 
     @property
     def changed(self) -> bool:
+        """Whether one was changed in place since."""
         return [t._version for t in self.tensors] != self.versions
 
 
