@@ -10,19 +10,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from . import trace
 from .errors import ArgumentError, FeatnetError, nearest
 from .extractors import FeatureNet
-from .layers import IdentityAct, NormAct, with_act
-from .packed import POST_OPS, PackedConv2d
+from .folding import fold
+from .packing import can_pack, channels_last, pack
 from .reparam import reparameterizable, reparameterize
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
-NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOLERANCE = 1e-4  # of float32, relative to the largest value
 
 
@@ -92,15 +89,15 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     model: Any = reparameterize(net) if blocks else copy.deepcopy(net)
     model.requires_grad_(False)
     feeds, sizes = _chains(model, x)
-    folded, left = _fold(model, feeds)
+    folded, left = fold(model, feeds)
     if not sizes:
         left = dict.fromkeys(left, "the network looks at values: it does not run on the meta device")
     forms = {"contiguous": model}
-    forms["channels_last"] = _channels_last(copy.deepcopy(model))
+    forms["channels_last"] = channels_last(copy.deepcopy(model))
     packed: tuple[str, ...] = ()
-    if not compile and _can_pack(x):
+    if not compile and can_pack(x):
         forms["packed"] = copy.deepcopy(forms["channels_last"])
-        packed = _pack(forms["packed"], feeds, sizes)
+        packed = pack(forms["packed"], feeds, sizes, batch=len(x))
         if not packed:
             del forms["packed"]
     milliseconds = _race(forms, x) if given and not compile else {}
@@ -172,7 +169,7 @@ def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 def _chains(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, str], dict[str, torch.Size]]:
     """Which module alone feeds which, without those whose output is a level or tapped; and the
-    sizes of what they are given."""
+    sizes of what they are given, for one picture."""
     size = (x.shape[-2], x.shape[-1])
     if isinstance(model, FeatureNet):
         seen, read = model.observe(size)
@@ -182,138 +179,8 @@ def _chains(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, str], dict[str
     if seen.real:
         return {}, {}
     feeds = {maker: reader for maker, reader in seen.feeds.items() if maker not in read}
-    sizes = {c.name: torch.Size((len(x), *c.inputs[0][1:])) for c in seen.calls if c.inputs}
+    sizes = {call.name: call.inputs[0] for call in seen.calls if call.inputs}
     return feeds, sizes
-
-
-# Batch norms ------------------------------------------------------------------------------
-
-
-def _fold(model: nn.Module, feeds: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Fold, in place, every batch norm that can be; its name stays with what is left of it."""
-    modules = dict(model.named_modules())
-    before = {reader: maker for maker, reader in feeds.items()}
-    folded: list[str] = []
-    left: dict[str, str] = {}
-    for name, norm in modules.items():
-        if not isinstance(norm, NORM):
-            continue
-        layer: Any = modules.get(before.get(name, ""))
-        if not isinstance(layer, LINEAR):
-            left[name] = "no convolution or linear layer feeds it alone"
-            continue
-        if not isinstance(norm, NormAct) and type(norm).forward is not _plain(norm).forward:
-            left[name] = f"{type(norm).__name__} does more than its base class"
-            continue
-        if norm.running_var is None or "weight" not in layer._parameters:
-            left[name] = "statistics of the batch, or a weight that is computed"
-            continue
-        if getattr(layer, "transposed", False) and getattr(layer, "groups", 1) > 1:
-            left[name] = "a transposed convolution in groups feeds it"
-            continue
-        made = _folded(layer, norm)
-        if not _same(layer, norm, made):
-            left[name] = f"{type(layer).__name__} is not linear in its weight"
-            continue
-        _replace(model, before[name], made)
-        rest = nn.Identity()
-        # A family may ask whether this holds the activation, so it goes on doing so
-        _replace(model, name, with_act(rest, norm.act) if isinstance(norm, NormAct) else rest)
-        folded.append(name)
-    return tuple(folded), left
-
-
-def _plain(norm: nn.Module) -> Any:
-    """The class of torch's that a norm is."""
-    return next(cls for cls in type(norm).__mro__ if cls.__module__.startswith("torch."))
-
-
-def _folded(layer: Any, norm: Any) -> nn.Module:
-    """A layer with the same tensors but for weight and bias, which have taken in the norm."""
-    mean, var, eps = norm.running_mean, norm.running_var, norm.eps
-    gamma = torch.ones_like(var) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
-    if isinstance(layer, nn.Linear):
-        weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, mean, var, eps, gamma, beta)
-    else:
-        weight, bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, mean, var, eps, gamma, beta, layer.transposed
-        )
-    made = copy.copy(layer)
-    made._parameters = dict(layer._parameters)
-    for key, value in (("weight", weight), ("bias", bias)):
-        made._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
-    return made
-
-
-@torch.inference_mode()
-def _same(layer: Any, norm: Any, made: nn.Module) -> bool:
-    """Whether the folded layer does what the two did, on a little noise: a subclass may do with
-    its weight what it likes."""
-    reach = [1]
-    if not isinstance(layer, nn.Linear):
-        pairs = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
-        reach = [d * (k - 1) + 1 + s for k, d, s in pairs]
-    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    shape = (2, channels) if isinstance(layer, nn.Linear) else (1, channels, *reach)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
-    wanted = _plain(norm).forward(norm, layer(x))  # without what a NormAct does after it
-    scale = float(wanted.abs().max())
-    found = made(x)
-    return bool((found - wanted).abs().max() <= 1e-3 * scale) or not scale
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module.eval())
-
-
-# Kernels ----------------------------------------------------------------------------------
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    """In place: kernels (O, I, kh, kw) lie as (O, kh, kw, I); ``Module.to`` refuses where there
-    are kernels of other ranks too."""
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return model
-
-
-def _can_pack(x: torch.Tensor) -> bool:
-    mkldnn: Any = torch.backends.mkldnn
-    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(mkldnn.is_available())
-
-
-def _reader(name: str, modules: dict[str, nn.Module], feeds: dict[str, str]) -> str:
-    """Who reads a module's output behind modules that do nothing."""
-    reader = feeds.get(name, "")
-    while reader and type(modules.get(reader)) is nn.Identity:
-        reader = feeds.get(reader, "")
-    return reader
-
-
-def _pack(
-    model: nn.Module, feeds: dict[str, str], sizes: dict[str, torch.Size]
-) -> tuple[str, ...]:
-    """Pack, in place, every plain convolution that ran, together with the activation behind it."""
-    modules = dict(model.named_modules())
-    packed: list[str] = []
-    for name, conv in modules.items():
-        if type(conv) is not nn.Conv2d or name not in sizes or isinstance(conv.padding, str):
-            continue
-        if conv.padding_mode != "zeros" or conv.weight.dtype != torch.float32:
-            continue
-        reader = _reader(name, modules, feeds)
-        if isinstance(modules.get(reader), IdentityAct):
-            reader += ".act"
-        act = modules.get(reader)
-        fused = act if type(act) in POST_OPS else None
-        _replace(model, name, PackedConv2d(conv, fused, size=sizes[name]))
-        if fused is not None:
-            _replace(model, reader, nn.Identity())
-        packed.append(name)
-    return tuple(packed)
 
 
 def _race(forms: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
