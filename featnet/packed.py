@@ -189,7 +189,7 @@ class Pointwise(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        linear = nn.Linear(1, 1, bias=False)
+        linear: Any = nn.Linear(1, 1, bias=False)
         linear.in_features, linear.out_features = conv.in_channels, conv.out_channels
         linear.weight = nn.Parameter(conv.weight.detach().flatten(1).contiguous(), False)
         linear.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), False)
