@@ -26,7 +26,7 @@ POST_OPS: Mapping[type[nn.Module], Callable[[Any], PostOp]] = {
     nn.Tanh: lambda act: ("tanh", [], ""),
     nn.GELU: lambda act: ("gelu", [], act.approximate),
 }
-SIZES = 256  # of maps for which a convolution remembers which layout is theirs
+SIZES, LAYOUTS = 256, 4  # of maps, and of its kernel for them, that a convolution remembers
 ROWS = 4096  # of a product: the layout for many rows is good for few, but not the other way round
 
 
@@ -82,11 +82,13 @@ class _Kernel(_Weight):
     def _lay_out(self, weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         ops = torch.ops.mkldnn
         packed = ops._reorder_convolution_weight(weight, *self.geometry, list(size))
-        layout = bytes(ops._get_mkldnn_serialized_md(packed).tolist())
-        if len(self.by_size) >= SIZES:
+        # Its start is the kernel's size, the same for all, and bytes of padding that are never set
+        layout = bytes(ops._get_mkldnn_serialized_md(packed)[112:].tolist())
+        if len(self.by_size) >= SIZES or len(self.layouts) >= LAYOUTS:
             self.by_size.clear()
-        self.by_size[size] = self.layouts.setdefault(layout, packed)
-        return self.by_size[size]
+            self.layouts.clear()
+        found = self.by_size[size] = self.layouts.setdefault(layout, packed)
+        return found
 
     def __reduce__(self) -> Any:
         return _Kernel, (self.plain(), self.geometry, self.size)
