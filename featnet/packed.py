@@ -95,12 +95,13 @@ class _Kernel(_Weight):
 
 
 class _Packed(nn.Module):
-    """What packed layers have in common."""
+    """What packed layers have in common: what the layer says of itself, and how it was made."""
 
     kernel: _Weight
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, act: nn.Module | None) -> None:
         super().__init__()
+        _say_the_same(self, layer)
         self.post = NOTHING if act is None else POST_OPS[type(act)](act)
         self.act_name = type(act).__name__ if act is not None else ""
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
@@ -109,6 +110,24 @@ class _Packed(nn.Module):
     def weight(self) -> torch.Tensor:
         """A plain copy of the weight, for who asks for it."""
         return self.kernel.plain()
+
+    def extra_repr(self) -> str:
+        return f"{_sizes_of(self)}, act={self.act_name or None}"
+
+
+def _say_the_same(made: nn.Module, layer: Any) -> None:
+    """Sizes, strides and the like, which a network may ask for."""
+    for key in layer.__constants__:
+        setattr(made, key, getattr(layer, key))
+
+
+def _sizes_of(layer: Any) -> str:
+    if hasattr(layer, "in_features"):
+        return f"{layer.in_features}, {layer.out_features}"
+    return (
+        f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, "
+        f"stride={layer.stride}"
+    )
 
 
 class PackedConv2d(_Packed):
@@ -124,11 +143,6 @@ class PackedConv2d(_Packed):
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module | None, *, size: Sequence[int]) -> None:
         super().__init__(conv, act)
-        self.in_channels, self.out_channels, self.groups = (
-            conv.in_channels, conv.out_channels, conv.groups
-        )  # fmt: skip
-        self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        self.padding, self.dilation = conv.padding, conv.dilation
         geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.kernel = _Kernel(conv.weight.detach(), geometry, size)
 
@@ -144,27 +158,20 @@ class PackedConv2d(_Packed):
         )
         return y
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, act={self.act_name or None}"
-        )
-
 
 class PackedLinear(_Packed):
     """``act(linear(x))`` in one call of oneDNN, float32 on the CPU, without gradients.
 
     Args:
-        linear: what it does.
+        linear: what it does; or a 1x1 convolution, see :class:`PackedPointwise`.
         act: one of ``POST_OPS``, or None.
     """
 
     kernel: _Matrix
 
-    def __init__(self, linear: nn.Linear, act: nn.Module | None) -> None:
+    def __init__(self, linear: nn.Linear | nn.Conv2d, act: nn.Module | None) -> None:
         super().__init__(linear, act)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.kernel = _Matrix(linear.weight.detach())
+        self.kernel = _Matrix(linear.weight.detach().flatten(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., C')."""
@@ -175,38 +182,32 @@ class PackedLinear(_Packed):
         )
         return y
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, act={self.act_name or None}"
 
-
-class Pointwise(nn.Module):
-    """A 1x1 convolution as a linear layer over the channels of each position.
-
-    Args:
-        conv: what it does.
-        wrap: of the linear layer that it equals, the module to call.
-    """
-
-    def __init__(self, conv: nn.Conv2d, wrap: Callable[[nn.Linear], nn.Module]) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        linear: Any = nn.Linear(1, 1, bias=False)
-        linear.in_features, linear.out_features = conv.in_channels, conv.out_channels
-        linear.weight = nn.Parameter(conv.weight.detach().flatten(1).contiguous(), False)
-        linear.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), False)
-        self.linear: Any = wrap(linear)
+class PackedPointwise(PackedLinear):
+    """``act(conv(x))`` of a 1x1 convolution: the product over the channels of each position."""
 
     @property
     def weight(self) -> torch.Tensor:
-        """(C', C, 1, 1)."""
-        return self.linear.weight[..., None, None]
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """(C')"""
-        return self.linear.bias
+        return self.kernel.plain()[..., None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C', H, W), in channels_last."""
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution as torch's own linear layer: the quickest one where there is but one
+    position, in whose time oneDNN does not even begin."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        _say_the_same(self, conv)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H, W), in channels_last."""
+        y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return _sizes_of(self)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .folding import replace
 from .layers import IdentityAct
-from .packed import POST_OPS, PackedConv2d, PackedLinear, Pointwise
+from .packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -81,7 +81,7 @@ def _packed(
     if isinstance(layer, nn.Linear):
         return None if one_row else PackedLinear(layer, act)
     if layer.kernel_size == layer.stride == (1, 1) and not any(layer.padding) and layer.groups == 1:
-        return Pointwise(layer, lambda linear: linear if one_row else PackedLinear(linear, act))
+        return Pointwise(layer) if one_row else PackedPointwise(layer, act)
     return PackedConv2d(layer, act, size=size)
 
 
