@@ -94,7 +94,7 @@ class _Kernel(_Weight):
         return _Kernel, (self.plain(), self.geometry, self.size)
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """What packed layers have in common: what the layer says of itself, and how it was made."""
 
     kernel: _Weight
@@ -130,7 +130,7 @@ def _sizes_of(layer: Any) -> str:
     )
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(Packed):
     """``act(conv(x))`` in one call of oneDNN, float32 on the CPU, without gradients.
 
     Args:
@@ -159,7 +159,7 @@ class PackedConv2d(_Packed):
         return y
 
 
-class PackedLinear(_Packed):
+class PackedLinear(Packed):
     """``act(linear(x))`` in one call of oneDNN, float32 on the CPU, without gradients.
 
     Args:

@@ -339,8 +339,11 @@ def test_foreign_models(torchvision: Any, timm: Any) -> None:
     made: Any = featnet.optimize(net)
     assert made.optimize_report.folded and not norms(made)
     assert_close(made, net, picture(64, 96))
-    other = fill_noise(helpers.peer_model("resnet10t")).eval()
-    assert_close(featnet.optimize(other), other, picture(64, 96))
+    for name in ("resnet10t", "convnext_atto"):
+        other = fill_noise(helpers.peer_model(name)).eval()
+        fast: Any = featnet.optimize(other)
+        assert len(fast.optimize_report.packed) > 10
+        assert_close(fast, other, picture(64, 96))
 
 
 def test_double_and_compile_take_no_packed_kernels() -> None:
@@ -351,6 +354,13 @@ def test_double_and_compile_take_no_packed_kernels() -> None:
     made = featnet.optimize(net.float(), compile="eager")
     assert made.optimize_report.compiled and not made.optimize_report.packed
     assert_close(made, net, picture(32, 32))
+
+
+def test_packed_linear_layers_are_not_exported(tmp_path: Any) -> None:
+    made = featnet.optimize(noisy("test_vit", features_only=True))
+    assert {type(m) for m in made.modules()} & {PackedLinear, PackedConv2d} == {PackedLinear}
+    with pytest.raises(ArgumentError, match="packed.*before optimize"):
+        featnet.export(made, tmp_path / "a.pt2")
 
 
 def test_errors() -> None:
