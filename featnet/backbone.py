@@ -197,7 +197,7 @@ class Backbone(nn.Module):
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
-            seen = trace.run(self, size, closely=False)
+            seen = trace.run(self, size, watched=trace.nothing)
         return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(

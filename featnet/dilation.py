@@ -69,6 +69,11 @@ def is_window(module: nn.Module) -> bool:
     return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
 
 
+def has_stride(module: nn.Module) -> bool:
+    """Whether an output stride may change a module."""
+    return is_window(module) or (isinstance(module, nn.Upsample) and module.scale_factor is not None)
+
+
 class _Padded:
     """A window that pads the map itself, and ``pad_end`` (rows, columns) more after it."""
 
@@ -182,8 +187,7 @@ def plan(
         module = modules[call.name]
         if call.name.startswith(inside):
             continue
-        is_up = isinstance(module, nn.Upsample) and module.scale_factor is not None
-        if not (is_window(module) or is_up) or not call.inputs or len(call.inputs[0]) != 4:
+        if not has_stride(module) or not call.inputs or len(call.inputs[0]) != 4:
             continue
         given, gave = _side(module, call.inputs[0]), _side(module, call.outputs[0])
         if (1, 1) in (given, gave):
@@ -195,7 +199,7 @@ def plan(
         dense = min(r_in, Fraction(output_stride))
         new = min(r_out, Fraction(output_stride)) / dense
         grow = r_in / dense
-        fits = is_up or (new.denominator == 1 and grow.denominator == 1)
+        fits = isinstance(module, nn.Upsample) or (new.denominator == 1 and grow.denominator == 1)
         if not fits or stride[0] != stride[1]:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
@@ -320,10 +324,10 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     if output_stride >= allowed[-1]:
         return
     size = trace.probe_size(model)
-    before = trace.run(model, size)
+    before = trace.run(model, size, watched=has_stride)
     modules = dict(model.named_modules(remove_duplicate=False))
     apply(model, plan(modules, before.calls, output_stride, size))
-    held = trace.run(model, size, closely=False).levels
+    held = trace.run(model, size, watched=trace.nothing).levels
     for index, level in enumerate(levels):
         old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from . import structure, trace
+from . import shapes, structure, trace
 
 Size = tuple[int, int]
 
@@ -201,7 +201,7 @@ def observe(
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.no_grad():
-                with structure.eagerly(copied), trace.Used():
+                with structure.eagerly(copied), shapes.Told():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

@@ -243,13 +243,13 @@ class FeatureNet(nn.Module):
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
             if self._hooks is None and not isinstance(self.body, Backbone):
-                found = dict(trace.run(self.body, size, closely=False).levels)
+                found = dict(trace.run(self.body, size, watched=trace.nothing).levels)
             elif isinstance(self.body, Backbone) and not self._raw:
                 there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
                 last = max(self._indices)
                 kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
                 norm = self._indices if self._read.norm else ()
-                seen = trace.run(self.body, size, levels=kept, norm=norm, closely=False)
+                seen = trace.run(self.body, size, levels=kept, norm=norm, watched=trace.nothing)
                 found = dict(seen.levels)
             else:
                 shapes = self._tapped(size)

@@ -35,7 +35,7 @@ class explain_size:
 
         def fails(size: tuple[int, int]) -> bool:
             try:
-                trace.run(self.model, size, closely=False)
+                trace.run(self.model, size, watched=trace.nothing)
             except (RuntimeError, ValueError):
                 return True
             return False

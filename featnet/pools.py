@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import structure, trace
+from . import shapes, structure, trace
 from .dilation import is_window
 
 _MAX = inspect.Signature([
@@ -124,7 +124,7 @@ class Watched:
             if name:
                 module.register_forward_pre_hook(enter(name), with_kwargs=True)
                 module.register_forward_hook(leave(name), with_kwargs=True)
-        with torch.no_grad(), _Record(tell), trace.Used():
+        with torch.no_grad(), _Record(tell), shapes.Told():
             copied(x)
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 Rule = Callable[..., "torch.Tensor | None"]
 
 # Functions that keep the shape; and where among their arguments ``inplace`` is
 KEEP: Mapping[Any, int | None] = {
-    F.gelu: None, F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2, F.leaky_relu: 2,
-    F.hardtanh: 3, F.relu: 1, F.softmax: None, torch.sigmoid: None, torch.Tensor.sigmoid: None,
-    torch.Tensor.softmax: None, torch.Tensor.neg: None, torch.Tensor.sqrt: None,
-    torch.Tensor.roll: None,
+    F.gelu: None, F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2,
+    F.leaky_relu: 2, F.hardtanh: 3, F.relu: 1, F.softmax: None, F.normalize: None,
+    torch.sigmoid: None, torch.Tensor.sigmoid: None, torch.Tensor.softmax: None,
+    torch.Tensor.neg: None, torch.Tensor.sqrt: None, torch.Tensor.roll: None,
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def _keep(at: int | None) -> Rule:
     def rule(x: torch.Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         if at is not None and len(args) >= at:
             inplace = args[at - 1]
-        if not x.is_floating_point() or kwargs.get("dtype") is not None or "out" in kwargs:
+        if not x.is_floating_point() or any(kwargs.get(key) is not None for key in ("dtype", "out")):
             return None
         return x.zero_() if inplace else x.clone()
 
@@ -166,3 +167,10 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
         if made is not None:
             return made
     return func(*args, **kwargs)
+
+
+class Told(TorchFunctionMode):
+    """A context in which every function is called so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})

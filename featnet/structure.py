@@ -46,7 +46,12 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     for module in modules:
         copied = memo[id(module)].__dict__
         for key, value in module.__dict__.items():
-            copied[key] = value if type(value) in _VALUES else _copied(value, memo)
+            if type(value) in _VALUES:
+                copied[key] = value
+            elif type(value) in _CONTAINERS and not value:  # most of what a module holds
+                copied[key] = memo.setdefault(id(value), type(value)())
+            else:
+                copied[key] = _copied(value, memo)
         copied.pop("_compiled_call_impl", None)
     return memo[id(model)]
 
@@ -57,6 +62,7 @@ def _copies_itself(kind: Any) -> bool:
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
 
 
+_CONTAINERS = frozenset({dict, OrderedDict, set})
 _VALUES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType})
 
 
@@ -74,8 +80,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return made
     if kind is tuple and all(type(held) in _VALUES for held in value):
         return value
-    if kind is set and not value:
-        return memo.setdefault(id(value), set())
     return copy.deepcopy(value, memo)
 
 

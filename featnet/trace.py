@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from . import shapes, structure
+from .watch import Places as Places, Seen, Stop as Stop, Watch, Which, tensors as tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,50 +64,6 @@ class Run:
         return frozenset(after | {(c.name, "forward_pre") for c in self.calls if c.consumed})
 
 
-# What asks a tensor for no values
-_QUESTIONS = frozenset({"__get__", "dim", "size", "stride", "numel", "is_contiguous", "__len__"})
-
-
-class Used(TorchFunctionMode):
-    """Counts how often each tensor, by its id, is given to a torch function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: Counter[int] = Counter()
-        self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        found = shapes.call(func, args, kwargs)
-        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
-            return found  # a shape, not a view as Tensor.T is
-        for value in (*args, *kwargs.values()):
-            for item in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(item, torch.Tensor):
-                    self.reads[id(item)] += 1
-                    self.alive[id(item)] = item
-        return found
-
-
-class Stop(BaseException):
-    """Ends a forward whose remaining modules nobody needs. Not an Exception: a model's own
-    ``except Exception`` must not swallow it."""
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in an output, however it is nested."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors(item)
-
-
 def names_of(model: nn.Module) -> dict[int, str]:
     """id of every parameter and buffer to its name; the first one where it is shared."""
     found: dict[int, str] = {}
@@ -152,56 +107,8 @@ def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> An
     return y if done else model.forward_head(model.finish(y))
 
 
-class _Seen:
-    """Tensors at one moment of a run, and how often each had been read until then."""
-
-    def __init__(self, value: Any, reads: Mapping[int, int]) -> None:
-        self.tensors = list(tensors(value))
-        self.reads = self.reads_after = [reads.get(id(t), 0) for t in self.tensors]
-        self.versions = [t._version for t in self.tensors]
-        self.shapes = tuple(t.shape for t in self.tensors)
-
-    @property
-    def changed(self) -> bool:
-        return [t._version for t in self.tensors] != self.versions
-
-
-Places = frozenset[tuple[str, str]]  # modules, and "forward" or "forward_pre"
-
-
-class _Watch:
-    """Hooks on every module of a copy, and what they saw."""
-
-    def __init__(self, model: nn.Module, until: Places, *, closely: bool) -> None:
-        self.used = Used()
-        self.ended: list[tuple[str, _Seen, _Seen]] = []
-        self.until, self.waiting = until, set(until)
-        self._begun: list[tuple[nn.Module, _Seen]] = []
-        for name, module in model.named_modules(remove_duplicate=False) if closely else ():
-            if name:
-                module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
-                module.register_forward_hook(partial(self._leave, name), with_kwargs=True)
-
-    @property
-    def done(self) -> bool:
-        return bool(self.until) and not self.waiting
-
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._begun.append((module, _Seen([args, kwargs], self.used.reads)))
-        self.waiting.discard((name, "forward_pre"))
-        if self.done:  # reached, and then not run
-            self.ended.append((name, self._begun[-1][1], _Seen((), self.used.reads)))
-            raise Stop
-
-    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        begun, given = self._begun.pop()
-        while begun is not module:  # an extractor within it stopped early
-            begun, given = self._begun.pop()
-        given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
-        self.ended.append((name, given, _Seen(output, self.used.reads)))
-        self.waiting.discard((name, "forward"))
-        if self.done:
-            raise Stop
+def nothing(_module: nn.Module) -> bool:
+    return False
 
 
 @torch.inference_mode(False)  # whose tensors have no version counter
@@ -215,7 +122,7 @@ def run(
     through: bool = False,
     channels: int | None = None,
     real: bool = True,
-    closely: bool = True,
+    watched: Which | None = None,
 ) -> Run:
     """Run a copy of the model on the meta device in eval mode.
 
@@ -233,9 +140,10 @@ def run(
         through: with ``forward_levels``: go on through the head.
         channels: of the input; by default as the model declares or its first convolution has.
         real: whether zeros may be tried.
-        closely: False where only :attr:`Run.levels` are asked for, in half the time.
+        watched: of which modules :attr:`Run.calls` are wanted. Then only these and
+            :attr:`Run.levels` are found out, sooner.
     """
-    how: Any = dict(levels=levels, norm=norm, until=until, through=through, closely=closely)
+    how: Any = dict(levels=levels, norm=norm, until=until, through=through, watched=watched)
     tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (1, channels_of(model) if channels is None else channels, *size)
     try:
@@ -250,10 +158,11 @@ def run(
 
 def _run(
     copied: Any, x: torch.Tensor, *, levels: Collection[int] | None, norm: Collection[int],
-    until: Places, through: bool, closely: bool,
+    until: Places, through: bool, watched: Which | None,
 ) -> Run:  # fmt: skip
-    names = names_of(copied) if closely else {}
-    watch = _Watch(copied, until, closely=closely)
+    names = names_of(copied)
+    watch = Watch(copied, until, watched)
+    closely = watched is None
     read: dict[int, torch.Size] = {}
     kept: list[Any] = []
 
@@ -262,7 +171,7 @@ def _run(
             copied.as_map(y)  # what only this level needs may run there
         return watch.done
 
-    with torch.no_grad(), structure.eagerly(copied), watch.used:
+    with torch.no_grad(), structure.eagerly(copied), watch.used if closely else shapes.Told():
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))
@@ -286,6 +195,8 @@ def _run(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
         for name, given, gave in watch.ended
     )
+    if not closely:
+        return Run(calls, read, frozenset(), {})
     reads = watch.used.reads
     return Run(
         calls, read, frozenset(names[i] for i in names if reads[i]),
@@ -294,7 +205,7 @@ def _run(
 
 
 def _feeds(
-    ended: Sequence[tuple[str, _Seen, _Seen]], reads: Mapping[int, int], kept: set[int]
+    ended: Sequence[tuple[str, Seen, Seen]], reads: Mapping[int, int], kept: set[int]
 ) -> dict[str, str]:
     """See :attr:`Run.feeds`; ``kept`` are ids of tensors that left the network."""
     count = Counter(name for name, _, _ in ended)

@@ -7,11 +7,13 @@ import contextlib
 import functools
 import importlib
 import inspect
+import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,7 +65,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         return Intermediates(name, weights) if stride == 32 else None
     try:
         dilated = {} if stride == 32 else {"output_stride": stride}
-        with SkipInit():
+        with Unset():
             net = peer_model(name, features_only=True, **dilated)
         own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
@@ -72,11 +74,20 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     return net.eval()
 
 
+class Unset(SkipInit):
+    """Also what the peer draws into ``parameter.data`` is not drawn."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 class Intermediates:
     """Levels of timm's transformers, whose extractors are only for the last three."""
 
     def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
-        with SkipInit():
+        with Unset():
             self.model: Any = peer_transformer(name, **small(name)).eval()
         self.model.load_state_dict(weights, strict=True)
         self.feature_info = featnet.FeatureInfo(self.model.feature_info)
@@ -175,7 +186,7 @@ def create(name: str, **options: Any) -> Any:
 
 def noisy(build: Callable[[], Any]) -> Any:
     """What is built, not initialised and then filled with noise."""
-    with SkipInit():
+    with Unset():
         model = build()
     return fill_noise(model)
 
@@ -185,6 +196,28 @@ def attends(model: nn.Module) -> bool:
     return any(hasattr(module, "fused_attn") for module in model.modules())
 
 
+@functools.cache
+def _noise(seed: int) -> torch.Tensor:
+    return torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+
+
+class _Noise:
+    """Seeded normal noise, the same after every million values: drawing as many as a large network
+    has takes longer than its forward. The period is a prime, so that no two kernels are the same."""
+
+    def __init__(self, seed: int) -> None:
+        self.values, self.at = _noise(seed), 0
+
+    def __call__(self, shape: torch.Size) -> torch.Tensor:
+        made = torch.empty(shape)
+        flat, done = made.view(-1), 0
+        while done < len(flat):
+            part = self.values[self.at : self.at + len(flat) - done]
+            flat[done : done + len(part)] = part
+            done, self.at = done + len(part), (self.at + len(part)) % len(self.values)
+        return made
+
+
 @torch.no_grad()
 def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Fill every parameter and every batch-norm statistic with seeded noise, in place.
@@ -192,28 +225,23 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
     Scaled so that activations stay alive through deep networks. Values depend on the seed and on
     the order and shapes of the parameters, not on device or dtype.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32)
-
+    noise = _Noise(seed)
     for owner in module.modules():
         for key, value in owner.named_parameters(recurse=False):
-            drawn = noise(value)
+            drawn = noise(value.shape)
             if isinstance(owner, NORMS) and key == "weight":
-                drawn = 1 + 0.2 * drawn
+                drawn.mul_(0.2).add_(1)
             elif value.ndim >= 3 and len(value) == 1 and not isinstance(owner, nn.Conv1d):
-                drawn = 0.5 * drawn  # tokens and positions
+                drawn.mul_(0.5)  # tokens and positions
             elif value.ndim >= 2:
-                drawn = drawn * (1.2 / math.sqrt(value[0].numel()))
+                drawn.mul_(1.2 / math.sqrt(value[0].numel()))
             else:
-                drawn = 0.1 * drawn
+                drawn.mul_(0.1)
             value.copy_(drawn)
         if isinstance(owner, nn.modules.batchnorm._NormBase) and owner.running_mean is not None:
             assert owner.running_var is not None
-            owner.running_mean.copy_(0.2 * noise(owner.running_mean))
-            drawn = torch.rand(owner.running_var.shape, generator=generator)
-            owner.running_var.copy_(0.5 + drawn)
+            owner.running_mean.copy_(0.2 * noise(owner.running_mean.shape))
+            owner.running_var.copy_(0.5 + noise(owner.running_var.shape).erf().abs())
     return module
 
 
@@ -239,9 +267,15 @@ class _Linked(torch.autograd.Function):
 
 class Cheap(TorchFunctionMode):
     """What torch decomposes in Python on the meta device, most of the time of a run there, only puts
-    out a tensor of the right shape that depends on what went in; what has FLOPs stays."""
+    out a tensor of the right shape that depends on what went in.
 
-    real = (F.linear, torch.conv2d, F.scaled_dot_product_attention)
+    Args:
+        real: functions that stay.
+    """
+
+    def __init__(self, *real: Any) -> None:
+        super().__init__()
+        self.real = real
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -255,11 +289,18 @@ class Cheap(TorchFunctionMode):
         return _Linked.apply(found, *given)
 
 
+@functools.lru_cache(maxsize=8)
+def full_model(name: str) -> Any:
+    """The model on the meta device, built once for the tests that follow each other. Nobody may
+    change it."""
+    return featnet.create_model(name, device="meta").eval()
+
+
 @functools.cache
 def meta_model(name: str) -> Any:
     """The model (small where it can be) on the meta device, built once for all tests. Nobody may
     change it."""
-    return create(name, device="meta").eval()
+    return create(name, device="meta").eval() if small(name) else full_model(name)
 
 
 @functools.cache
@@ -285,35 +326,38 @@ def _signature_of(module: nn.Module) -> tuple[Any, ...]:
 
 
 @functools.cache
-def signature(name: str) -> frozenset[Any]:
+def signature(name: str) -> frozenset[str]:
     """What a model is made of, whatever its depth and width: one variant for each is enough
     where numbers are compared."""
-    return frozenset(_signature_of(module) for module in meta_model(name).modules())
+    kinds = {_signature_of(module) for module in full_model(name).modules()}
+    return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in kinds)
 
 
-REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.txt"
+REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.json"
 
 
-def choose_representatives() -> tuple[str, ...]:
+def choose_representatives() -> list[str]:
     """Few and small variants in which every kind of module of the registry occurs.
 
     Greedy set cover over the signatures: the variant with the most kinds that are still missing
     for its size comes next.
     """
     names = featnet.list_models()
-    missing = frozenset[Any]().union(*map(signature, names))
-    chosen: list[str] = []
+    missing = frozenset[str]().union(*map(signature, names))
+    found: list[str] = []
     while missing:
         gains = {name: len(signature(name) & missing) for name in names}
-        chosen.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
-        missing -= signature(chosen[-1])
-    return tuple(sorted(chosen))
+        found.append(max(names, key=lambda name: gains[name] / parameter_count(name) ** 0.5))
+        missing -= signature(found[-1])
+    return sorted(found)
 
 
 @functools.cache
-def chosen() -> tuple[str, ...]:
-    """What :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote it."""
-    return tuple(REPRESENTATIVES.read_text().split())
+def chosen() -> Mapping[str, list[str]]:
+    """``names`` that :func:`choose_representatives` chose when ``python tests/helpers.py`` last wrote
+    them, and the ``kinds`` of modules that they hold."""
+    found: Mapping[str, list[str]] = json.loads(REPRESENTATIVES.read_text())
+    return found
 
 
 @functools.cache
@@ -321,7 +365,7 @@ def representatives() -> tuple[str, ...]:
     """The small ones that were chosen; with FEATNET_EXHAUSTIVE=1 the smallest variant of every
     combination of modules."""
     if os.environ.get("FEATNET_EXHAUSTIVE") != "1":
-        return chosen()
+        return tuple(chosen()["names"])
     best: dict[frozenset[Any], str] = {}
     for name in sorted(featnet.list_models(), key=parameter_count):
         best.setdefault(signature(name), name)
@@ -453,4 +497,6 @@ def law_error(dense: list[torch.Tensor], full: list[torch.Tensor], steps: list[i
 
 
 if __name__ == "__main__":
-    REPRESENTATIVES.write_text("\n".join(choose_representatives()) + "\n")
+    _names = choose_representatives()
+    _kinds = sorted(frozenset[str]().union(*map(signature, _names)))
+    REPRESENTATIVES.write_text(json.dumps({"names": _names, "kinds": _kinds}, indent=0) + "\n")

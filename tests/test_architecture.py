@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part may import those of the rows above its own, and those of its own row.
 ORDER = (
     {"errors"},
-    {"features", "weights", "layers", "layout", "shapes", "structure"},
+    {"features", "weights", "layers", "layout", "shapes", "structure", "watch"},
     {"registry", "backbone", "inputs", "trace"},
     {"files", "mindspore", "npz", "instant", "writing"},
     {

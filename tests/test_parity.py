@@ -18,6 +18,7 @@ from helpers import error, law_error, noisy, picture, representatives
 from torch import nn
 
 import featnet
+from featnet import structure
 from featnet.dilation import set_output_stride
 from featnet.instant import SkipInit
 
@@ -52,9 +53,9 @@ def base(name: str) -> str:
 
 @pytest.mark.parametrize("name", featnet.list_models())
 def test_keys(timm: Any, name: str) -> None:
-    with torch.device("meta"), SkipInit():
-        ours, peer = featnet.create_model(name), helpers.peer_model(name)
-    assert state_shapes(ours) == state_shapes(peer)
+    with torch.device("meta"), helpers.Unset():
+        peer = helpers.peer_model(name)
+    assert state_shapes(helpers.full_model(name)) == state_shapes(peer)
 
 
 def plain(value: Any) -> Any:
@@ -97,13 +98,13 @@ def pair(name: str) -> tuple[Any, nn.Module]:
     with SkipInit():
         ours = helpers.create(name)
     make = helpers.peer_transformer if helpers.attends(ours) else helpers.peer_model
-    peer = noisy(lambda: make(name, **helpers.small(name))).eval()
+    peer: Any = noisy(lambda: make(name, **helpers.small(name))).eval()
     ours.load_state_dict(peer.state_dict(), strict=True)
     return ours.eval(), peer
 
 
-def answer(peer: nn.Module, x: torch.Tensor) -> Any:
-    """What the peer gives; None where it cannot take an input of this size."""
+def answer(peer: Any, x: torch.Tensor) -> Any:
+    """What a function of the peer's gives; None where it cannot take an input of this size."""
     try:
         return peer(x)
     except (RuntimeError, AssertionError):
@@ -152,27 +153,24 @@ def gradient(net: Any, x: torch.Tensor) -> torch.Tensor:
 def test_numbers(timm: Any, name: str) -> None:
     ours, peer = pair(name)
     weights, maps = peer.state_dict(), names_of_maps(peer)
+    own = tuple(peer.pretrained_cfg["input_size"][-2:])
+    sizes: list[tuple[int, int]] = []
     with torch.inference_mode():
-        sizes = [
-            size
-            for size in helpers.sizes(name)[:2]
-            if answer(helpers.at_size(peer, size), picture(*size)) is not None
-        ]
-        # or the one that the peer was made for
-        sizes = sizes or [tuple(peer.pretrained_cfg["input_size"][-2:])]
-        for size in sizes:
-            x = picture(*size, batch=2 if size == sizes[0] else 1)
+        for size in (*helpers.sizes(name)[:2], own):
+            if sizes and size == own:
+                continue  # for a peer that takes no other
             theirs = helpers.at_size(peer, size)
-            logits = answer(theirs, x)
-            assert logits is not None or size != sizes[0], size
-            if logits is None:
+            x = picture(*size, batch=1 if sizes else 2)
+            wanted = answer(theirs.forward_features, x)
+            if wanted is None:
                 continue
+            if not sizes:
+                assert error(laid_out(ours.forward_features(x), wanted), wanted) <= TOLERANCE
+            logits = theirs.forward_head(wanted)
             assert torch.isfinite(logits).all() and logits.std() > 1e-3
             assert error(ours(x), logits) <= TOLERANCE
-            if size != sizes[0]:
-                continue
-            wanted = theirs.forward_features(x)
-            assert error(laid_out(ours.forward_features(x), wanted), wanted) <= TOLERANCE
+            sizes.append(size)
+    assert sizes
     peer = None
     few = helpers.parameter_count(name) < 12_000_000  # strides of 16 and 8 are one rule
     for stride in (32, 16, 8) if few else (32, 8):
@@ -180,7 +178,7 @@ def test_numbers(timm: Any, name: str) -> None:
         assert theirs is not None or stride < 32
         if theirs is None or (stride < 32 and stride not in helpers.strides(name)):
             continue
-        dense = copy.deepcopy(ours)
+        dense: Any = structure.clone(ours)
         if stride < 32:
             set_output_stride(dense, stride)
         net = featnet.FeatureListNet(dense, norm=False)

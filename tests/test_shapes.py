@@ -20,6 +20,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
         (func, (MAP,), {})
         for func in (F.gelu, F.relu, F.silu, torch.sigmoid, T.sigmoid, T.neg, F.hardswish)
     ],
+    (F.normalize, (MAP,), {"dim": -1}),
     (F.relu, (MAP, True), {}),
     (F.silu, (MAP,), {"inplace": True}),
     (F.hardtanh, (MAP, 0.0, 6.0, True), {}),
