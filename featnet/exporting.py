@@ -18,7 +18,7 @@ from torch import nn
 from . import trace
 from .errors import ArgumentError, FeatnetError, InputSizeError, nearest
 from .extractors import FeatureNet
-from .packed import PackedConv2d
+from .packed import Packed
 
 FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
 AXES = {"batch": 0, "height": 2, "width": 3}
@@ -153,9 +153,9 @@ def _check(net: Any) -> None:
         raise ArgumentError(
             "The network is in training mode, which no file for inference can hold: call eval()."
         )
-    if any(isinstance(module, PackedConv2d) for module in net.modules()):
+    if any(isinstance(module, Packed) for module in net.modules()):
         raise ArgumentError(
-            "The network's kernels are packed for this machine: export it before optimize()."
+            "The network's weights are packed for this machine: export it before optimize()."
         )
 
 

@@ -28,7 +28,8 @@ ORDER = (
     {
         "dilation", "pools", "stride", "hooks", "declared", "extractors", "hooknet", "nodes",
         "effects", "graph", "graphnet", "discovery", "tapping", "adapters", "conversion", "keymap",
-        "checkpoint", "hub", "reparam", "packed", "optimizing", "exporting", "pyramid",
+        "checkpoint", "hub", "reparam", "folding", "packed", "packing", "optimizing", "exporting",
+        "pyramid",
     },
     {"loading", "sources", "publish"},
     {"factory"},

@@ -13,8 +13,9 @@ from helpers import fill_noise, picture
 from torch import nn
 
 import featnet
+from featnet import optimizing
 from featnet.errors import ArgumentError, FeatnetError
-from featnet.packed import POST_OPS, PackedConv2d
+from featnet.packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
 
 TOLERANCE = 1e-4
 
@@ -79,23 +80,164 @@ def test_with_an_example_the_forms_are_timed() -> None:
     assert "batch norms folded" in str(report) and " ms" in str(report)
 
 
-def test_copies_of_packed_networks() -> None:
-    made = featnet.optimize(noisy("resnet18", features_only=True))
-    assert any(isinstance(m, PackedConv2d) for m in made.modules())
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto"])
+def test_copies_of_packed_networks(name: str) -> None:
+    made = featnet.optimize(noisy(name, features_only=True))
+    kinds = {type(m) for m in made.modules()}
+    assert PackedConv2d in kinds and {PackedPointwise, PackedLinear} & kinds
     x = picture(64, 64)
     for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         with torch.inference_mode():
             assert all(torch.equal(a, b) for a, b in zip(copied(x), made(x), strict=True))
 
 
+class Last(nn.Module):
+    """Layers over the last axis, (N, C, H, W) outside."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 @pytest.mark.parametrize("kind", POST_OPS)
-def test_every_activation_that_is_packed(kind: Any) -> None:
+@pytest.mark.parametrize("layer", [3, 1, 0])
+def test_every_activation_that_is_packed(kind: Any, layer: int) -> None:
     act = kind(-0.3, 0.7) if kind is nn.Hardtanh else kind()
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act).eval()
-    fill_noise(net)
-    made = featnet.optimize(net)
-    assert isinstance(made[0], PackedConv2d) and isinstance(made[2], nn.Identity)
+    if layer:
+        net: Any = nn.Sequential(nn.Conv2d(3, 8, layer, bias=False), nn.BatchNorm2d(8), act)
+    else:
+        net = nn.Sequential(Last(nn.Linear(3, 8), act))
+    made: Any = featnet.optimize(fill_noise(net.eval()))
+    parts = list(made if layer else made[0].layers)
+    assert type(parts[0]) is {3: PackedConv2d, 1: PackedPointwise, 0: PackedLinear}[layer]
+    assert type(parts[-1]) is nn.Identity and f"act={kind.__name__}" in repr(parts[0])
     assert_close(made, net, picture(32, 48))
+    assert_close(made, net, picture(5, 48, batch=3))
+    assert made(picture(8, 8)[:0]).shape == net(picture(8, 8)[:0]).shape
+
+
+class Twice(nn.Module):
+    """Two read what a layer gives: its activation, and the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 8, 1), nn.ReLU()
+        self.fc, self.act = nn.Linear(8, 8), nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        y = self.relu(y) + y * self.conv.weight.sum() * self.conv.out_channels
+        z = self.fc(y.permute(0, 2, 3, 1))
+        return self.act(z) + z
+
+
+def test_an_activation_stays_where_others_read_what_it_reads() -> None:
+    net = fill_noise(Twice()).eval()
+    made: Any = featnet.optimize(net)
+    assert isinstance(made.fc, PackedLinear) and isinstance(made.conv, PackedPointwise)
+    assert isinstance(made.act, nn.GELU) and isinstance(made.relu, nn.ReLU)
+    assert_close(made, net, picture(16, 24))
+
+
+def test_a_layer_that_somebody_watches_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.SiLU()).eval()
+    seen: list[str] = []
+    for index in (0, 3):
+        net[index].register_forward_hook(lambda m, args, y: seen.append(type(m).__name__))
+    made: Any = featnet.optimize(net)
+    assert [type(m) for m in made] == [nn.Conv2d, nn.ReLU, PackedPointwise, nn.SiLU]
+    seen.clear()
+    made(picture(8, 8))
+    assert seen == ["Conv2d", "SiLU"]
+
+
+def test_what_has_one_position_is_for_torch() -> None:
+    """A product with one row takes oneDNN longer to begin than torch to end."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4, 5), nn.ReLU(),
+    ).eval()  # fmt: skip
+    made: Any = featnet.optimize(fill_noise(net))
+    assert isinstance(made[2], Pointwise) and type(made[3]) is nn.ReLU
+    assert type(made[5]) is nn.Linear and type(made[6]) is nn.ReLU
+    assert_close(made, net, picture(32, 32, batch=2))
+    wide = Pointwise(net[2])  # at another size there may be more
+    assert_close(wide, net[2], torch.randn(2, 8, 6, 5))
+
+
+def test_kernels_are_laid_out_for_each_size_that_comes() -> None:
+    """With a kernel that lies as another size wants it oneDNN may take fifty times as long."""
+    conv = nn.Conv2d(32, 64, 2, 2).eval()
+    made = PackedConv2d(conv, None, size=(1, 32, 64, 64))
+    ops: Any = torch.ops.mkldnn
+    for side in (14, 64, 28, 14):
+        x = torch.randn(1, 32, side, side)
+        assert_close(made, conv, x)
+        wanted = ops._reorder_convolution_weight(
+            conv.weight.detach(), *made.kernel.geometry, list(x.shape)
+        )
+        mds = [
+            bytes(ops._get_mkldnn_serialized_md(kernel)[112:].tolist())
+            for kernel in (made.kernel.for_size(x.shape), wanted)
+        ]
+        assert mds[0] == mds[1]
+    distinct = {id(kernel) for kernel in made.kernel.by_size.values()}
+    assert len(made.kernel.by_size) == 3 and len(distinct) == len(made.kernel.layouts) <= 3
+    for side in range(2, 300):  # what is remembered has a limit
+        made.kernel.for_size(torch.Size((1, 32, side, 2)))
+    assert len(made.kernel.by_size) <= 256 and len(made.kernel.layouts) <= 4
+    assert_close(made, conv, torch.randn(1, 32, 30, 30))
+    assert torch.equal(made.weight, conv.weight)
+
+
+class Amplifies(nn.Module):
+    """Makes of rounding a thousand times as much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.norm(self.conv(x)) * 3000).sin()
+
+
+class Casts(Amplifies):
+    """Cannot run in float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype != torch.float64, "no doubles"
+        return super().forward(x)
+
+
+def test_rounding_that_the_network_amplifies_is_no_error() -> None:
+    net = fill_noise(Amplifies()).eval()
+    report = featnet.optimize(net).optimize_report
+    assert report.difference > TOLERANCE and report.rounding is not None
+    ours, own = report.rounding
+    assert TOLERANCE / 2 < ours <= 2 * own and "amplifies rounding" in str(report)
+    assert featnet.optimize(noisy("resnet10t")).optimize_report.rounding is None
+    with pytest.raises(FeatnetError, match=r"differs .* in float64 it does not run: no doubles"):
+        featnet.optimize(fill_noise(Casts()).eval())
+
+
+@pytest.mark.parametrize("amplified", [True, False])
+def test_a_wrong_fold_is_refused(amplified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    net = fill_noise(Amplifies() if amplified else plain).eval()
+
+    def wrong(model: Any, feeds: Any) -> Any:
+        done = fold(model, feeds)
+        with torch.no_grad():
+            (model.conv if amplified else model[0]).weight *= 1.001
+        return done
+
+    fold = optimizing.fold
+    monkeypatch.setattr(optimizing, "fold", wrong)
+    with pytest.raises(FeatnetError, match=r"differs from the original by .* not only rounding"):
+        featnet.optimize(net)
 
 
 class Odd(nn.Module):
@@ -197,8 +339,11 @@ def test_foreign_models(torchvision: Any, timm: Any) -> None:
     made: Any = featnet.optimize(net)
     assert made.optimize_report.folded and not norms(made)
     assert_close(made, net, picture(64, 96))
-    other = fill_noise(helpers.peer_model("resnet10t")).eval()
-    assert_close(featnet.optimize(other), other, picture(64, 96))
+    for name in ("resnet10t", "convnext_atto"):
+        other = fill_noise(helpers.peer_model(name)).eval()
+        fast: Any = featnet.optimize(other)
+        assert len(fast.optimize_report.packed) > 10
+        assert_close(fast, other, picture(64, 96))
 
 
 def test_double_and_compile_take_no_packed_kernels() -> None:
@@ -209,6 +354,13 @@ def test_double_and_compile_take_no_packed_kernels() -> None:
     made = featnet.optimize(net.float(), compile="eager")
     assert made.optimize_report.compiled and not made.optimize_report.packed
     assert_close(made, net, picture(32, 32))
+
+
+def test_packed_linear_layers_are_not_exported(tmp_path: Any) -> None:
+    made = featnet.optimize(noisy("test_vit", features_only=True))
+    assert {type(m) for m in made.modules()} & {PackedLinear, PackedConv2d} == {PackedLinear}
+    with pytest.raises(ArgumentError, match="packed.*before optimize"):
+        featnet.export(made, tmp_path / "a.pt2")
 
 
 def test_errors() -> None:

@@ -1,0 +1,93 @@
+"""Which layers are packed for inference on the CPU, with what follows them, and which are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .folding import replace
+from .layers import IdentityAct
+from .packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """In place: kernels (O, I, kh, kw) lie as (O, kh, kw, I); ``Module.to`` refuses where there
+    are kernels of other ranks too."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def can_pack(x: torch.Tensor) -> bool:
+    """Whether networks that take this are for oneDNN."""
+    mkldnn: Any = torch.backends.mkldnn
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(mkldnn.is_available())
+
+
+def pack(
+    model: nn.Module, feeds: Mapping[str, str], sizes: Mapping[str, torch.Size], *, batch: int
+) -> tuple[str, ...]:
+    """Pack, in place, every plain convolution and linear layer that ran, together with the
+    activation behind it.
+
+    Args:
+        feeds: which module alone feeds which.
+        sizes: of what modules are given, for a batch of one.
+        batch: size of the batches to come.
+    """
+    modules = dict(model.named_modules())
+    packed: list[str] = []
+    for name, layer in modules.items():
+        if name not in sizes or not _is_plain(layer):
+            continue
+        size = sizes[name]
+        one_row = math.prod(size) == getattr(layer, "in_features", getattr(layer, "in_channels", 0))
+        reader = _reader(name, modules, feeds)
+        act: Any = modules.get(reader)
+        fused = act if type(act) in POST_OPS and not one_row and not _hooked(act) else None
+        made = _packed(layer, fused, one_row=one_row, size=(batch, *size[1:]))
+        if made is None:
+            continue
+        replace(model, name, made)
+        if fused is not None:
+            replace(model, reader, nn.Identity())
+        packed.append(name)
+    return tuple(packed)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer does what its class in torch does, on float32 weights."""
+    if type(layer) is nn.Conv2d and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return False
+    if type(layer) not in (nn.Conv2d, nn.Linear) or not isinstance(layer.weight, nn.Parameter):
+        return False
+    return layer.weight.dtype == torch.float32 and not _hooked(layer)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _packed(
+    layer: Any, act: nn.Module | None, *, one_row: bool, size: tuple[int, ...]
+) -> nn.Module | None:
+    """What takes a layer's place; None where nothing is gained. For one row, as of what is behind
+    a pooling, oneDNN takes longer to begin than the product takes."""
+    if isinstance(layer, nn.Linear):
+        return None if one_row else PackedLinear(layer, act)
+    if layer.kernel_size == layer.stride == (1, 1) and not any(layer.padding) and layer.groups == 1:
+        return Pointwise(layer) if one_row else PackedPointwise(layer, act)
+    return PackedConv2d(layer, act, size=size)
+
+
+def _reader(name: str, modules: Mapping[str, nn.Module], feeds: Mapping[str, str]) -> str:
+    """Who reads a module's output behind modules that do nothing."""
+    reader = feeds.get(name, "")
+    while reader and type(modules.get(reader)) is nn.Identity:
+        reader = feeds.get(reader, "")
+    return f"{reader}.act" if isinstance(modules.get(reader), IdentityAct) else reader
