@@ -64,25 +64,19 @@ def exported(net: nn.Module, x: torch.Tensor, *, strict: bool = True) -> Any:
 
 @pytest.mark.parametrize("name", share(0))
 def test_strict_export(name: str) -> None:
-    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free. A network that does
-    otherwise for some sizes (one window, odd branches) takes those that are like the example's and
-    refuses the others."""
+    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free: it takes all that the
+    network takes, one window and several, odd branches and even ones."""
     net, sizes = noisy(name), helpers.sizes(name)
-    found, taken = exported(net, picture(*sizes[0], batch=2)), []
+    found = exported(net, picture(*sizes[0], batch=2))
     x = picture(*sizes[0], batch=3)
     assert_same(found(x), net(x))
     for size in (*sizes[1:], (64, 112), (96, 96)):
         x = picture(*size)
         try:
             wanted = net(x)
-            assert_same(found(x), wanted)
         except InputSizeError:
             continue  # no size for this network at all
-        except AssertionError as error:
-            assert "Guard failed" in str(error)
-            continue
-        taken.append(size)
-    assert taken, "every other size is refused"
+        assert_same(found(x), wanted)
 
 
 @pytest.mark.parametrize("name", share(1))

@@ -25,7 +25,6 @@ from ..layers import (
     Mlp,
     PatchEmbed,
     attend,
-    crop,
     get_act,
     get_norm,
     head_width,
@@ -106,10 +105,9 @@ class Attention(nn.Module):
 
 def in_windows(attention: nn.Module, x: torch.Tensor, window: int) -> torch.Tensor:
     """Attention within windows of a map (N, H, W, C), which is padded to whole ones."""
-    height, width = x.shape[1], x.shape[2]
+    shape = x.shape[:3]
     x = split_windows(pad_to_windows(x, (window, window)), (window, window))
-    y = attention(x.flatten(0, 2))  # (N * windows, h, w, C)
-    return crop(join_windows(y.unflatten(0, x.shape[:3])), (height, width))
+    return join_windows(attention(x), shape)
 
 
 class WindowBlock(Block):
