@@ -36,7 +36,7 @@ from .rotary import (
     Rotation,
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import crop, same_size
+from .static import ceil_div, crop, same_size
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
@@ -95,6 +95,7 @@ __all__ = [
     "Tokens",
     "attend",
     "build_act",
+    "ceil_div",
     "chain",
     "check_multiple",
     "conv2d",

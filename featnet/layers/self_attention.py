@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputSizeError
 from .attention import make_divisible
 from .phases import in_phases
-from .static import lie_as
+from .static import ceil_div, lie_as
 
 Size = tuple[int, int]
 
@@ -214,7 +214,7 @@ class HaloAttention(SelfAttention):
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         q, kv = maps
         n, block, halo = len(kv), self.block, self.halo
-        grid = (-(-kv.shape[-2] // block), -(-kv.shape[-1] // block))
+        grid = (ceil_div(kv.shape[-2], block), ceil_div(kv.shape[-1], block))
         low, right = (g * block - s + halo for g, s in zip(grid, kv.shape[-2:], strict=True))
         window = block + 2 * halo
         kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)

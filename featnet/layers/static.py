@@ -25,6 +25,12 @@ def same_size(size: Size, other: Size) -> bool | None:
     return tuple(size) == tuple(other)
 
 
+def ceil_div(length: int, step: int) -> int:
+    """How many steps it takes to cover a length; of what is not negative, since ONNX rounds a quotient
+    towards zero."""
+    return (length + step - 1) // step
+
+
 def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
     """A map without the rows and columns after those of ``size``; they lie along ``axis`` and the next
     one."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .static import crop, same_size
+from .static import ceil_div, crop, same_size
 
 Size = tuple[int, int]
 
@@ -21,7 +21,7 @@ def pad_to_windows(
     the last row and column again."""
     # whole windows first: symbols of sizes then stay short
     below, right = (
-        (length + side - 1) // side * side - length
+        ceil_div(length, side) * side - length
         for length, side in zip(x.shape[1:3], window, strict=True)
     )
     if same_size((below, right), (0, 0)):
@@ -49,7 +49,7 @@ def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """(N * windows, h, w, C) -> (N, H, W, C) for a shape (N, H, W), without what filled it up."""
     n, height, width = shape
     down, right, channels = y.shape[1:]
-    rows, columns = (height + down - 1) // down, (width + right - 1) // right
+    rows, columns = ceil_div(height, down), ceil_div(width, right)
     if torch.compiler.is_compiling():  # see :func:`split_windows`
         y = _divide(_copy(y.transpose(1, 2)), n * rows, columns * right)
         y = _divide(_copy(y.transpose(1, 2)), n, rows * down)
@@ -62,7 +62,7 @@ def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def _divide(x: torch.Tensor, first: int, second: int) -> torch.Tensor:
     """(A, B, ...) -> (first, second, ...); by way of one dimension, so that none of these is compared
     with another."""
-    return x.flatten(0, 1).unflatten(0, (first, second))
+    return torch.unflatten(x.flatten(0, 1), 0, (first, second))
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor:

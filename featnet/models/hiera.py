@@ -26,6 +26,7 @@ from ..layers import (
     Mlp,
     Phased,
     attend,
+    ceil_div,
     drop_path_rates,
     get_norm,
     head_width,
@@ -83,7 +84,7 @@ class UnitAttention(nn.Module):
         return split_windows(padded, window).flatten(1)[:, None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shape = (len(x), *(-(-side // self.stride) for side in x.shape[1:3]))
+        shape = (len(x), *(ceil_div(side, self.stride) for side in x.shape[1:3]))
         if self.window is None:
             bias = None
         else:
@@ -98,7 +99,7 @@ class UnitAttention(nn.Module):
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
-        y = join_heads(y).unflatten(1, small)
+        y = torch.unflatten(join_heads(y), 1, small)
         return self.proj(y if self.window is None else join_windows(y, shape))
 
 
@@ -286,7 +287,7 @@ class Hiera(Backbone):
             table = resample_positions(self.pos_embed, size, old=self.grid_size)
             return table.reshape(1, *size, -1)
         window = self.pos_embed_win.permute(0, 2, 3, 1)
-        tiles = [-(-side // step) for side, step in zip(size, window.shape[1:3], strict=True)]
+        tiles = [*map(ceil_div, size, window.shape[1:3])]
         tiled = window.repeat(1, tiles[0], tiles[1], 1)[:, : size[0], : size[1]]
         return resample_grid(self.pos_embed.permute(0, 2, 3, 1), size) + tiled
 

@@ -120,7 +120,7 @@ class WindowAttention(nn.Module):
         # each window of a shifted map has its own
         bias = self.masked(self.bias(), n, filled) if shifted else self.bias()[None]
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale)
-        y = join_windows(join_heads(y).unflatten(1, self.window), (n, height, width))
+        y = join_windows(torch.unflatten(join_heads(y), 1, self.window), (n, height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
 
