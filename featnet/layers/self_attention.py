@@ -14,8 +14,10 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .attention import make_divisible
+from .dot_attention import join_heads
 from .phases import in_phases
 from .static import ceil_div, lie_as
+from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
 
 Size = tuple[int, int]
 
@@ -214,33 +216,29 @@ class HaloAttention(SelfAttention):
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         q, kv = maps
         n, block, halo = len(kv), self.block, self.halo
-        grid = (ceil_div(kv.shape[-2], block), ceil_div(kv.shape[-1], block))
-        low, right = (g * block - s + halo for g, s in zip(grid, kv.shape[-2:], strict=True))
+        low, right = (ceil_div(side, block) * block - side + halo for side in kv.shape[-2:])
         window = block + 2 * halo
-        kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)
-        kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
-        k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
+        kv = F.pad(kv, (halo, right, halo, low)).permute(0, 2, 3, 1)
+        kv = overlapping_windows(kv, window, step=block).flatten(1, 2)
+        kv = torch.unflatten(kv, 2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = split(kv, self.widths, -1)  # (N * blocks, heads, window^2, dim)
 
         def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
             times = len(q) // n
-            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
+            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Size
-    ) -> torch.Tensor:
-        side, (n, _, h, w) = self.block // self.step, q.shape
-        (down, across), heads, blocks = grid, n * self.num_heads, grid[0] * grid[1]
-        q = F.pad(q, (0, across * side - w, 0, down * side - h))
-        q = q.reshape(-1, self.dim, down, side, across, side).permute(0, 1, 3, 5, 2, 4)
-        q = q.reshape(heads, self.dim, side**2, blocks).transpose(1, 3)
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q = q.permute(0, 2, 3, 1)
+        side, shape = self.block // self.step, q.shape[:3]
+        q = split_windows(pad_to_windows(q, (side, side)), (side, side)).flatten(1, 2)
+        q = torch.unflatten(q, 2, (self.num_heads, -1)).transpose(1, 2)
         where = self.pos_embed(q.reshape(-1, side, side, self.dim))
         logits = (q @ k.transpose(-1, -2)) * self.dim**-0.5
         attention = (logits + where.reshape(logits.shape)).softmax(-1)
-        y = (attention @ v).transpose(1, 3)  # (N * heads, dim, side^2, blocks)
-        y = y.reshape(-1, side, side, down, across).permute(0, 3, 1, 4, 2)
-        return y.reshape(n, -1, down * side, across * side)[..., :h, :w]
+        y = join_heads(attention @ v)  # (N * blocks, side^2, heads * dim)
+        return join_windows(torch.unflatten(y, 1, (side, side)), shape).permute(0, 3, 1, 2)
 
 
 class LambdaLayer(SelfAttention):

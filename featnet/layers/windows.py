@@ -45,6 +45,18 @@ def split_windows(x: torch.Tensor, window: Size) -> torch.Tensor:
     return x.transpose(2, 3).flatten(0, 2)
 
 
+def overlapping_windows(x: torch.Tensor, side: int, *, step: int) -> torch.Tensor:
+    """(N, H, W, C) -> (N * windows, side, side, C); a window begins every ``step`` positions."""
+    if torch.compiler.is_compiling():  # see :func:`split_windows`
+        for axis in (1, 2):
+            count = (x.shape[axis] - side) // step + 1
+            place = torch.arange(count * side, device=x.device)
+            x = x.index_select(axis, place // side * step + place % side)
+        return split_windows(x, (side, side))
+    x = x.unfold(1, side, step).unfold(2, side, step)  # (N, rows, columns, C, side, side)
+    return x.permute(0, 1, 2, 4, 5, 3).flatten(0, 2)
+
+
 def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """(N * windows, h, w, C) -> (N, H, W, C) for a shape (N, H, W), without what filled it up."""
     n, height, width = shape
