@@ -97,7 +97,9 @@ class RelativePosition(nn.Module):
     def _reach(table: torch.Tensor, window: int) -> torch.Tensor:
         """The rows of a table that a window not larger than its own needs: the near distances."""
         spare = (table.shape[0] + 1) // 2 - window
-        return table[spare : table.shape[0] - spare] if spare else table
+        if torch.compiler.is_compiling():  # which may not ask whether that is the whole table
+            return table.index_select(0, spare + torch.arange(2 * window - 1, device=table.device))
+        return table[spare : table.shape[0] - spare]
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
