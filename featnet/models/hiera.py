@@ -27,6 +27,7 @@ from ..layers import (
     Phased,
     attend,
     ceil_div,
+    crop,
     drop_path_rates,
     get_norm,
     head_width,
@@ -288,7 +289,7 @@ class Hiera(Backbone):
             return table.reshape(1, *size, -1)
         window = self.pos_embed_win.permute(0, 2, 3, 1)
         tiles = [*map(ceil_div, size, window.shape[1:3])]
-        tiled = window.repeat(1, tiles[0], tiles[1], 1)[:, : size[0], : size[1]]
+        tiled = crop(window.repeat(1, tiles[0], tiles[1], 1), size)
         return resample_grid(self.pos_embed.permute(0, 2, 3, 1), size) + tiled
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
