@@ -116,9 +116,8 @@ def export(
         with torch.no_grad(), _quiet():
             WRITERS[kind](program, x, draft, outputs)
             run = _runner(kind, draft)
-            other = _other(x, dynamic)
-            sizes = (x, other) if run is not None else ()
-            worst = max((_difference(run(y), net(y)) for y in sizes if run), default=0.0)
+            pairs = [(x, net(x)), _other(net, x, dynamic)] if run is not None else []
+            worst = max((_difference(run(y), wanted) for y, wanted in pairs if run), default=0.0)
         if not worst <= TOLERANCE[kind]:
             raise FeatnetError(
                 f"The {kind} file differs from the network by {worst:.1e} of the largest value; it "
@@ -126,7 +125,7 @@ def export(
             )
         for made in Path(folder).iterdir():
             os.replace(made, path.parent / made.name)
-    checked = tuple(dict.fromkeys(tuple(y.shape) for y in sizes))
+    checked = tuple(dict.fromkeys(tuple(y.shape) for y, _ in pairs))
     return ExportReport(
         path, kind, path.stat().st_size, ("image",), outputs, tuple(dynamic), checked, worst
     )
@@ -188,12 +187,20 @@ def _names(net: nn.Module) -> tuple[str, ...]:
     return ("logits",) if hasattr(net, "forward_head") else ()
 
 
-def _other(x: torch.Tensor, dynamic: Sequence[str]) -> torch.Tensor:
-    """A batch of other sizes where they are free: one picture, half as much higher and wider."""
-    shape = list(x.shape)
-    for axis in dynamic:
-        shape[AXES[axis]] = 1 if axis == "batch" else shape[AXES[axis]] * 3 // 2
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x)
+def _other(
+    net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of other sizes where they are free, and what the network makes of it: one picture, half
+    as much higher and wider, of odd sides where it takes them."""
+    for halves, odd in ((3, 1), (3, 0), (4, 0), (1, 0)):
+        shape = list(x.shape)
+        for axis in dynamic:
+            shape[AXES[axis]] = 1 if axis == "batch" else shape[AXES[axis]] * halves // 2 | odd
+        y = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x)
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):  # no size for it
+            return y, net(y)
+    y = x[:1] if "batch" in dynamic else x
+    return y, net(y)
 
 
 def _difference(found: Sequence[torch.Tensor], wanted: Any) -> float:

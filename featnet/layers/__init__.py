@@ -36,16 +36,9 @@ from .rotary import (
     Rotation,
 )
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import same_size
+from .static import ceil_div, crop, same_size
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
-from .windows import (
-    crop,
-    join_windows,
-    pad_to_windows,
-    relative_bias,
-    shift_mask,
-    split_windows,
-)
+from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
 __all__ = [
     "Attention",
@@ -102,12 +95,13 @@ __all__ = [
     "Tokens",
     "attend",
     "build_act",
+    "ceil_div",
     "chain",
     "check_multiple",
     "conv2d",
+    "crop",
     "drop_path_rates",
     "fit_to_patches",
-    "crop",
     "fold_norm",
     "get_act",
     "get_attention",

@@ -9,6 +9,7 @@ from torch import nn
 from .attention import make_divisible
 from .conv import ConvNormAct
 from .self_attention import SelfAttention
+from .static import ceil_div, crop
 
 
 class BilinearTransform(SelfAttention):
@@ -35,16 +36,23 @@ class BilinearTransform(SelfAttention):
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         b, (h, w) = self.blocks, maps[1].shape[-2:]
         # nothing in conv1's output is below zero, so that what is added wins no maximum
-        guide, x = (F.pad(m, (0, -w % b, 0, -h % b)) for m in maps)
-        n, c, tall, wide = x.shape
+        tall, wide = ceil_div(h, b) * b, ceil_div(w, b) * b
+        guide, x = (F.pad(m, (0, wide - w, 0, tall - h)) for m in maps)
+        n, c = x.shape[:2]
         rows = self.conv_p(F.adaptive_max_pool2d(guide, (b, 1))).view(n, self.groups, b, b)
         columns = self.conv_q(F.adaptive_max_pool2d(guide, (1, b))).view(n, self.groups, b, b)
         p, q = rows.sigmoid(), columns.sigmoid()
         p = (p / p.sum(3, keepdim=True)).repeat_interleave(c // self.groups, 1)  # (N, C, b, b)
         q = (q / q.sum(2, keepdim=True)).repeat_interleave(c // self.groups, 1)
-        x = (p @ x.reshape(n, c, b, -1)).reshape(n, c, tall, b, wide // b)
-        x = q.transpose(2, 3)[:, :, None] @ x
-        return x.reshape(n, c, tall, wide)[..., :h, :w]
+        x = mix_rows(p, x)
+        x = mix_rows(q.transpose(2, 3), x.transpose(2, 3)).transpose(2, 3)
+        return crop(x, (h, w), axis=2)
+
+
+def mix_rows(by: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Matrices (N, C, b, b) times maps (N, C, H, W), in b parts of whole rows."""
+    parts = torch.unflatten(x.flatten(2), 2, (by.shape[3], -1))
+    return torch.unflatten((by @ parts).flatten(2), 2, x.shape[2:])
 
 
 class BilinearAttention(nn.Module):

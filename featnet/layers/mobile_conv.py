@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError, nearest
-from .static import lie_as
+from .static import ceil_div, lie_as
 
 Kernel = int | tuple[int, ...]  # several sizes: a share of the channels for each
 PADDINGS = ("", "same")
@@ -73,14 +73,14 @@ class SamePadding:
         full = self.full_stride or self.stride
         for i in (1, 0):  # F.pad begins with the last dimension
             size, kernel, dilation = x.shape[i - 2], self.kernel_size[i], self.dilation[i]
-            was = -(-size // self.grow)
-            last = -(-was // full[i]) * full[i] - full[i]
+            was = ceil_div(size, self.grow)
+            last = ceil_div(was, full[i]) * full[i] - full[i]
             reach = dilation // self.grow * (kernel - 1) + 1
             missing = last + reach - was
             if reach < full[i]:  # windows with gaps between them: the end may lie in one
                 missing = _positive(missing)
             before = missing // 2 * self.grow
-            end = -(-size // self.stride[i]) * self.stride[i] - self.stride[i]
+            end = ceil_div(size, self.stride[i]) * self.stride[i] - self.stride[i]
             after = end + dilation * (kernel - 1) + 1 - size - before
             if reach < full[i] or self.grow > 1:
                 after = _positive(after)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .static import ceil_div
+
 
 def in_phases(
     mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int, *, lost: int = 1
@@ -31,7 +33,8 @@ def in_phases(
     down, right = min(grow * lost, height), min(grow * lost, width)
     alike: dict[tuple[int, int], list[int]] = {}  # places whose maps are of one size run together
     for place, (i, j) in enumerate(itertools.product(range(down), range(right))):
-        alike.setdefault((-(-(height - i) // grow), -(-(width - j) // grow)), []).append(place)
+        size = (ceil_div(height - i, grow), ceil_div(width - j, grow))
+        alike.setdefault(size, []).append(place)
     found: dict[int, torch.Tensor] = {}
     for places in alike.values():
         starts = [divmod(place, right) for place in places]

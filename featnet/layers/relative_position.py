@@ -20,8 +20,9 @@ def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.T
     three more for a token before the map: from it to the map, from the map to it, to itself.
     """
     height, width = size
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
+    place = torch.arange(height * width, device=device)
+    rows = place // width
+    columns = place - rows * width
     down = rows[:, None] - rows + (height - 1)
     right = columns[:, None] - columns + (width - 1)
     index = down * (2 * width - 1) + right
@@ -60,7 +61,8 @@ def spread(
     kept = torch.as_tensor(same, device="cpu")
     reach = torch.where(kept, count, (1 - q**count) / (1 - q)).float()
     known = torch.cat((-reach.flip(0), reach.new_zeros(1), reach))
-    right = torch.searchsorted(known, wanted).clamp(1, 2 * old - 2)
+    # torch.searchsorted, which ONNX does not know
+    right = (known < wanted[:, None]).sum(1).clamp(1, 2 * old - 2)
     left = right - 1
     share = ((wanted - known[left]) / (known[right] - known[left])).clamp(0, 1)[:, None]
     one_hot = torch.eye(2 * old - 1, device="cpu")

@@ -14,8 +14,10 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .attention import make_divisible
+from .dot_attention import join_heads
 from .phases import in_phases
-from .static import lie_as
+from .static import ceil_div, lie_as
+from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
 
 Size = tuple[int, int]
 
@@ -95,7 +97,9 @@ class RelativePosition(nn.Module):
     def _reach(table: torch.Tensor, window: int) -> torch.Tensor:
         """The rows of a table that a window not larger than its own needs: the near distances."""
         spare = (table.shape[0] + 1) // 2 - window
-        return table[spare : table.shape[0] - spare] if spare else table
+        if torch.compiler.is_compiling():  # which may not ask whether that is the whole table
+            return table.index_select(0, spare + torch.arange(2 * window - 1, device=table.device))
+        return table[spare : table.shape[0] - spare]
 
 
 def _shift(q: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -214,34 +218,30 @@ class HaloAttention(SelfAttention):
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         q, kv = maps
         n, block, halo = len(kv), self.block, self.halo
-        grid = (-(-kv.shape[-2] // block), -(-kv.shape[-1] // block))
-        low, right = (g * block - s + halo for g, s in zip(grid, kv.shape[-2:], strict=True))
+        low, right = (ceil_div(side, block) * block - side + halo for side in kv.shape[-2:])
         window = block + 2 * halo
-        kv = F.pad(kv, (halo, right, halo, low)).unfold(2, window, block).unfold(3, window, block)
-        kv = kv.reshape(n * self.num_heads, sum(self.widths), grid[0] * grid[1], window**2)
-        k, v = split(kv.permute(0, 2, 3, 1), self.widths, -1)  # (N * heads, blocks, window^2, dim)
+        kv = F.pad(kv, (halo, right, halo, low)).permute(0, 2, 3, 1)
+        kv = overlapping_windows(kv, window, step=block).flatten(1, 2)
+        kv = torch.unflatten(kv, 2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = split(kv, self.widths, -1)  # (N * blocks, heads, window^2, dim)
 
         def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
             times = len(q) // n
             if times == 1:
-                return self._attend(q, k, v, grid)
-            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1), grid)
+                return self._attend(q, k, v)
+            return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
 
         return in_phases(ask, (q,), self.step // self.q.stride[0])
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Size
-    ) -> torch.Tensor:
-        side, (n, _, h, w) = self.block // self.step, q.shape
-        (down, across), heads, blocks = grid, n * self.num_heads, grid[0] * grid[1]
-        q = F.pad(q, (0, across * side - w, 0, down * side - h))
-        q = q.reshape(-1, self.dim, down, side, across, side).permute(0, 1, 3, 5, 2, 4)
-        q = q.reshape(heads, self.dim, side**2, blocks).transpose(1, 3)
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q = q.permute(0, 2, 3, 1)
+        side, shape = self.block // self.step, q.shape[:3]
+        q = split_windows(pad_to_windows(q, (side, side)), (side, side)).flatten(1, 2)
+        q = torch.unflatten(q, 2, (self.num_heads, -1)).transpose(1, 2)
         y = (q @ k.transpose(-1, -2)) * self.dim**-0.5
         y += self.pos_embed(q.reshape(-1, side, side, self.dim)).reshape(y.shape)
-        y = (y.softmax(-1) @ v).transpose(1, 3)  # (N * heads, dim, side^2, blocks)
-        y = y.reshape(-1, side, side, down, across).permute(0, 3, 1, 4, 2)
-        return y.reshape(n, -1, down * side, across * side)[..., :h, :w]
+        y = join_heads(y.softmax(-1) @ v)  # (N * blocks, side^2, heads * dim)
+        return join_windows(torch.unflatten(y, 1, (side, side)), shape).permute(0, 3, 1, 2)
 
 
 class LambdaLayer(SelfAttention):

@@ -25,6 +25,25 @@ def same_size(size: Size, other: Size) -> bool | None:
     return tuple(size) == tuple(other)
 
 
+def ceil_div(length: int, step: int) -> int:
+    """How many steps it takes to cover a length; of what is not negative, since ONNX rounds a quotient
+    towards zero."""
+    return (length + step - 1) // step
+
+
+def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
+    """A map without the rows and columns after those of ``size``; they lie along ``axis`` and the next
+    one."""
+    same = same_size((x.shape[axis], x.shape[axis + 1]), size)
+    if same:
+        return x
+    if same is None and torch.compiler.is_compiling():
+        # In a graph for all sizes nobody may ask whether a view is the whole
+        rows, columns = (torch.arange(side, device=x.device) for side in size)
+        return x.index_select(axis, rows).index_select(axis + 1, columns)
+    return x.narrow(axis, 0, size[0]).narrow(axis + 1, 0, size[1])
+
+
 def lie_as(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A map, contiguous, with its channels last where those of ``x`` are; what compiles chooses for
     itself."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
-from .static import same_size
+from .static import ceil_div, crop, same_size
 
 Size = tuple[int, int]
 
@@ -19,7 +21,7 @@ def pad_to_windows(
     the last row and column again."""
     # whole windows first: symbols of sizes then stay short
     below, right = (
-        (length + side - 1) // side * side - length
+        ceil_div(length, side) * side - length
         for length, side in zip(x.shape[1:3], window, strict=True)
     )
     if same_size((below, right), (0, 0)):
@@ -30,41 +32,74 @@ def pad_to_windows(
 
 
 def split_windows(x: torch.Tensor, window: Size) -> torch.Tensor:
-    """(N, H, W, ...) of whole windows -> (N, rows, columns, h, w, ...), a view."""
+    """(N, H, W, ...) of whole windows -> (N * windows, h, w, ...), row by row."""
     n, height, width, *rest = x.shape
-    x = x.view(n, height // window[0], window[0], width // window[1], window[1], *rest)
-    return x.transpose(2, 3)
+    down, right = window
+    rows, columns = height // down, width // right
+    if torch.compiler.is_compiling():
+        # In a graph for all sizes no dimension may count rows or columns alone: it would be 1 for
+        # some, which graphs take for another kind. The copies become part of what comes next.
+        x = _copy(_divide(x, n * rows, down).transpose(1, 2))
+        return _copy(_divide(x, n * rows * columns, right).transpose(1, 2))
+    x = x.view(n, rows, down, columns, right, *rest)
+    return x.transpose(2, 3).flatten(0, 2)
 
 
-def join_windows(y: torch.Tensor) -> torch.Tensor:
-    """(N, rows, columns, h, w, C) -> (N, rows * h, columns * w, C)."""
-    return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+def overlapping_windows(x: torch.Tensor, side: int, *, step: int) -> torch.Tensor:
+    """(N, H, W, C) -> (N * windows, side, side, C); a window begins every ``step`` positions."""
+    if torch.compiler.is_compiling():  # see :func:`split_windows`
+        for axis in (1, 2):
+            count = (x.shape[axis] - side) // step + 1
+            place = torch.arange(count * side, device=x.device)
+            x = x.index_select(axis, place // side * step + place % side)
+        return split_windows(x, (side, side))
+    x = x.unfold(1, side, step).unfold(2, side, step)  # (N, rows, columns, C, side, side)
+    return x.permute(0, 1, 2, 4, 5, 3).flatten(0, 2)
 
 
-def crop(x: torch.Tensor, size: Size) -> torch.Tensor:
-    """(N, H, W, C) without what :func:`pad_to_windows` added to a map of ``size``."""
-    if same_size((x.shape[1], x.shape[2]), size) is None and torch.compiler.is_compiling():
-        # In a graph for all sizes nobody may ask whether a view is the whole
-        rows, columns = (torch.arange(side, device=x.device) for side in size)
-        return x.index_select(1, rows).index_select(2, columns)
-    return x[:, : size[0], : size[1]]
+def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(N * windows, h, w, C) -> (N, H, W, C) for a shape (N, H, W), without what filled it up."""
+    n, height, width = shape
+    down, right, channels = y.shape[1:]
+    rows, columns = ceil_div(height, down), ceil_div(width, right)
+    if torch.compiler.is_compiling():  # see :func:`split_windows`
+        y = _divide(_copy(y.transpose(1, 2)), n * rows, columns * right)
+        y = _divide(_copy(y.transpose(1, 2)), n, rows * down)
+    else:
+        y = y.view(n, rows, columns, down, right, channels)
+        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return crop(y, (height, width))
 
 
-def shift_mask(size: Size, window: Size, shift: Size, *, like: torch.Tensor) -> torch.Tensor:
+def _divide(x: torch.Tensor, first: int, second: int) -> torch.Tensor:
+    """(A, B, ...) -> (first, second, ...); by way of one dimension, so that none of these is compared
+    with another."""
+    return torch.unflatten(x.flatten(0, 1), 0, (first, second))
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor:
+    """Contiguous memory, without asking whether it is so already."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def shift_mask(
+    size: Size, window: Size, shift: Size, *, like: torch.Tensor, count: int = 1
+) -> torch.Tensor:
     """What keeps apart the positions that only a cyclic shift brought into one window.
 
     Args:
         size: (height, width) of the shifted map, whole windows.
+        count: how many maps.
 
     Returns:
-        (windows, h * w, h * w), to be added to the products.
+        (count * windows, h * w, h * w), to be added to the products.
     """
     region = torch.zeros((), device=like.device)
     for side, length, by in zip(size, window, shift, strict=True):
         place = torch.arange(side, device=like.device)
         part = (place >= side - by).to(like.dtype) if by else torch.zeros_like(place, dtype=like.dtype)
         region = region[..., None] * 2 + part
-    region = split_windows(region[None], window).reshape(-1, window[0] * window[1])
+    region = split_windows(region.expand(count, -1, -1), window).flatten(1)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED
 
 

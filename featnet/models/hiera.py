@@ -26,10 +26,12 @@ from ..layers import (
     Mlp,
     Phased,
     attend,
+    ceil_div,
     crop,
     drop_path_rates,
     get_norm,
     head_width,
+    join_heads,
     join_windows,
     pad_to_windows,
     resample_grid,
@@ -80,27 +82,26 @@ class UnitAttention(nn.Module):
         padded = pad_to_windows(there, window, value=-math.inf)
         if padded is there:
             return None
-        return split_windows(padded, window).reshape(-1, 1, 1, window[0] * window[1])
+        return split_windows(padded, window).flatten(1)[:, None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = (-(-side // self.stride) for side in x.shape[1:3])
+        shape = (len(x), *(ceil_div(side, self.stride) for side in x.shape[1:3]))
         if self.window is None:
-            bias, x = None, x[:, None, None]  # one, and no arithmetic with free sizes
+            bias = None
         else:
             bias = self.mask(x, self.window)
             # what fills up repeats the border, which leaves every maximum of queries as it is
             x = split_windows(pad_to_windows(x, self.window, repeat=True), self.window)
-        rows, columns = x.shape[1:3]
         # windows before the projection, whose three parts then need no copies
-        qkv = self.qkv(x.flatten(0, 2))  # (N * windows, h, w, 3 * C)
+        qkv = self.qkv(x)  # (N * windows, h, w, 3 * C)
         q, k, v = qkv.chunk(3, -1)
         q = pooled(q, self.stride)
         small = q.shape[1:3]
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
-        y = y.transpose(1, 2).reshape(-1, rows, columns, *small, y.shape[1] * y.shape[3])
-        return self.proj(crop(join_windows(y), (height, width)))
+        y = torch.unflatten(join_heads(y), 1, small)
+        return self.proj(y if self.window is None else join_windows(y, shape))
 
 
 class Block(Phased):
@@ -287,8 +288,8 @@ class Hiera(Backbone):
             table = resample_positions(self.pos_embed, size, old=self.grid_size)
             return table.reshape(1, *size, -1)
         window = self.pos_embed_win.permute(0, 2, 3, 1)
-        tiles = [-(-side // step) for side, step in zip(size, window.shape[1:3], strict=True)]
-        tiled = window.repeat(1, tiles[0], tiles[1], 1)[:, : size[0], : size[1]]
+        tiles = [*map(ceil_div, size, window.shape[1:3])]
+        tiled = crop(window.repeat(1, tiles[0], tiles[1], 1), size)
         return resample_grid(self.pos_embed.permute(0, 2, 3, 1), size) + tiled
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:

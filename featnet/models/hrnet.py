@@ -15,7 +15,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, nearest
-from ..layers import Blocks, chain
+from ..layers import Blocks, chain, crop
 from ..registry import Family, weights_table
 from .resnet import BasicBlock, Bottleneck, Residual, conv_shortcut
 
@@ -111,8 +111,8 @@ class Fuse(nn.ModuleList):
     def forward(self, maps: Maps) -> torch.Tensor:
         height, width = maps[self.index].shape[-2:]
         first, *others = (
-            f(x)[..., :height, :width] for f, x in zip(self, maps, strict=True)
-        )  # fmt: skip
+            crop(f(x), (height, width), axis=2) for f, x in zip(self, maps, strict=True)
+        )
         for other in others:
             first = first + other
         return F.relu(first)

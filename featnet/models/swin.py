@@ -27,7 +27,6 @@ from ..layers import (
     Phased,
     RelativePositions,
     attend,
-    crop,
     drop_path_rates,
     get_act,
     get_norm,
@@ -99,13 +98,13 @@ class WindowAttention(nn.Module):
         """Queries and keys, (N * windows, heads, L, C'), as their products are taken."""
         return q, k
 
-    def masked(self, bias: torch.Tensor, size: Size) -> torch.Tensor:
-        """(windows, heads, L, L), the bias with the mask of each window of a shifted map."""
-        mask = self.memo.get(
-            (size, bias.dtype, bias.device),
-            lambda: shift_mask(size, self.window, self.shift, like=bias),
-        )
-        return bias + mask[:, None]
+    def masked(self, bias: torch.Tensor, n: int, size: Size) -> torch.Tensor:
+        """(n * windows, heads, L, L), the bias with the mask of each window of shifted maps."""
+        shifts = partial(shift_mask, size, self.window, self.shift, like=bias)
+        if torch.compiler.is_compiling():  # no dimension that counts the windows of one map
+            return bias + shifts(count=n)[:, None]
+        mask = self.memo.get((size, bias.dtype, bias.device), shifts)
+        return (bias + mask[:, None]).repeat(n, 1, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, height, width, _ = x.shape
@@ -114,17 +113,14 @@ class WindowAttention(nn.Module):
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         x = pad_to_windows(x, self.window)
         filled = (x.shape[1], x.shape[2])
-        # windows before the projection, whose three parts then need no copies; contiguous for any
-        # number of windows
-        x = split_windows(x, self.window).clone(memory_format=torch.contiguous_format)
-        rows, columns = x.shape[1:3]
-        q, k, v = split_heads(self.project(x.flatten(3, 4).flatten(0, 2)), 3, self.num_heads)
+        # windows before the projection, whose three parts then need no copies
+        x = split_windows(x, self.window).flatten(1, 2)
+        q, k, v = split_heads(self.project(x), 3, self.num_heads)
         q, k = self.compare(q, k)
         # each window of a shifted map has its own
-        bias = self.masked(self.bias(), filled).repeat(n, 1, 1, 1) if shifted else self.bias()[None]
+        bias = self.masked(self.bias(), n, filled) if shifted else self.bias()[None]
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale)
-        y = join_heads(y).reshape(n, rows, columns, *self.window, -1)
-        y = crop(join_windows(y), (height, width))
+        y = join_windows(torch.unflatten(join_heads(y), 1, self.window), (n, height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
 
@@ -160,8 +156,9 @@ class PatchMerging(Phased):
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """(N, H, W, C) -> (N, H/2, W/2, 4C), columns before rows."""
-        x = split_windows(pad_to_windows(x, (2, 2)), (2, 2))
-        return x.transpose(3, 4).flatten(3)
+        n, height, width, channels = (x := pad_to_windows(x, (2, 2))).shape
+        x = x.view(n, height // 2, 2, width // 2, 2, channels)
+        return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         return self.reduction(self.norm(self.gather(x)))

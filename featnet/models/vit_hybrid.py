@@ -185,7 +185,7 @@ class ConvStem(nn.Sequential):
     def multiple(self) -> int:
         """The stride that the convolutions have."""
         convs: list[Any] = [layer.conv for layer in self]
-        return math.prod(max(to_pair(conv.stride)) for conv in convs)
+        return math.prod([max(to_pair(conv.stride)) for conv in convs])
 
 
 class HybridEmbed(PatchEmbed):

@@ -25,10 +25,10 @@ from ..layers import (
     Mlp,
     PatchEmbed,
     attend,
-    crop,
     get_act,
     get_norm,
     head_width,
+    join_heads,
     join_windows,
     pad_to_windows,
     resample_grid,
@@ -86,30 +86,27 @@ class Attention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * size[1] - 1, width))
 
     def bias(self, q: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(N * heads, L, C) queries -> (N * heads, L, L)."""
-        q = q.reshape(q.shape[0], height, width, -1)
-        down = torch.einsum("nhwc,hkc->nhwk", q, distances(self.rel_pos_h, height))
-        across = torch.einsum("nhwc,wkc->nhwk", q, distances(self.rel_pos_w, width))
+        """(N, heads, L, C) queries -> (N, heads, L, L)."""
+        grid = torch.unflatten(q.flatten(0, 1), 1, (height, width))
+        down = torch.einsum("nhwc,hkc->nhwk", grid, distances(self.rel_pos_h, height))
+        across = torch.einsum("nhwc,wkc->nhwk", grid, distances(self.rel_pos_w, width))
         both = down[..., :, None] + across[..., None, :]
-        return both.reshape(-1, height * width, height * width)
+        return both.reshape(*q.shape[:3], height * width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, height, width, _ = x.shape
-        parts = split_heads(self.qkv(x.reshape(n, height * width, -1)), 3, self.num_heads)
-        q, k, v = (t.flatten(0, 1) for t in parts)  # (N * heads, L, C)
+        height, width = x.shape[1:3]
+        q, k, v = split_heads(self.qkv(x.flatten(1, 2)), 3, self.num_heads)  # (N, heads, L, C)
         q, k = self.q_norm(q), self.k_norm(k)
         bias = self.bias(q, height, width) if self.has_rel_pos else None
-        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
-        x = x.reshape(n, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4).flatten(3)
-        return self.proj_drop(self.proj(x))
+        x = join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias))
+        return self.proj_drop(self.proj(torch.unflatten(x, 1, (height, width))))
 
 
 def in_windows(attention: nn.Module, x: torch.Tensor, window: int) -> torch.Tensor:
     """Attention within windows of a map (N, H, W, C), which is padded to whole ones."""
-    height, width = x.shape[1], x.shape[2]
+    shape = x.shape[:3]
     x = split_windows(pad_to_windows(x, (window, window)), (window, window))
-    y = attention(x.flatten(0, 2))  # (N * windows, h, w, C)
-    return crop(join_windows(y.unflatten(0, x.shape[:3])), (height, width))
+    return join_windows(attention(x), shape)
 
 
 class WindowBlock(Block):
