@@ -93,15 +93,15 @@ class UnitAttention(nn.Module):
             # what fills up repeats the border, which leaves every maximum of queries as it is
             x = split_windows(pad_to_windows(x, self.window, repeat=True), self.window)
         # windows before the projection, whose three parts then need no copies
-        qkv = self.qkv(x)  # (N * windows, h, w, 3 * C)
-        q, k, v = qkv.chunk(3, -1)
+        q, k, v = self.qkv(x).chunk(3, -1)  # (N * windows, h, w, C) each
         q = pooled(q, self.stride)
         small = q.shape[1:3]
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
-        y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
-        y = torch.unflatten(join_heads(y), 1, small)
-        return self.proj(y if self.window is None else join_windows(y, shape))
+        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
+        del q, k, v  # half of the memory at the peak
+        x = torch.unflatten(join_heads(x), 1, small)
+        return self.proj(x if self.window is None else join_windows(x, shape))
 
 
 class Block(Phased):
