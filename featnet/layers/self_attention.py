@@ -217,7 +217,7 @@ class HaloAttention(SelfAttention):
 
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         q, kv = maps
-        n, block, halo = len(kv), self.block, self.halo
+        n, block, halo = kv.shape[0], self.block, self.halo
         low, right = (ceil_div(side, block) * block - side + halo for side in kv.shape[-2:])
         window = block + 2 * halo
         kv = F.pad(kv, (halo, right, halo, low)).permute(0, 2, 3, 1)
@@ -226,7 +226,7 @@ class HaloAttention(SelfAttention):
         k, v = split(kv, self.widths, -1)  # (N * blocks, heads, window^2, dim)
 
         def ask(q: torch.Tensor) -> torch.Tensor:  # of several places to start from at once
-            times = len(q) // n
+            times = q.shape[0] // n
             if times == 1:
                 return self._attend(q, k, v)
             return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))

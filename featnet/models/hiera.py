@@ -85,7 +85,7 @@ class UnitAttention(nn.Module):
         return split_windows(padded, window).flatten(1)[:, None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shape = (len(x), *(ceil_div(side, self.stride) for side in x.shape[1:3]))
+        shape = (x.shape[0], *(ceil_div(side, self.stride) for side in x.shape[1:3]))
         if self.window is None:
             bias = None
         else:
