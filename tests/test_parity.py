@@ -14,10 +14,11 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import error, law_error, noisy, picture, representatives
+from helpers import error, families, law_error, noisy, picture, representatives
 from torch import nn
 
 import featnet
+from benchmarks.memory import peak
 from featnet import structure
 from featnet.dilation import set_output_stride
 from featnet.instant import SkipInit
@@ -213,3 +214,18 @@ def test_numbers(timm: Any, name: str) -> None:
                     module.double()
                 gap = error(gradient(net, x.double()), gradient(theirs, x.double()))
             assert gap <= 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_forward_takes_no_more_memory(timm: Any, name: str) -> None:
+    """At its peak, but for a few percent and small tables."""
+    ours, peer = pair(name)
+    own = tuple(peer.pretrained_cfg["input_size"][-2:])
+    with torch.inference_mode():
+        for size in (helpers.sizes(name)[0], own):
+            x, theirs = picture(*size, batch=2), helpers.at_size(peer, size)
+            if answer(theirs.forward_features, x) is not None:
+                break
+        ours.forward_features(x)  # what is kept for all later ones is made
+        mine, limit = (peak(lambda m=m: m.forward_features(x)) for m in (ours, theirs))
+    assert mine <= 1.05 * limit + 50_000
