@@ -117,7 +117,13 @@ def export(
             WRITERS[kind](program, x, draft, outputs)
             run = _runner(kind, draft)
             pairs = [(x, net(x)), _other(net, x, dynamic)] if run is not None else []
-            worst = max((_difference(run(y), wanted) for y, wanted in pairs if run), default=0.0)
+            try:
+                worst = max((_difference(run(y), want) for y, want in pairs if run), default=0.0)
+            except Exception as error:
+                raise FeatnetError(
+                    f"The {kind} file does not run at {' or '.join(_sides(y) for y, _ in pairs)}; it was "
+                    f"not kept: {_first_line(error)}"
+                ) from error
         if not worst <= TOLERANCE[kind]:
             raise FeatnetError(
                 f"The {kind} file differs from the network by {worst:.1e} of the largest value; it "
@@ -129,6 +135,10 @@ def export(
     return ExportReport(
         path, kind, path.stat().st_size, ("image",), outputs, tuple(dynamic), checked, worst
     )
+
+
+def _sides(x: torch.Tensor) -> str:
+    return " x ".join(map(str, x.shape))
 
 
 def _format(path: Path, format: str | None) -> str:

@@ -94,6 +94,18 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_does_not_run_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(x: torch.Tensor) -> list[torch.Tensor]:
+        raise RuntimeError("no such reshape")
+
+    monkeypatch.setattr(featnet.exporting, "_runner", lambda kind, path: run)
+    with pytest.raises(FeatnetError, match=r"does not run at 2 x 3 x 64 x 96 or .*no such reshape"):
+        featnet.export(noisy(), tmp_path / "a.pt2", example=picture(64, 96, batch=2))
+    assert not list(tmp_path.iterdir())
+
+
 class Branches(torch.nn.Module):
     """Goes another way for other values, which no graph can."""
 
