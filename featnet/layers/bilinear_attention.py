@@ -39,21 +39,14 @@ class BilinearTransform(SelfAttention):
         tall, wide = ceil_div(h, b) * b, ceil_div(w, b) * b
         guide, x = (F.pad(m, (0, wide - w, 0, tall - h)) for m in maps)
         n, c = x.shape[:2]
-        rows, columns = (strips(guide.amax(axis), b) for axis in (3, 2))
-        rows = self.conv_p(rows[..., None]).view(n, self.groups, b, b)
-        columns = self.conv_q(columns[..., None, :]).view(n, self.groups, b, b)
+        rows = self.conv_p(F.adaptive_max_pool2d(guide, (b, 1))).view(n, self.groups, b, b)
+        columns = self.conv_q(F.adaptive_max_pool2d(guide, (1, b))).view(n, self.groups, b, b)
         p, q = rows.sigmoid(), columns.sigmoid()
         p = (p / p.sum(3, keepdim=True)).repeat_interleave(c // self.groups, 1)  # (N, C, b, b)
         q = (q / q.sum(2, keepdim=True)).repeat_interleave(c // self.groups, 1)
         x = mix_rows(p, x)
         x = mix_rows(q.transpose(2, 3), x.transpose(2, 3)).transpose(2, 3)
         return crop(x, (h, w), axis=2)
-
-
-def strips(x: torch.Tensor, parts: int) -> torch.Tensor:
-    """(N, C, L), whole parts -> (N, C, parts), the maximum of each; as adaptive pooling, which ONNX
-    has for one size only."""
-    return torch.unflatten(x, 2, (parts, -1)).amax(3)
 
 
 def mix_rows(by: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
