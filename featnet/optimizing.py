@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import statistics
 import time
 from typing import Any, TypeVar
@@ -15,12 +16,18 @@ from . import trace
 from .errors import ArgumentError, FeatnetError, nearest
 from .extractors import FeatureNet
 from .folding import fold
-from .packing import can_pack, channels_last, pack
+from .packing import can_pack, channels_last, pack, pointwise
 from .reparam import reparameterizable, reparameterize
 
 Model = TypeVar("Model", bound=nn.Module)
 
 TOLERANCE = 1e-4  # of float32, relative to the largest value
+# In which inductor is tried on the CPU: weights that are constants, a wrapper without Python
+INDUCTOR: dict[str, Any] = {
+    "inductor, frozen, in C++": {"freezing": True, "cpp_wrapper": True},
+    "inductor, frozen": {"freezing": True},
+    "inductor": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,8 @@ class OptimizeReport:
         packed: convolutions and linear layers whose weights are laid out for oneDNN, with their
             activations.
         memory_format: ``"channels_last"`` or ``"contiguous"``.
-        compiled: whether ``torch.compile`` was called.
+        compiled: the backend, if it runs compiled; of inductor on the CPU also whether weights are
+            frozen, and the wrapper is C++, which torch cannot write for every network.
         milliseconds: median time of every form that was tried on the example.
         difference: of the outputs, largest, relative to the largest value.
         rounding: where that is above the tolerance, and accepted since the network amplifies
@@ -46,7 +54,7 @@ class OptimizeReport:
     left: dict[str, str]
     packed: tuple[str, ...]
     memory_format: str
-    compiled: bool
+    compiled: str
     milliseconds: dict[str, float]
     difference: float
     rounding: tuple[float, float] | None = None
@@ -55,7 +63,8 @@ class OptimizeReport:
         lines = [
             f"{len(self.reparameterized)} blocks re-parameterised, {len(self.folded)} batch norms "
             f"folded, {len(self.packed)} layers packed; {self.memory_format}"
-            f"{', compiled' if self.compiled else ''}; outputs differ by {self.difference:.1e}"
+            f"{self.compiled and f', compiled by {self.compiled}'}; outputs differ by "
+            f"{self.difference:.1e}"
         ]
         if self.rounding is not None:
             lines.append(
@@ -81,7 +90,9 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
         example: a batch of the size and on the device of later ones. The forms are then timed on
             it and the quickest one is taken. Without it a batch of one of a size that the network
             takes only checks the numbers.
-        compile: compile the result as one graph, instead of packing: True, or a backend's name.
+        compile: try the result compiled as one graph too, by inductor (True; on the CPU with
+            frozen weights, and a wrapper in C++ if that works) or by the backend of this name.
+            Without an example to time it on, it is the form that is taken.
 
     Raises:
         ArgumentError: in training mode; an example that is no (N, C, H, W) tensor; an unknown
@@ -105,29 +116,24 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     forms = {"contiguous": model}
     forms["channels_last"] = channels_last(copy.deepcopy(model))
     packed: tuple[str, ...] = ()
-    if not compile and can_pack(x):
+    how = ""
+    if can_pack(x):
         forms["packed"] = copy.deepcopy(forms["channels_last"])
         packed = pack(forms["packed"], feeds, sizes, batch=len(x))
         if not packed:
             del forms["packed"]
-    milliseconds = _race(forms, x) if given and not compile else {}
+    if compile:
+        forms["compiled"], how = _compiled(forms["channels_last"], sizes, x, compile)
+    milliseconds = _race(forms, x) if given else {}
     best = min(milliseconds, key=milliseconds.__getitem__) if milliseconds else list(forms)[-1]
     model = forms[best]
-    try:
-        if compile:
-            model.compile(fullgraph=True, backend="inductor" if compile is True else compile)
-        with torch.inference_mode():
-            found = _outputs(model, x)
-    except Exception as error:
-        if not compile:
-            raise
-        raise FeatnetError(
-            f"{type(net).__name__} does not compile: {error}. Without compile= it works."
-        ) from error
+    with torch.inference_mode():
+        found = _outputs(model, x)
     rounding = _check_numbers(net, x, found, wanted)
     model.optimize_report = OptimizeReport(
         blocks, folded, left, packed if best == "packed" else (),
-        "contiguous" if best == "contiguous" else "channels_last", bool(compile), milliseconds,
+        "contiguous" if best == "contiguous" else "channels_last",
+        how if best == "compiled" else "", milliseconds,
         max(_gaps(found, wanted), default=0.0), rounding,
     )  # fmt: skip
     return model
@@ -151,6 +157,34 @@ def _check(net: Any, example: Any, backend: bool | str) -> None:
     if example is not None and (not isinstance(example, torch.Tensor) or example.ndim != 4):
         what = tuple(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__
         raise ArgumentError(f"example={what}: a tensor (N, C, H, W) is expected.")
+
+
+def _compiled(
+    model: nn.Module, sizes: dict[str, torch.Size], x: torch.Tensor, backend: bool | str
+) -> tuple[nn.Module, str]:
+    """A copy that torch compiles and has compiled for this input, and how."""
+    name = "inductor" if backend is True else str(backend)
+    tries = INDUCTOR if name == "inductor" and x.device.type == "cpu" else {name: None}
+    # Of all networks of a class together torch refuses the ninth graph. A network needs one for each
+    # kind of size (the first, others, a batch of one) and of grad mode.
+    more: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 32}
+    if not more.keys() <= inspect.signature(torch.compile).parameters.keys():  # before torch 2.13
+        more = {}
+    failure: Exception | None = None
+    for how, options in tries.items():
+        made = copy.deepcopy(model)
+        if can_pack(x):
+            pointwise(made, sizes)
+        made.compile(fullgraph=True, backend=name, options=options, **more)
+        try:
+            with torch.inference_mode():
+                made(x), made(x)  # what only the second call shows
+            return made, how
+        except Exception as error:
+            failure = error
+    raise FeatnetError(
+        f"{type(model).__name__} does not compile: {failure}. Without compile= it works."
+    ) from failure
 
 
 def _batch(net: nn.Module) -> torch.Tensor:

@@ -46,7 +46,7 @@ def pack(
         if name not in sizes or not _is_plain(layer):
             continue
         size = sizes[name]
-        one_row = math.prod(size) == getattr(layer, "in_features", getattr(layer, "in_channels", 0))
+        one_row = _is_one_row(layer, size)
         reader = _reader(name, modules, feeds)
         act: Any = modules.get(reader)
         fused = act if type(act) in POST_OPS and not one_row and not _hooked(act) else None
@@ -58,6 +58,24 @@ def pack(
             replace(model, reader, nn.Identity())
         packed.append(name)
     return tuple(packed)
+
+
+def pointwise(model: nn.Module, sizes: Mapping[str, torch.Size]) -> nn.Module:
+    """Make, in place, every 1x1 convolution of a single position torch's own linear layer."""
+    for name, layer in dict(model.named_modules()).items():
+        if name in sizes and type(layer) is nn.Conv2d and _is_plain(layer):
+            if _is_pointwise(layer) and _is_one_row(layer, sizes[name]):
+                replace(model, name, Pointwise(layer))
+    return model
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and not any(conv.padding) and conv.groups == 1
+
+
+def _is_one_row(layer: nn.Module, size: torch.Size) -> bool:
+    """Whether a layer multiplies one row by its weight, as what is behind a pooling does."""
+    return math.prod(size) == getattr(layer, "in_features", getattr(layer, "in_channels", 0))
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -76,11 +94,11 @@ def _hooked(module: nn.Module) -> bool:
 def _packed(
     layer: Any, act: nn.Module | None, *, one_row: bool, size: tuple[int, ...]
 ) -> nn.Module | None:
-    """What takes a layer's place; None where nothing is gained. For one row, as of what is behind
-    a pooling, oneDNN takes longer to begin than the product takes."""
+    """What takes a layer's place; None where nothing is gained. For one row oneDNN takes longer
+    to begin than the product takes."""
     if isinstance(layer, nn.Linear):
         return None if one_row else PackedLinear(layer, act)
-    if layer.kernel_size == layer.stride == (1, 1) and not any(layer.padding) and layer.groups == 1:
+    if _is_pointwise(layer):
         return Pointwise(layer) if one_row else PackedPointwise(layer, act)
     return PackedConv2d(layer, act, size=size)
 

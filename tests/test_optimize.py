@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from typing import Any
 
 import helpers
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import fill_noise, picture
 from torch import nn
 
@@ -282,6 +284,11 @@ def test_only_where_it_is_exact() -> None:
     assert_close(made, net, picture(16, 24, batch=2))
 
 
+class Halved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True)
+
+
 class Branches(nn.Module):
     """Goes another way for other values, which no graph can."""
 
@@ -352,8 +359,40 @@ def test_double_and_compile_take_no_packed_kernels() -> None:
     assert not made.optimize_report.packed and made.optimize_report.folded
     assert_close(made, net, picture(32, 32, dtype=torch.float64))
     made = featnet.optimize(net.float(), compile="eager")
-    assert made.optimize_report.compiled and not made.optimize_report.packed
+    assert made.optimize_report.compiled == "eager" and not made.optimize_report.packed
     assert_close(made, net, picture(32, 32))
+
+
+def test_compiled_is_one_more_form() -> None:
+    """Torch allows eight graphs of a class; more networks than that, and sizes, are no reason to stop."""
+    net, x = noisy("resnet10t", features_only=True, out_indices=(0,)), picture(32, 32)
+    report = featnet.optimize(net, example=x, compile="eager").optimize_report
+    assert set(report.milliseconds) == {"contiguous", "channels_last", "packed", "compiled"}
+    best = min(report.milliseconds, key=report.milliseconds.__getitem__)
+    assert report.compiled == ("eager" if best == "compiled" else "")
+    for _ in range(9):
+        made = featnet.optimize(net, compile="eager")
+    for size in ((32, 32), (64, 32), (48, 80)):
+        for x in (picture(*size), picture(*size, batch=2)):
+            with torch.enable_grad():
+                assert_close(made, net, x)
+            with torch.inference_mode():
+                assert_close(made, net, x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor() -> None:
+    """Frozen and wrapped in C++, with the 1x1 convolutions behind a pooling as linear layers; for
+    what torch cannot write in C++ (an antialiased resize), in Python."""
+    net = noisy("mobilenetv3_small_050", features_only=True, out_indices=(1,))
+    made = featnet.optimize(net, compile=True)
+    assert made.optimize_report.compiled == "inductor, frozen, in C++"
+    assert {type(m) for m in made.modules()} >= {Pointwise, nn.Conv2d}
+    assert_close(made, net, picture(64, 96))
+    resized = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), Halved())
+    made = featnet.optimize(fill_noise(resized).eval(), compile=True)
+    assert made.optimize_report.compiled == "inductor, frozen"
 
 
 def test_packed_linear_layers_are_not_exported(tmp_path: Any) -> None:
