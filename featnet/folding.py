@@ -38,11 +38,10 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
         if getattr(layer, "transposed", False) and getattr(layer, "groups", 1) > 1:
             left[name] = "a transposed convolution in groups feeds it"
             continue
-        made = _folded(layer, norm)
-        if not _same(layer, norm, made):
+        if not _is_linear(layer, norm):
             left[name] = f"{type(layer).__name__} is not linear in its weight"
             continue
-        replace(model, before[name], made)
+        replace(model, before[name], _folded(layer, norm))
         rest = nn.Identity()
         # A family may ask whether this holds the activation, so it goes on doing so
         replace(model, name, with_act(rest, norm.act) if isinstance(norm, NormAct) else rest)
@@ -57,26 +56,36 @@ def _plain(norm: nn.Module) -> Any:
 
 def _folded(layer: Any, norm: Any) -> nn.Module:
     """A layer with the same tensors but for weight and bias, which have taken in the norm."""
-    mean, var, eps = norm.running_mean, norm.running_var, norm.eps
-    gamma = torch.ones_like(var) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    mean, var = _single(norm.running_mean), _single(norm.running_var)
+    gamma = torch.ones_like(var) if norm.weight is None else _single(norm.weight)
+    beta = torch.zeros_like(mean) if norm.bias is None else _single(norm.bias)
+    weight, bias = _single(layer.weight), None if layer.bias is None else _single(layer.bias)
     if isinstance(layer, nn.Linear):
-        weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, mean, var, eps, gamma, beta)
+        fused = fuse_linear_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)
     else:
-        weight, bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, mean, var, eps, gamma, beta, layer.transposed
+        fused = fuse_conv_bn_weights(
+            weight, bias, mean, var, norm.eps, gamma, beta, layer.transposed
         )
     made = copy.copy(layer)
     made._parameters = dict(layer._parameters)
-    for key, value in (("weight", weight), ("bias", bias)):
-        made._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
+    for key, value in zip(("weight", "bias"), fused, strict=True):
+        rounded = value.detach().to(layer.weight.dtype)
+        made._parameters[key] = nn.Parameter(rounded, requires_grad=False)
     return made
 
 
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32, so that a product is rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @torch.inference_mode()
-def _same(layer: Any, norm: Any, made: nn.Module) -> bool:
+def _is_linear(layer: Any, norm: Any) -> bool:
     """Whether the folded layer does what the two did, on a little noise: a subclass may do with
     its weight what it likes."""
+    if layer.weight.dtype != _single(layer.weight).dtype:  # whose rounding would hide it
+        layer, norm = copy.deepcopy(layer).float(), copy.deepcopy(norm).float()
+    made = _folded(layer, norm)
     reach = [1]
     if not isinstance(layer, nn.Linear):
         pairs = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)

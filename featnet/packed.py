@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import ArgumentError
+
 # What oneDNN applies to a value before it writes it: name, scalars, algorithm
 PostOp = tuple[str, list[float], str]
 NOTHING: PostOp = ("none", [], "")
@@ -111,6 +113,22 @@ class Packed(nn.Module):
         """A plain copy of the weight, for who asks for it."""
         return self.kernel.plain()
 
+    def takes(self, x: torch.Tensor) -> torch.Tensor:
+        """The input in the type that was packed: autocast may hand over another.
+
+        Raises:
+            ArgumentError: it is of another type, without autocast.
+        """
+        dtype = self.kernel.dtype
+        if x.dtype == dtype:
+            return x
+        if torch.is_autocast_enabled(x.device.type):
+            return x.to(dtype)
+        raise ArgumentError(
+            f"A layer whose weights were packed in {dtype} was given {x.dtype}: give it {dtype}, or "
+            "convert the network before optimize."
+        )
+
     def extra_repr(self) -> str:
         return f"{_sizes_of(self)}, act={self.act_name or None}"
 
@@ -131,7 +149,7 @@ def _sizes_of(layer: Any) -> str:
 
 
 class PackedConv2d(Packed):
-    """``act(conv(x))`` in one call of oneDNN, float32 on the CPU, without gradients.
+    """``act(conv(x))`` in one call of oneDNN, on the CPU, without gradients.
 
     Args:
         conv: what it does.
@@ -152,7 +170,7 @@ class PackedConv2d(Packed):
         padding, stride, dilation, groups = kernel.geometry
         if x.is_meta:  # only the shape is asked for
             return F.conv2d(x, kernel.on_meta(), None, stride, padding, dilation, groups)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.takes(x).contiguous(memory_format=torch.channels_last)
         y: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, kernel.for_size(x.shape), self.bias, padding, stride, dilation, groups, *self.post
         )
@@ -160,7 +178,7 @@ class PackedConv2d(Packed):
 
 
 class PackedLinear(Packed):
-    """``act(linear(x))`` in one call of oneDNN, float32 on the CPU, without gradients.
+    """``act(linear(x))`` in one call of oneDNN, on the CPU, without gradients.
 
     Args:
         linear: what it does; or a 1x1 convolution, see :class:`PackedPointwise`.
@@ -178,7 +196,7 @@ class PackedLinear(Packed):
         if x.is_meta:  # only the shape is asked for
             return F.linear(x, self.kernel.on_meta())
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.kernel.packed, self.bias, *self.post
+            self.takes(x), self.kernel.packed, self.bias, *self.post
         )
         return y
 

@@ -26,7 +26,10 @@ def channels_last(model: nn.Module) -> nn.Module:
 def can_pack(x: torch.Tensor) -> bool:
     """Whether networks that take this are for oneDNN."""
     mkldnn: Any = torch.backends.mkldnn
-    return x.device.type == "cpu" and x.dtype == torch.float32 and bool(mkldnn.is_available())
+    if x.device.type != "cpu" or not mkldnn.is_available():
+        return False
+    bfloat16 = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32 or bool(bfloat16)
 
 
 def pack(
@@ -79,12 +82,12 @@ def _is_one_row(layer: nn.Module, size: torch.Size) -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer does what its class in torch does, on float32 weights."""
+    """Whether a layer does what its class in torch does, on weights that can be packed."""
     if type(layer) is nn.Conv2d and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return False
     if type(layer) not in (nn.Conv2d, nn.Linear) or not isinstance(layer.weight, nn.Parameter):
         return False
-    return layer.weight.dtype == torch.float32 and not _hooked(layer)
+    return layer.weight.dtype in (torch.float32, torch.bfloat16) and not _hooked(layer)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -17,7 +17,15 @@ from torch import nn
 import featnet
 from featnet import optimizing
 from featnet.errors import ArgumentError, FeatnetError
-from featnet.packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
+from featnet.packed import (
+    POST_OPS,
+    Packed,
+    PackedConv2d,
+    PackedLinear,
+    PackedPointwise,
+    Pointwise,
+)
+from featnet.packing import can_pack
 
 TOLERANCE = 1e-4
 
@@ -82,15 +90,55 @@ def test_with_an_example_the_forms_are_timed() -> None:
     assert "batch norms folded" in str(report) and " ms" in str(report)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "repvgg_a0", "convnext_atto"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """Folded like any other, and not further from float32 than the network itself is."""
+    net, x = noisy(name, features_only=True), picture(64, 96)
+    with torch.inference_mode():
+        exact = net(x)
+        plain = net.to(dtype)(x.to(dtype))
+        made = featnet.optimize(net)
+        found = made(x.to(dtype))
+    report = made.optimize_report
+    assert not norms(made) and not report.left
+    assert bool(report.packed) == can_pack(x.to(dtype))
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert a.dtype == dtype
+        assert helpers.error(a.float(), c) <= 2 * helpers.error(b.float(), c)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto"])
-def test_copies_of_packed_networks(name: str) -> None:
-    made = featnet.optimize(noisy(name, features_only=True))
+def test_copies_of_packed_networks(name: str, dtype: torch.dtype) -> None:
+    made = featnet.optimize(noisy(name, features_only=True).to(dtype))
     kinds = {type(m) for m in made.modules()}
+    x = picture(64, 64, dtype=dtype)
+    if not can_pack(x):
+        pytest.skip("oneDNN has no bfloat16 for this processor")
     assert PackedConv2d in kinds and {PackedPointwise, PackedLinear} & kinds
-    x = picture(64, 64)
+    assert {m.weight.dtype for m in made.modules() if isinstance(m, Packed)} == {dtype}
     for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         with torch.inference_mode():
             assert all(torch.equal(a, b) for a, b in zip(copied(x), made(x), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_vit"])
+def test_packed_layers_under_autocast(name: str) -> None:
+    net, x = noisy(name, features_only=True), picture(64, 64)
+    made = featnet.optimize(net)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found, plain = made(x), net(x)
+    with torch.inference_mode():
+        exact = net(x)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert helpers.error(a.float(), c) <= 2 * helpers.error(b.float(), c)
+
+
+def test_packed_layers_keep_their_type() -> None:
+    made = featnet.optimize(nn.Sequential(nn.Conv2d(3, 8, 3)).eval())
+    with pytest.raises(ArgumentError, match=r"packed in torch\.float32 was given torch\.bfloat16"):
+        made(picture(8, 8, dtype=torch.bfloat16))
 
 
 class Last(nn.Module):
