@@ -91,7 +91,7 @@ def alternate(
     taken: list[dict[str, float]] = []
     spent = 0.0
     for index in range(max(2, rounds, 30)):
-        if index >= max(2, rounds) and spent > 2.0:
+        if index >= max(2, rounds) and spent > 6.0:
             break
         order = names if index % 2 == 0 else names[::-1]
         seconds = {name: seconds_of(contenders[name], device) for name in order}

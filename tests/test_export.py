@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def test_onnx(tmp_path: Path) -> None:
     found = session.run(["layer2"], {"image": x.numpy()})[0]
     with torch.no_grad():
         assert helpers.error(torch.from_numpy(found), net(x)["layer2"]) <= 1e-4
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+def test_aoti(tmp_path: Path) -> None:
+    net = noisy(features_only=True, out_indices=(0,))  # a stem: quick to compile
+    report = featnet.export(net, tmp_path / "net.pt2", format="aoti")
+    assert report.format == "aoti" and len(report.checked) == 2 and report.difference <= 1e-5
+    loaded: Any = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
+    x = picture(72, 40, batch=3)
+    with torch.no_grad():
+        assert helpers.error(loaded(x)[0], net(x)[0]) <= 1e-5
 
 
 def test_one_size_only(tmp_path: Path) -> None:

@@ -273,15 +273,20 @@ def test_rounding_that_the_network_amplifies_is_no_error() -> None:
         featnet.optimize(fill_noise(Casts()).eval())
 
 
-@pytest.mark.parametrize("amplified", [True, False])
-def test_a_wrong_fold_is_refused(amplified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("amplified", "dtype", "factor"),
+    [(True, torch.float32, 1.001), (False, torch.float32, 1.001), (False, torch.bfloat16, 1.2)],
+)
+def test_a_wrong_fold_is_refused(
+    amplified: bool, dtype: torch.dtype, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
-    net = fill_noise(Amplifies() if amplified else plain).eval()
+    net = fill_noise(Amplifies() if amplified else plain).eval().to(dtype)
 
     def wrong(model: Any, feeds: Any) -> Any:
         done = fold(model, feeds)
         with torch.no_grad():
-            (model.conv if amplified else model[0]).weight *= 1.001
+            (model.conv if amplified else model[0]).weight *= factor
         return done
 
     fold = optimizing.fold
