@@ -24,7 +24,7 @@ from featnet.errors import (
     OutIndexError,
     OutputStrideError,
 )
-from featnet.layers import PatchConv, resample_patches
+from featnet.layers import PatchConv, attend, resample_patches
 
 TINY: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
@@ -565,3 +565,29 @@ def test_a_checkpoint_that_does_not_fit() -> None:
         load(create_model("vit_tiny_patch16_224", **{**TINY, "depth": 4}), state, source="theirs")
     with pytest.raises(CheckpointError, match="dist_token"):
         load(create_model("deit_tiny_distilled_patch16_224", **TINY, img_size=64), state, source="x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_in_every_form(dtype: torch.dtype) -> None:
+    """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose map no
+    hook sees; dropout and gradients are as they were."""
+    q, k, v, bias = (torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(4))
+    seen: list[Any] = []
+    drop = nn.Dropout(0.0)
+    drop.register_forward_hook(lambda *args: seen.append(args))
+    found = {}
+    for fused in (True, False):
+        given = [t.clone().requires_grad_() for t in (q, k, v, bias)]
+        y = attend(*given[:3], drop=drop, fused=fused, bias=given[3])
+        assert bool(seen) == (not fused)
+        y.float().square().sum().backward()
+        found[fused] = [y, *(t.grad for t in given)]
+    with torch.no_grad():
+        found["kernel"] = [attend(q, k, v, drop=drop, fused=True, bias=bias)]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for form in (True, "kernel"):
+        for a, b in zip(found[form], found[False], strict=False):
+            assert error(a.float(), b.float()) <= tolerance
+    q.requires_grad_()
+    lost = attend(q, k, v, drop=nn.Dropout(0.999), fused=True, bias=bias)
+    assert (lost == 0).float().mean() > 0.5

@@ -21,17 +21,36 @@ def attend(
         q, k, v: (..., L, C), (..., S, C) and (..., S, D).
         drop: dropout of the attention map. In the explicit form the map, (..., L, S), goes through
             this module, so that a hook on it reads (or replaces) it.
-        fused: torch's fused kernel, which never holds the map, or the explicit form.
+        fused: torch's fused kernel, which never holds the map, or the explicit form. Where torch
+            has no such kernel, or a slow one, the explicit form does its work, unseen by hooks.
         bias: added to the products; must broadcast to (..., L, S).
         scale: 1 / sqrt(C) by default.
     """
-    if fused:
-        rate = drop.p if drop.training else 0.0
+    rate = drop.p if drop.training else 0.0
+    if fused and _has_kernel(q, k, bias):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
     products = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if bias is not None:
         products = products + bias
-    return drop(products.softmax(-1)) @ v
+    shares = products.softmax(-1)
+    return (F.dropout(shares, rate) if fused else drop(shares)) @ v
+
+
+SHORT = 64  # tokens: a window's
+
+
+def _has_kernel(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether torch's fused form is quicker than the explicit one.
+
+    It is not in training on the CPU, where torch has no kernel that gives the bias a gradient (its
+    own explicit form takes twice as long in bfloat16, where it counts in float32), and where the
+    backward of the kernel it has takes up to six times as long for short sequences of bfloat16.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return True
+    if bias is not None and bias.requires_grad:
+        return False
+    return not q.requires_grad or q.dtype == torch.float32 or k.shape[-2] > SHORT
 
 
 def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:
