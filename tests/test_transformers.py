@@ -567,8 +567,9 @@ def test_a_checkpoint_that_does_not_fit() -> None:
         load(create_model("deit_tiny_distilled_patch16_224", **TINY, img_size=64), state, source="x")
 
 
+@pytest.mark.parametrize("windows", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_is_the_same_in_every_form(dtype: torch.dtype) -> None:
+def test_attention_is_the_same_in_every_form(dtype: torch.dtype, windows: bool) -> None:
     """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose map no
     hook sees; dropout and gradients are as they were."""
     q, k, v, bias = (torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(4))
@@ -578,12 +579,12 @@ def test_attention_is_the_same_in_every_form(dtype: torch.dtype) -> None:
     found = {}
     for fused in (True, False):
         given = [t.clone().requires_grad_() for t in (q, k, v, bias)]
-        y = attend(*given[:3], drop=drop, fused=fused, bias=given[3])
+        y = attend(*given[:3], drop=drop, fused=fused, bias=given[3], windows=windows)
         assert bool(seen) == (not fused)
         y.float().square().sum().backward()
         found[fused] = [y, *(t.grad for t in given)]
     with torch.no_grad():
-        found["kernel"] = [attend(q, k, v, drop=drop, fused=True, bias=bias)]
+        found["kernel"] = [attend(q, k, v, drop=drop, fused=True, bias=bias, windows=windows)]
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for form in (True, "kernel"):
         for a, b in zip(found[form], found[False], strict=False):

@@ -13,7 +13,7 @@ from .rotary import Rotation
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, drop: nn.Dropout, fused: bool,
-    bias: torch.Tensor | None = None, scale: float | None = None,
+    bias: torch.Tensor | None = None, scale: float | None = None, windows: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """softmax(q k^T * scale + bias) v.
 
@@ -25,9 +25,10 @@ def attend(
             has no such kernel, or a slow one, the explicit form does its work, unseen by hooks.
         bias: added to the products; must broadcast to (..., L, S).
         scale: 1 / sqrt(C) by default.
+        windows: the sequences are windows of a map: short, and many.
     """
     rate = drop.p if drop.training else 0.0
-    if fused and _has_kernel(q, k, bias):
+    if fused and _has_kernel(q, bias, windows=windows):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
     products = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     if bias is not None:
@@ -36,21 +37,18 @@ def attend(
     return (F.dropout(shares, rate) if fused else drop(shares)) @ v
 
 
-SHORT = 64  # tokens: a window's
-
-
-def _has_kernel(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def _has_kernel(q: torch.Tensor, bias: torch.Tensor | None, *, windows: bool) -> bool:
     """Whether torch's fused form is quicker than the explicit one.
 
     It is not in training on the CPU, where torch has no kernel that gives the bias a gradient (its
     own explicit form takes twice as long in bfloat16, where it counts in float32), and where the
-    backward of the kernel it has takes up to six times as long for short sequences of bfloat16.
+    backward of the kernel it has takes up to six times as long for windows in bfloat16.
     """
     if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
     if bias is not None and bias.requires_grad:
         return False
-    return not q.requires_grad or q.dtype == torch.float32 or k.shape[-2] > SHORT
+    return not (windows and q.requires_grad and q.dtype != torch.float32)
 
 
 def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:

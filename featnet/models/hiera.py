@@ -98,7 +98,10 @@ class UnitAttention(nn.Module):
         small = q.shape[1:3]
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
-        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias)
+        windows = self.window is not None
+        x = attend(
+            q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=windows
+        )
         del q, k, v  # half of the memory at the peak
         x = torch.unflatten(join_heads(x), 1, small)
         return self.proj(x if self.window is None else join_windows(x, shape))

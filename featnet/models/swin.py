@@ -119,7 +119,10 @@ class WindowAttention(nn.Module):
         q, k = self.compare(q, k)
         # each window of a shifted map has its own
         bias = self.masked(self.bias(), n, filled) if shifted else self.bias()[None]
-        y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale)
+        y = attend(
+            q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale,
+            windows=True,
+        )  # fmt: skip
         y = join_windows(torch.unflatten(join_heads(y), 1, self.window), (n, height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
