@@ -22,7 +22,7 @@ from .reparam import reparameterizable, reparameterize
 Model = TypeVar("Model", bound=nn.Module)
 
 TOLERANCE = 1e-4  # of float32, relative to the largest value
-# In which inductor is tried on the CPU: weights that are constants, a wrapper without Python
+# How inductor is tried on the CPU, in turn: weights that are constants, a wrapper without Python
 INDUCTOR: dict[str, Any] = {
     "inductor, frozen, in C++": {"freezing": True, "cpp_wrapper": True},
     "inductor, frozen": {"freezing": True},

@@ -24,7 +24,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 def can_pack(x: torch.Tensor) -> bool:
-    """Whether networks that take this are for oneDNN."""
+    """Whether oneDNN takes tensors like this one, here and in this type."""
     mkldnn: Any = torch.backends.mkldnn
     if x.device.type != "cpu" or not mkldnn.is_available():
         return False
@@ -87,7 +87,7 @@ def _is_plain(layer: nn.Module) -> bool:
         return False
     if type(layer) not in (nn.Conv2d, nn.Linear) or not isinstance(layer.weight, nn.Parameter):
         return False
-    return layer.weight.dtype in (torch.float32, torch.bfloat16) and not _hooked(layer)
+    return can_pack(layer.weight) and not _hooked(layer)
 
 
 def _hooked(module: nn.Module) -> bool:

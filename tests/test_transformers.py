@@ -572,7 +572,7 @@ def test_a_checkpoint_that_does_not_fit() -> None:
 def test_attention_is_the_same_in_every_form(dtype: torch.dtype, windows: bool) -> None:
     """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose map no
     hook sees; dropout and gradients are as they were."""
-    q, k, v, bias = (torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(4))
+    q, k, v, bias = picture(16, 16, batch=4).to(dtype)  # (3, 16, 16) each
     seen: list[Any] = []
     drop = nn.Dropout(0.0)
     drop.register_forward_hook(lambda *args: seen.append(args))
@@ -589,6 +589,7 @@ def test_attention_is_the_same_in_every_form(dtype: torch.dtype, windows: bool) 
     for form in (True, "kernel"):
         for a, b in zip(found[form], found[False], strict=False):
             assert error(a.float(), b.float()) <= tolerance
-    q.requires_grad_()
-    lost = attend(q, k, v, drop=nn.Dropout(0.999), fused=True, bias=bias)
-    assert (lost == 0).float().mean() > 0.5
+    for learnt in (q, bias):  # by the kernel, and by the explicit form that stands in for it
+        learnt.requires_grad_()
+        lost = attend(q, k, v, drop=nn.Dropout(0.999), fused=True, bias=bias, windows=windows)
+        assert (lost == 0).float().mean() > 0.5
