@@ -35,7 +35,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here too")
     args = parser.parse_args()
     if importlib.util.find_spec("timm") is None:
-        print("The benchmarks compare with timm, which is not installed: pip install timm", file=sys.stderr)
+        print(
+            "The benchmarks compare with timm, which is not installed: pip install timm",
+            file=sys.stderr,
+        )
         return 1
     import torch
 

@@ -52,7 +52,9 @@ class Table:
     def __str__(self) -> str:
         lines = [f"## {self.title}", ""]
         lines += [self.note, ""] if self.note else []
-        lines += ["| " + " | ".join(row) + " |" for row in (self.header, ["---"] * len(self.header))]
+        lines += [
+            "| " + " | ".join(row) + " |" for row in (self.header, ["---"] * len(self.header))
+        ]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
 

@@ -39,8 +39,11 @@ def _import(statement: str) -> tuple[float, list[str]]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-c", IMPORT.format(statement=statement)],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     seconds, modules = json.loads(done.stdout.splitlines()[-1])
     return seconds, modules
 
@@ -69,9 +72,11 @@ def import_time(rounds: int) -> Table:
     times = summarise(taken, "import timm")
     rows = [[f"`{name}`", f"{t.seconds:.4f}", _loaded(modules[name])] for name, t in times.items()]
     return Table(
-        "Import", ("after `import torch`, in a new interpreter", "added s (median)", "loaded"),
-        rows, "Loaded: model files, and which of " + ", ".join(HEAVY) + ".",
-    )  # fmt: skip
+        "Import",
+        ("after `import torch`, in a new interpreter", "added s (median)", "loaded"),
+        rows,
+        "Loaded: model files, and which of " + ", ".join(HEAVY) + ".",
+    )
 
 
 def _rows(label: str, times: dict[str, Timing]) -> Iterator[list[str]]:
@@ -171,11 +176,16 @@ def flops(work: Callable[[], object]) -> int:
 def hook_level(rounds: int, device: str) -> Table:
     """The hook net at level 1 alone: what is computed, kept and waited for."""
     peer, (ours, full) = _pair(
-        "resnet50", device, {"feature_cls": "hook", "out_indices": (1,)},
-        {"feature_cls": "hook", "out_indices": (1,)}, {"feature_cls": "hook"},
-    )  # fmt: skip
+        "resnet50",
+        device,
+        {"feature_cls": "hook", "out_indices": (1,)},
+        {"feature_cls": "hook", "out_indices": (1,)},
+        {"feature_cls": "hook"},
+    )
     x = torch.randn(1, 3, 224, 224, device=device)
-    layers = nn.Sequential(*(getattr(full, n) for n in ("conv1", "bn1", "act1", "maxpool", "layer1")))
+    layers = nn.Sequential(
+        *(getattr(full, n) for n in ("conv1", "bn1", "act1", "maxpool", "layer1"))
+    )
     nets = {
         "timm hook, (1,)": peer,
         "featnet hook, all five": full,
@@ -190,9 +200,10 @@ def hook_level(rounds: int, device: str) -> Table:
         rows.append([name, f"{count / 1e9:.3f}", f"{parameters / 1e6:.3f}", *times[name].cells])
     return Table(
         "resnet50 hook net, `out_indices=(1,)`",
-        ("net", "GFLOP", "million parameters", *TIMES), rows,
+        ("net", "GFLOP", "million parameters", *TIMES),
+        rows,
         "Batch 1, 224 x 224. FLOPs by torch.utils.flop_counter (a multiply-add counts two).",
-    )  # fmt: skip
+    )
 
 
 def output_stride(rounds: int, device: str) -> Table:

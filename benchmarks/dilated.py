@@ -19,9 +19,14 @@ from .common import Table, seconds_of
 
 # channels, groups, kernel, dilation, side of the map
 SHAPES = (
-    (512, 1, 3, 4, 40), (1024, 32, 3, 4, 40), (672, 672, 3, 4, 40), (672, 672, 5, 2, 40),
-    (960, 960, 5, 4, 40), (384, 384, 7, 2, 40), (768, 768, 7, 4, 40),
-)  # fmt: skip
+    (512, 1, 3, 4, 40),
+    (1024, 32, 3, 4, 40),
+    (672, 672, 3, 4, 40),
+    (672, 672, 5, 2, 40),
+    (960, 960, 5, 4, 40),
+    (384, 384, 7, 2, 40),
+    (768, 768, 7, 4, 40),
+)
 
 
 def interleaved(x: torch.Tensor, weight: torch.Tensor, dilation: int, groups: int) -> torch.Tensor:
@@ -72,7 +77,9 @@ def run(device: str, rounds: int = 10) -> Table:
                 shape = f"{channels}, {groups_of}, {kernel} x {kernel}, dilation {dilation}"
                 what = [str(dtype).removeprefix("torch."), layout, shape]
                 rows.append([*what, *(f"{seconds * 1e3:.2f}" for seconds in best)])
-    return Table("Dilated convolutions, ms", ["dtype", "format", "channels, groups, kernel", *works], rows)
+    return Table(
+        "Dilated convolutions, ms", ["dtype", "format", "channels, groups, kernel", *works], rows
+    )
 
 
 if __name__ == "__main__":

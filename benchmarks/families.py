@@ -26,19 +26,40 @@ from .memory import peak as peak_bytes
 
 # One of each kind of network, small enough for two cores
 NAMES = (
-    "resnet50", "resnet50d", "seresnext50_32x4d", "vgg16_bn", "densenet121", "efficientnet_b0",
-    "tf_efficientnetv2_s", "mobilenetv3_large_100", "regnety_032", "ese_vovnet19b_dw",
-    "xception41", "resnest26d", "skresnet18", "res2net50_26w_4s", "repvgg_a2", "convnext_tiny",
-    "rexnet_100", "hrnet_w18_small_v2", "vit_small_patch16_224", "swin_tiny_patch4_window7_224",
-    "hiera_tiny_224", "pvt_v2_b1",
-)  # fmt: skip
+    "resnet50",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "vgg16_bn",
+    "densenet121",
+    "efficientnet_b0",
+    "tf_efficientnetv2_s",
+    "mobilenetv3_large_100",
+    "regnety_032",
+    "ese_vovnet19b_dw",
+    "xception41",
+    "resnest26d",
+    "skresnet18",
+    "res2net50_26w_4s",
+    "repvgg_a2",
+    "convnext_tiny",
+    "rexnet_100",
+    "hrnet_w18_small_v2",
+    "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "hiera_tiny_224",
+    "pvt_v2_b1",
+)
 
 
 # What takes long to prepare (a compiler, an exporter) is measured on these alone
 FEW = (
-    "resnet50", "efficientnet_b0", "regnety_032", "repvgg_a2", "convnext_tiny",
+    "resnet50",
+    "efficientnet_b0",
+    "regnety_032",
+    "repvgg_a2",
+    "convnext_tiny",
     "vit_small_patch16_224",
-)  # fmt: skip
+)
 DEPLOYED = (*FEW, "mobilenetv3_large_100", "densenet121")
 HEADS = ("vit_base_patch16_224", "swin_tiny_patch4_window7_224", "hiera_tiny_224")
 QUICK = ("resnet10t", "mobilenetv3_small_050", "test_vit")
@@ -54,7 +75,9 @@ class Pair:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.state = noise(timm.create_model(name))
-        self.size = featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
+        self.size = (
+            featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
+        )
         self.levels = featnet.create_model(name, features_only=True).feature_info
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
 
@@ -110,9 +133,10 @@ def four(pair: Pair, rounds: int) -> list[str]:
     with torch.inference_mode():
         most = {kind: peak_bytes(call) for kind, call in work.items()}
     return [
-        *times["featnet"].cells, f"{most['featnet'] / 1e6:.2f}",
+        *times["featnet"].cells,
+        f"{most['featnet'] / 1e6:.2f}",
         f"{most['featnet'] / most['timm']:.2f}",
-    ]  # fmt: skip
+    ]
 
 
 def early(pair: Pair, rounds: int) -> list[str]:
@@ -152,7 +176,9 @@ def training(pair: Pair, rounds: int) -> list[str]:
 
 
 def _onnx(net: nn.Module, x: torch.Tensor, threads: int) -> Work | None:
-    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+    if any(
+        importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")
+    ):
         return None
     import onnxruntime
 
@@ -246,8 +272,14 @@ def deployed(pair: Pair, rounds: int) -> list[str]:
     times = alternate(work, rounds=rounds, device=pair.device)
     form = compiled.optimize_report.compiled or "not compiled, as that is quicker"
     torch.compiler.reset()
-    ratios = (times["onnxruntime"].seconds / times[kind].seconds for kind in ("optimised", "compiled"))
-    return [f"{times['onnxruntime'].seconds * 1e3:,.1f}", *(f"{ratio:.2f}" for ratio in ratios), form]
+    ratios = (
+        times["onnxruntime"].seconds / times[kind].seconds for kind in ("optimised", "compiled")
+    )
+    return [
+        f"{times['onnxruntime'].seconds * 1e3:,.1f}",
+        *(f"{ratio:.2f}" for ratio in ratios),
+        form,
+    ]
 
 
 def peak(device: str, dtype: torch.dtype, side: int = 2048) -> float:
@@ -269,10 +301,12 @@ MODES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "Optimised": (optimised, NAMES, (*TIMES, "share of the matrix product's rate")),
     "Optimised, against onnxruntime": (deployed, DEPLOYED, AGAINST),
     "Against torchvision's graph extractor": (
-        graph, FEW, tuple(title.replace("timm", "torchvision") for title in TIMES),
+        graph,
+        FEW,
+        tuple(title.replace("timm", "torchvision") for title in TIMES),
     ),
     "Memory": (memory, NAMES, FIGURES),
-}  # fmt: skip
+}
 # What says the same, or nothing, of another type
 ONCE = (graph, memory, deployed)
 
@@ -290,9 +324,14 @@ def run(device: str, *, quick: bool, dtypes: Sequence[str]) -> Iterator[Table]:
 
 
 def _table(
-    title: str, mode: Any, names: Sequence[str], header: Sequence[str], rounds: int, device: str,
+    title: str,
+    mode: Any,
+    names: Sequence[str],
+    header: Sequence[str],
+    rounds: int,
+    device: str,
     kind: str,
-) -> Table:  # fmt: skip
+) -> Table:
     rows = []
     for name in names:
         try:

@@ -22,7 +22,14 @@ import featnet
 from .common import Table, Work, alternate, machine
 from .core import flops
 
-HEADER = ("net", "GFLOP", "million parameters", "median ms", "times the first's speed", "middle half")
+HEADER = (
+    "net",
+    "GFLOP",
+    "million parameters",
+    "median ms",
+    "times the first's speed",
+    "middle half",
+)
 
 
 def _resnet50(device: str) -> nn.Module:
@@ -48,7 +55,9 @@ def early_tap(rounds: int, device: str) -> Table:
     nets = {
         "the whole network": model,
         "extract(model, ['layer1'])": featnet.extract(model, ["layer1"]),
-        "create_feature_extractor(model, ['layer1'])": featnet.create_feature_extractor(model, ["layer1"]),
+        "create_feature_extractor(model, ['layer1'])": featnet.create_feature_extractor(
+            model, ["layer1"]
+        ),
         "its modules up to layer1, by hand": nn.Sequential(*parts),
     }
     times = alternate({n: _call(net, x) for n, net in nets.items()}, rounds=rounds, device=device)
@@ -57,7 +66,9 @@ def early_tap(rounds: int, device: str) -> Table:
         count = flops(lambda net=net: net(x)) / 1e9
         size = sum(p.numel() for p in net.parameters()) / 1e6
         rows.append([name, f"{count:.3f}", f"{size:.3f}", *times[name].cells])
-    return Table("torchvision's resnet50, `layer1` alone", HEADER, rows, "Batch 1, 224 x 224, eager.")
+    return Table(
+        "torchvision's resnet50, `layer1` alone", HEADER, rows, "Batch 1, 224 x 224, eager."
+    )
 
 
 def hook_cost(rounds: int, device: str) -> Table:
@@ -72,9 +83,13 @@ def hook_cost(rounds: int, device: str) -> Table:
     idle = nn.Sequential(*(nn.Identity() for _ in range(16)))
     bare, few = _call(idle, x), _call(featnet.extract(idle, ["?"], logits=True), x)
     alone = alternate(
-        {"bare": lambda: [bare() for _ in range(100)], "hooks": lambda: [few() for _ in range(100)]},
-        rounds=rounds, device=device,
-    )  # fmt: skip
+        {
+            "bare": lambda: [bare() for _ in range(100)],
+            "hooks": lambda: [few() for _ in range(100)],
+        },
+        rounds=rounds,
+        device=device,
+    )
     cost = (alone["hooks"].seconds - alone["bare"].seconds) / 100
     share = cost / times["the network"].seconds
     note = f"Ten such hooks alone, on modules that do nothing: {cost * 1e6:.0f} us, {share:.2%} of the forward."
@@ -88,15 +103,25 @@ def graph(rounds: int, device: str) -> Table:
     model = _resnet50(device)
     x = torch.randn(1, 3, 224, 224, device=device)
     nodes = [f"layer{i}" for i in range(1, 5)]
-    theirs, ours = create_feature_extractor(model, nodes), featnet.create_feature_extractor(model, nodes)
+    theirs, ours = (
+        create_feature_extractor(model, nodes),
+        featnet.create_feature_extractor(model, nodes),
+    )
     with torch.inference_mode():
-        equal = all(torch.equal(a, b) for a, b in zip(theirs(x).values(), ours(x).values(), strict=True))
+        equal = all(
+            torch.equal(a, b) for a, b in zip(theirs(x).values(), ours(x).values(), strict=True)
+        )
     rows: list[list[str]] = []
     for what, contenders in (
         ("forward", {"torchvision": _call(theirs, x), "featnet": _call(ours, x)}),
-        ("build", {"torchvision": lambda: create_feature_extractor(model, nodes),
-                   "featnet": lambda: featnet.create_feature_extractor(model, nodes)}),
-    ):  # fmt: skip
+        (
+            "build",
+            {
+                "torchvision": lambda: create_feature_extractor(model, nodes),
+                "featnet": lambda: featnet.create_feature_extractor(model, nodes),
+            },
+        ),
+    ):
         times = alternate(contenders, rounds=rounds, device=device)
         rows += [[what, name, *timing.cells] for name, timing in times.items()]
     note = f"resnet50, layer1 to layer4, 224 x 224; outputs {'equal' if equal else 'DIFFERENT'}."
@@ -144,11 +169,17 @@ def sweep() -> Iterator[Table]:
         ours = featnet.get_graph_node_names(model, suppress_diff_warning=True)
         theirs = get_graph_node_names(model, suppress_diff_warning=True)
         total += 1
-        pairs = [(a, b) for mine, other in zip(ours, theirs, strict=True)
-                 for a, b in zip(mine, other, strict=True) if a != b]  # fmt: skip
+        pairs = [
+            (a, b)
+            for mine, other in zip(ours, theirs, strict=True)
+            for a, b in zip(mine, other, strict=True)
+            if a != b
+        ]
         if pairs:
             relabelled = all(a in modules for a, _ in pairs)
-            different.append([name, str(len(pairs)), "modules named ..._N" if relabelled else "OTHERS"])
+            different.append(
+                [name, str(len(pairs)), "modules named ..._N" if relabelled else "OTHERS"]
+            )
     note = f"{total} models, {time.perf_counter() - start:.0f} s. Names differ in those listed."
     yield Table("Node names beside torchvision's", ("model", "names", "which"), different, note)
 
@@ -169,8 +200,11 @@ def sweep() -> Iterator[Table]:
         agree += got == want
         if got != want:
             missing = [w for w in want if w not in got]
-            extra = [f"{f.module} {f.channels}/{f.reduction}" for f, g in zip(found, got, strict=True)
-                     if g not in want]  # fmt: skip
+            extra = [
+                f"{f.module} {f.channels}/{f.reduction}"
+                for f, g in zip(found, got, strict=True)
+                if g not in want
+            ]
             rows.append([name, str(missing), ", ".join(extra)])
     note = (
         f"{agree} of {count} ({agree / count:.1%}) have the channels of the last declared level at "

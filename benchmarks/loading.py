@@ -51,23 +51,31 @@ data[::4096].sum()
 # contender: what is done before the clock, and under it
 WORK = {
     "timm": ("import timm", "model = timm.create_model(name, checkpoint_path=file)"),
-    "featnet": ("import featnet.factory", "model = featnet.create_model(name, checkpoint_path=file)"),
+    "featnet": (
+        "import featnet.factory",
+        "model = featnet.create_model(name, checkpoint_path=file)",
+    ),
     "featnet, and every page touched": (
-        "import featnet.factory", "model = featnet.create_model(name, checkpoint_path=file)" + TOUCH,
+        "import featnet.factory",
+        "model = featnet.create_model(name, checkpoint_path=file)" + TOUCH,
     ),
     "the limit: the file mapped, every page touched": (
-        "import os; size = os.path.getsize(file)", MAP,
+        "import os; size = os.path.getsize(file)",
+        MAP,
     ),
-}  # fmt: skip
+}
 
 
 def _python(code: str, *arguments: str) -> Any:
     """What a new interpreter prints last, as JSON."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -42,9 +42,7 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, key, storage.nbytes())
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         found = func(*args, **(kwargs or {}))
         for tensor in _tensors(found):

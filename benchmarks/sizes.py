@@ -62,7 +62,14 @@ def main() -> None:
         own = ours(registry.MODELS / f"{module}.py")
         peer = sum(theirs(folder / f"{name}.py") for name in modules)
         total = [total[0] + own, total[1] + peer]
-        row = [module, str(len(names)), str(own), ", ".join(modules), str(peer), f"{own / peer:.2f}"]
+        row = [
+            module,
+            str(len(names)),
+            str(own),
+            ", ".join(modules),
+            str(peer),
+            f"{own / peer:.2f}",
+        ]
         print(f"| {' | '.join(row)} |")
     for path in sorted(registry.MODELS.glob("_[a-z]*.py")):  # what some families share
         own = ours(path)

@@ -179,7 +179,9 @@ class Backbone(nn.Module):
             )
         width = self.classifier_width(pool)
         near = next(self.parameters(), None)
-        place: dict[str, Any] = {"device": near.device, "dtype": near.dtype} if near is not None else {}
+        place: dict[str, Any] = (
+            {"device": near.device, "dtype": near.dtype} if near is not None else {}
+        )
         linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
         parent, _, child = self._classifier_name().rpartition(".")
         self.global_pool = pool.train(self.training)

@@ -139,7 +139,9 @@ def _family_changes(draft: Draft, model: Any) -> None:
     for key, value in after.items():
         old = draft.tensors.get(key)
         if old is not value:
-            what = "made from others" if old is None else f"{list(old.shape)} to {list(value.shape)}"
+            what = (
+                "made from others" if old is None else f"{list(old.shape)} to {list(value.shape)}"
+            )
             draft.put(key, value, what)
 
 
@@ -273,9 +275,7 @@ def load(
     # assign: a tensor that is mapped from a file is taken, not copied
     model.load_state_dict(ready, strict=False, assign=True)
     taken = tuple(k for k in ready if k not in draft.converted)
-    return LoadReport(
-        source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial
-    )
+    return LoadReport(source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial)
 
 
 def _missing(
@@ -287,9 +287,12 @@ def _missing(
         beside = tuple(f"{n.rpartition('.')[0]}." for n in _names(model.last_fc) if "." in n)
         optional |= _head(model) | {key for key in target if key.startswith(beside)}
     return [
-        key for key in target
-        if key not in draft.tensors and key not in optional and not key.endswith("num_batches_tracked")
-    ]  # fmt: skip
+        key
+        for key in target
+        if key not in draft.tensors
+        and key not in optional
+        and not key.endswith("num_batches_tracked")
+    ]
 
 
 def _head(model: Any) -> set[str]:
@@ -317,9 +320,13 @@ def _place(
 
 
 def _diff(
-    model: nn.Module, source: str, contents: files.Contents, missing: list[str],
-    unexpected: list[str], misshaped: list[str],
-) -> str:  # fmt: skip
+    model: nn.Module,
+    source: str,
+    contents: files.Contents,
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+) -> str:
     total, name = len(contents.tensors), type(model).__name__
     lines = [f"{source!r} does not fit {name} ({total} tensors); nothing was loaded."]
     if missing:

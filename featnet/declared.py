@@ -36,10 +36,11 @@ def levels(model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
     modules = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
     flat = {name.replace(".", "_"): name for name in modules}
     return tuple(
-        level if level.module in modules or level.module.replace(".", "_") not in flat
+        level
+        if level.module in modules or level.module.replace(".", "_") not in flat
         else dataclasses.replace(level, module=flat[level.module.replace(".", "_")])
         for level in info.info
-    )  # fmt: skip
+    )
 
 
 def returns_levels(model: nn.Module) -> bool:

@@ -71,7 +71,9 @@ def is_window(module: nn.Module) -> bool:
 
 def has_stride(module: nn.Module) -> bool:
     """Whether an output stride may change a module."""
-    return is_window(module) or (isinstance(module, nn.Upsample) and module.scale_factor is not None)
+    return is_window(module) or (
+        isinstance(module, nn.Upsample) and module.scale_factor is not None
+    )
 
 
 class _Padded:
@@ -106,9 +108,13 @@ class PaddedMaxPool2d(_Padded, nn.MaxPool2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(
-            self.pad(x, -math.inf), self.kernel_size, self.stride, 0, self.dilation,
+            self.pad(x, -math.inf),
+            self.kernel_size,
+            self.stride,
+            0,
+            self.dilation,
             ceil_mode=self.ceil_mode,
-        )  # fmt: skip
+        )
 
 
 class DilatedAvgPool2d(_Padded, nn.Module):
@@ -118,9 +124,16 @@ class DilatedAvgPool2d(_Padded, nn.Module):
     """
 
     def __init__(
-        self, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, *,
-        pad_end: Pair, count_include_pad: bool, divisor: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        *,
+        pad_end: Pair,
+        count_include_pad: bool,
+        divisor: int | None,
+    ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.padding, self.pad_end = padding, pad_end
@@ -150,9 +163,14 @@ class DilatedAvgPool2d(_Padded, nn.Module):
             top, left = self.padding
             ones = F.pad(ones, (left, left, top, top), value=1.0)
             count = DilatedAvgPool2d(
-                self.kernel_size, self.stride, (0, 0), self.dilation,
-                pad_end=self.pad_end, count_include_pad=False, divisor=1,
-            )._sum(ones)  # fmt: skip
+                self.kernel_size,
+                self.stride,
+                (0, 0),
+                self.dilation,
+                pad_end=self.pad_end,
+                count_include_pad=False,
+                divisor=1,
+            )._sum(ones)
             return self._sum(x) / count
         return self._sum(x) / self._sum(ones)
 
@@ -245,22 +263,30 @@ def widen(module: nn.Module, step: Step) -> nn.Module:
     )
     end = (0, 0)
     # An unpadded kernel longer than its stride drops border positions: then nothing is added
-    drops = any(d * (k - 1) + 1 - s > 2 * p for d, k, s, p in
-                zip(dilation, kernel, stride, before, strict=True))  # fmt: skip
+    drops = any(
+        d * (k - 1) + 1 - s > 2 * p
+        for d, k, s, p in zip(dilation, kernel, stride, before, strict=True)
+    )
     ceil = getattr(module, "ceil_mode", False)
     if ceil or (lost and not drops):  # keep the size: what is missing goes after
         reach = [d * (k - 1) + 1 - s for d, k, s in zip(dilated, kernel, step.stride, strict=True)]
         end = (max(0, reach[0] - 2 * padding[0]), max(0, reach[1] - 2 * padding[1]))
     if isinstance(module, nn.AvgPool2d):
         return DilatedAvgPool2d(
-            kernel, step.stride, padding, dilated, pad_end=end,
-            count_include_pad=module.count_include_pad, divisor=module.divisor_override,
-        ).train(module.training)  # fmt: skip
+            kernel,
+            step.stride,
+            padding,
+            dilated,
+            pad_end=end,
+            count_include_pad=module.count_include_pad,
+            divisor=module.divisor_override,
+        ).train(module.training)
     deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
     slow = (
-        type(module) is nn.Conv2d and module.groups == module.in_channels > 1
+        type(module) is nn.Conv2d
+        and module.groups == module.in_channels > 1
         and max(padding) > _QUICK_PADDING
-    )  # fmt: skip
+    )
     if end != (0, 0) or deep or slow:
         kinds: dict[type, Any] = {nn.Conv2d: PaddedConv2d, nn.MaxPool2d: PaddedMaxPool2d}
         if type(module) not in kinds:

@@ -65,9 +65,11 @@ def discover(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Fea
 
 def _input(model: nn.Module, given: Sequence[int]) -> tuple[int, tuple[int, int]]:
     if (
-        isinstance(given, str) or not isinstance(given, Sequence) or len(given) not in (2, 3)
+        isinstance(given, str)
+        or not isinstance(given, Sequence)
+        or len(given) not in (2, 3)
         or not all(isinstance(n, int) and n > 0 for n in given)
-    ):  # fmt: skip
+    ):
         raise ArgumentError(f"input_size={given!r}: (C, H, W) or (H, W) is expected.")
     channels = given[0] if len(given) == 3 else trace.channels_of(model)
     return channels, (given[-2], given[-1])
@@ -82,9 +84,7 @@ class _Call:
     gives: Layout | None
 
 
-def _calls(
-    model: nn.Module, seen: trace.Run, size: tuple[int, int], channels: int
-) -> list[_Call]:
+def _calls(model: nn.Module, seen: trace.Run, size: tuple[int, int], channels: int) -> list[_Call]:
     double = size[0] * 2, size[1] * 2
     try:
         again = trace.run(model, double, through=True, channels=channels).calls

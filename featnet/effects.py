@@ -71,18 +71,66 @@ _FRESH_FILES = {
     f"torch.nn.modules.{file}"
     for file in ("activation", "batchnorm", "conv", "instancenorm", "normalization", "pooling")
 }
-_FRESH = frozenset({
-    "adaptive_avg_pool2d", "add", "avg_pool2d", "batch_norm", "bmm", "cat", "clone", "conv2d", "cos",
-    "div", "exp", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "linear", "matmul",
-    "max_pool2d", "mean", "mul", "normalize", "pow", "relu", "relu6", "rsqrt",
-    "scaled_dot_product_attention", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack", "sub", "sum",
-    "tanh", "truediv",
-})  # fmt: skip
+_FRESH = frozenset(
+    {
+        "adaptive_avg_pool2d",
+        "add",
+        "avg_pool2d",
+        "batch_norm",
+        "bmm",
+        "cat",
+        "clone",
+        "conv2d",
+        "cos",
+        "div",
+        "exp",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "layer_norm",
+        "leaky_relu",
+        "linear",
+        "matmul",
+        "max_pool2d",
+        "mean",
+        "mul",
+        "normalize",
+        "pow",
+        "relu",
+        "relu6",
+        "rsqrt",
+        "scaled_dot_product_attention",
+        "sigmoid",
+        "silu",
+        "sin",
+        "softmax",
+        "sqrt",
+        "stack",
+        "sub",
+        "sum",
+        "tanh",
+        "truediv",
+    }
+)
 _PYTHON = ("torch", "torch.functional", F.__name__)
-_WRITING_OPERATORS = frozenset({
-    "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow", "irshift", "isub",
-    "itruediv", "ixor", "setitem",
-})  # fmt: skip
+_WRITING_OPERATORS = frozenset(
+    {
+        "iadd",
+        "iand",
+        "ifloordiv",
+        "ilshift",
+        "imatmul",
+        "imod",
+        "imul",
+        "ior",
+        "ipow",
+        "irshift",
+        "isub",
+        "itruediv",
+        "ixor",
+        "setitem",
+    }
+)
 
 
 def guess(model: nn.Module, graph: fx.Graph) -> Effects:
@@ -122,11 +170,18 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
         known = hasattr(torch.Tensor, name)
     else:
         known = isinstance(target, types.BuiltinFunctionType) or home in _PYTHON
-    rest = (*node.args[1:], *(node.kwargs.get(key) for key in ("inplace", "out", "training", "train")))
+    rest = (
+        *node.args[1:],
+        *(node.kwargs.get(key) for key in ("inplace", "out", "training", "train")),
+    )
     if not known or node.kwargs.get("out") is not None:
         return "unknown"
-    if (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or (
-        name in _WRITING_OPERATORS and home == "_operator") or name == "__setitem__":
+    if (
+        (name.endswith("_") and not name.endswith("__"))
+        or name.startswith("__i")
+        or (name in _WRITING_OPERATORS and home == "_operator")
+        or name == "__setitem__"
+    ):
         return "inplace"
     if any(value is True for value in rest):  # perhaps inplace, or statistics that are kept
         return "unknown"

@@ -21,11 +21,21 @@ from .layers import Tokens
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 # What an extractor answers with its network's words
-SHARED = frozenset({
-    "default_cfg", "drop_rate", "group_matcher", "in_chans", "no_weight_decay",
-    "num_prefix_tokens", "output_strides", "pretrained_cfg", "set_fused_attn",
-    "set_grad_checkpointing", "size_divisibility",
-})  # fmt: skip
+SHARED = frozenset(
+    {
+        "default_cfg",
+        "drop_rate",
+        "group_matcher",
+        "in_chans",
+        "no_weight_decay",
+        "num_prefix_tokens",
+        "output_strides",
+        "pretrained_cfg",
+        "set_fused_attn",
+        "set_grad_checkpointing",
+        "size_divisibility",
+    }
+)
 
 
 class FeatureNet(nn.Module):

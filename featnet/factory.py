@@ -24,9 +24,17 @@ from .weights import Weights
 
 # Arguments that only mean something with features_only
 FEATURE_ARGUMENTS = (
-    "out_indices", "out_strides", "feature_cls", "out_map", "output_fmt", "taps",
-    "return_dict", "prune", "norm", "return_prefix_tokens",
-)  # fmt: skip
+    "out_indices",
+    "out_strides",
+    "feature_cls",
+    "out_map",
+    "output_fmt",
+    "taps",
+    "return_dict",
+    "prune",
+    "norm",
+    "return_prefix_tokens",
+)
 
 
 @instant.uncollected()
@@ -130,10 +138,17 @@ def create_model(
         if isinstance(model, Backbone):
             model.architecture, model.model_args = entry.name, arguments
     return finish(
-        model, cfg=cfg, source=source, output_stride=output_stride, features_only=features_only,
-        wrap=wrap, place=place, build=build, new_classes=num_classes is not None,
+        model,
+        cfg=cfg,
+        source=source,
+        output_stride=output_stride,
+        features_only=features_only,
+        wrap=wrap,
+        place=place,
+        build=build,
+        new_classes=num_classes is not None,
         auto_mapping=auto_mapping is not False,
-    )  # fmt: skip
+    )
 
 
 _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
@@ -196,9 +211,12 @@ _asked = _Asked()
 
 
 def _call_function(
-    entry: registry.Entry, pretrained: bool, row: Mapping[str, Any], place: Place,
+    entry: registry.Entry,
+    pretrained: bool,
+    row: Mapping[str, Any],
+    place: Place,
     features_only: bool,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     registry.check_arguments(entry.build, row, what=f"create_model({entry.name!r})")
     parameters = inspect.signature(entry.build).parameters
     for name in (name for name in row if name not in parameters):  # a **kwargs may swallow it
@@ -219,9 +237,14 @@ def _call_function(
 
 
 _MEANT = (
-    "features_only", "out_indices", "out_strides", "feature_cls", "output_stride",
-    "checkpoint_path", "auto_mapping",
-)  # fmt: skip
+    "features_only",
+    "out_indices",
+    "out_strides",
+    "feature_cls",
+    "output_stride",
+    "checkpoint_path",
+    "auto_mapping",
+)
 
 
 def _ask(build: Callable[..., Any]) -> Any:
@@ -278,9 +301,14 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     if cfg is not None and not isinstance(model, Backbone):
         model.pretrained_cfg = model.default_cfg = cfg
     return finish(
-        model, cfg=cfg, source=source, output_stride=stride, features_only=features_only, wrap=wrap,
+        model,
+        cfg=cfg,
+        source=source,
+        output_stride=stride,
+        features_only=features_only,
+        wrap=wrap,
         auto_mapping=auto_mapping,
-    )  # fmt: skip
+    )
 
 
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:

@@ -69,9 +69,7 @@ class Feature(Mapping[str, Any]):
                 f"Level {index} of feature_info has hook_type {hook_type!r}; "
                 f"it is one of {', '.join(HOOK_TYPES)}.{nearest(hook_type, HOOK_TYPES)}"
             )
-        return cls(
-            fields["channels"], fields["reduction"], str(fields["module"]), index, hook_type
-        )
+        return cls(fields["channels"], fields["reduction"], str(fields["module"]), index, hook_type)
 
     def __getitem__(self, key: str) -> Any:
         name = _ALIASES.get(key, key)
@@ -227,9 +225,7 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def resolve(
-    out_indices: int | Sequence[int] | None, levels: Sequence[Feature]
-) -> tuple[int, ...]:
+def resolve(out_indices: int | Sequence[int] | None, levels: Sequence[Feature]) -> tuple[int, ...]:
     """Which levels come out, as indices from the front, in the order asked.
 
     ``None`` is every level, an int the last n; a sequence holds indices in any order, negatives

@@ -23,9 +23,20 @@ State = dict[str, torch.Tensor]
 
 # Where training scripts keep the weights, best first
 CONTAINERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "teacher", "state_dict", "model",
-    "module", "params", "encoder", "model_state", "classy_state_dict", "base_model",
-)  # fmt: skip
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "params_ema",
+    "teacher",
+    "state_dict",
+    "model",
+    "module",
+    "params",
+    "encoder",
+    "model_state",
+    "classy_state_dict",
+    "base_model",
+)
 AVERAGED = CONTAINERS[:5]
 PARTS = ("trunk", "heads")  # dictionaries that are one network together
 
@@ -34,10 +45,26 @@ MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
 
 # Bits of an element, by the names of the safetensors format
 BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
-    "BOOL": 8, "C64": 64, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-}  # fmt: skip
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
+    "C64": 64,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +151,7 @@ def parse_json(text: bytes) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        return json.loads(
-            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse
-        )
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -229,9 +254,12 @@ def shards(path: Path) -> list[str]:
 
 def check_name(name: str, *, source: str) -> str:
     """Refuse a shard that is not in the index's own folder, or is an index itself."""
-    if not isinstance(name, str) or not name or name in (".", "..") or any(
-        c in name for c in "/\\\0:"
-    ):  # fmt: skip
+    if (
+        not isinstance(name, str)
+        or not name
+        or name in (".", "..")
+        or any(c in name for c in "/\\\0:")
+    ):
         raise CheckpointError(f"{source!r} names {name!r}, which is outside its folder.")
     if name.endswith(".json"):
         raise CheckpointError(f"{source!r} names {name!r}, which is no file of tensors.")

@@ -95,8 +95,9 @@ def create_feature_extractor(
     if deaf:
         warnings.warn(
             f"Hooks on {', '.join(deaf)} are not called by the extractor, whose graph goes through "
-            "these modules: make their classes leaf_modules.", stacklevel=2,
-        )  # fmt: skip
+            "these modules: make their classes leaf_modules.",
+            stacklevel=2,
+        )
     if not suppress_diff_warning:
         _warn_of_difference(list(names[True]), list(names[False]))
     found = {
@@ -144,8 +145,9 @@ def _warn_of_difference(train: list[str], evaluation: list[str]) -> None:
     ]
     warnings.warn(
         f"The graph of train mode is not that of eval mode ({'; '.join(only) or 'another order'}). "
-        "train_return_nodes and eval_return_nodes choose nodes of each.", stacklevel=3,
-    )  # fmt: skip
+        "train_return_nodes and eval_return_nodes choose nodes of each.",
+        stacklevel=3,
+    )
 
 
 def _by_hooks(
@@ -169,9 +171,7 @@ def _by_hooks(
 def _which(model: nn.Module, taps: list[Tap]) -> list[Tap]:
     """Taps that say ``which`` only of modules that run several times: others can stop early."""
     ran = [call.name for call in trace.run(model, trace.probe_size(model), through=True).calls]
-    return [
-        tap if ran.count(tap.module) > 1 else Tap(tap.module, key=tap.key) for tap in taps
-    ]
+    return [tap if ran.count(tap.module) > 1 else Tap(tap.module, key=tap.key) for tap in taps]
 
 
 def _extractor(

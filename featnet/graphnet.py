@@ -26,11 +26,7 @@ class GraphExtractor(nn.Module):
     _graphs: dict[bool, fx.Graph]
     _forwards: dict[bool, Any]
 
-    def __init__(
-        self,
-        body: nn.Module,
-        graphs: Mapping[bool, fx.Graph],
-    ) -> None:
+    def __init__(self, body: nn.Module, graphs: Mapping[bool, fx.Graph]) -> None:
         super().__init__()
         for name in REGISTRIES:
             self.__dict__[name] = body.__dict__[name]
@@ -76,7 +72,9 @@ class GraphExtractor(nn.Module):
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         _, shapes = self._run((size,))
         levels = self._levels[self.training]
-        return [layout.sides(s, level, size) for s, level in zip(shapes.values(), levels, strict=True)]
+        return [
+            layout.sides(s, level, size) for s, level in zip(shapes.values(), levels, strict=True)
+        ]
 
     def _run(self, sizes: Sequence[Size]) -> tuple[Size, dict[str, torch.Size]]:
         """The first of the sizes that the graph takes, and what comes out then."""

@@ -289,13 +289,16 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
         if not matches:
             raise MissingFeatureError(
                 f"{type(model).__name__} has no module {tap.module!r}."
-                + (nearest(tap.module, names) or f" It has {', '.join(names[:8]) or 'none'}{', ...' * (len(names) > 8)}.")
+                + (
+                    nearest(tap.module, names)
+                    or f" It has {', '.join(names[:8]) or 'none'}{', ...' * (len(names) > 8)}."
+                )
             )
         for match in matches:
             changed: dict[str, Any] = {"key": None if tap.key == tap.module else tap.key}
-            found.append(tap if match == tap.module else dataclasses.replace(
-                tap, module=match, **changed
-            ))  # fmt: skip
+            found.append(
+                tap if match == tap.module else dataclasses.replace(tap, module=match, **changed)
+            )
     keys = [tap.key for tap in found]
     twice = sorted({str(key) for key in keys if keys.count(key) > 1})
     if twice or not found:

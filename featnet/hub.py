@@ -20,13 +20,20 @@ from .weights import Weights
 
 # What a repository or folder calls its weights, best first
 WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-    "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
-)  # fmt: skip
+)
 ON_THE_HUB = WEIGHTS[:4]
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+
+
 def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bool = False) -> Path:
     """A local file with the weights: given, from the Hugging Face hub, or from their url.
 
@@ -87,13 +94,20 @@ def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, ref
 
 
 def hub_file(
-    repo: str, name: str, cache_dir: str | Path | None = None, refresh: bool = False,
+    repo: str,
+    name: str,
+    cache_dir: str | Path | None = None,
+    refresh: bool = False,
     missing_ok: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """One file of a repository, from the cache or else from the hub; None where there is none and
     that is allowed."""
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     repo_id, _, revision = repo.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}

@@ -85,7 +85,9 @@ def check_input(x: Any, in_chans: int) -> None:
     if not isinstance(x, torch.Tensor):
         if type(x).__name__ == "Proxy":  # torch.fx
             return
-        raise ArgumentError(f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected.")
+        raise ArgumentError(
+            f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected."
+        )
     if x.ndim != 4:
         raise InputSizeError(
             f"The input has {x.ndim} dimensions, {tuple(x.shape)}; (N, {in_chans}, H, W) is "

@@ -87,7 +87,8 @@ def finish(
         if cfg is not None:
             pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
             model.pretrained_cfg = cfg.replace(
-                first_conv=model.first_conv, classifier=model.last_fc,
+                first_conv=model.first_conv,
+                classifier=model.last_fc,
                 pool_size=cfg.pool_size or pool,
             )
     if output_stride is not None:
@@ -168,14 +169,24 @@ def convert_checkpoint(
 
 
 def _load(
-    model: Any, source: Path, cfg: Weights | None, place: Place, auto_mapping: bool,
+    model: Any,
+    source: Path,
+    cfg: Weights | None,
+    place: Place,
+    auto_mapping: bool,
     spare: Callable[[], Collection[str]],
-) -> None:  # fmt: skip
+) -> None:
     device = place.device or torch.get_default_device()
     model.load_report = checkpoint.load(
-        model, files.read(source), source=str(source), cfg=cfg,
-        device=device, dtype=place.dtype, spare=spare, auto_mapping=auto_mapping,
-    )  # fmt: skip
+        model,
+        files.read(source),
+        source=str(source),
+        cfg=cfg,
+        device=device,
+        dtype=place.dtype,
+        spare=spare,
+        auto_mapping=auto_mapping,
+    )
     model.to(device, place.dtype)  # what no file holds
 
 

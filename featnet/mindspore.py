@@ -19,11 +19,20 @@ import torch
 from .errors import CheckpointError
 
 DTYPES = {
-    "Int8": torch.int8, "UInt8": torch.uint8, "Int16": torch.int16, "Int32": torch.int32,
-    "Int64": torch.int64, "UInt16": torch.uint16, "UInt32": torch.uint32, "UInt64": torch.uint64,
-    "Float16": torch.float16, "Float32": torch.float32, "Float64": torch.float64,
-    "BFloat16": torch.bfloat16, "Bool": torch.bool,
-}  # fmt: skip
+    "Int8": torch.int8,
+    "UInt8": torch.uint8,
+    "Int16": torch.int16,
+    "Int32": torch.int32,
+    "Int64": torch.int64,
+    "UInt16": torch.uint16,
+    "UInt32": torch.uint32,
+    "UInt64": torch.uint64,
+    "Float16": torch.float16,
+    "Float32": torch.float32,
+    "Float64": torch.float64,
+    "BFloat16": torch.bfloat16,
+    "Bool": torch.bool,
+}
 CHECKSUM = 17  # bytes of "crc_num" and the number
 
 Buffer = memoryview
@@ -84,7 +93,9 @@ def _parameters(view: Buffer) -> dict[str, torch.Tensor]:
         if kinds.setdefault(name, kind) != kind:
             raise _Malformed(f"{name!r} occurs twice")
         parts.setdefault(name, []).append(content)
-    found = {name: _tensor(name, *kinds[name], parts[name]) for name in kinds if kinds[name][0] != "str"}
+    found = {
+        name: _tensor(name, *kinds[name], parts[name]) for name in kinds if kinds[name][0] != "str"
+    }
     if not found:
         raise _Malformed("it holds no parameters")
     return found

@@ -126,7 +126,9 @@ def tracer_for(model: nn.Module, options: Mapping[str, Any] | None) -> PathTrace
     if "torchvision.ops" in sys.modules:
         ops: Any = sys.modules["torchvision.ops"]
         modules.append(ops)
-        leaves += [v for v in vars(ops).values() if isinstance(v, type) and issubclass(v, nn.Module)]
+        leaves += [
+            v for v in vars(ops).values() if isinstance(v, type) and issubclass(v, nn.Module)
+        ]
     strange = [leaf for leaf in leaves if not isinstance(leaf, type)]
     if strange:
         raise ArgumentError(f"tracer_kwargs: leaf_modules are classes, and {strange[0]!r} is none.")
@@ -145,7 +147,9 @@ def trace(
     tracer = tracer_for(model, options)
     try:
         with _no_hooks(model, tracer):
-            graph = tracer.trace(model, concrete_args=dict(concrete_args) if concrete_args else None)
+            graph = tracer.trace(
+                model, concrete_args=dict(concrete_args) if concrete_args else None
+            )
     except Exception as error:
         raise TraceError(
             f"torch.fx cannot trace {type(model).__name__}: {_line_of(error)} "

@@ -67,7 +67,11 @@ def _tensor(np: Any, name: str, file: IO[bytes], size: int) -> torch.Tensor:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name!r} is of the unknown version {version}")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = header(file)
     if dtype.hasobject:
         raise ValueError(f"{name!r} holds objects")
@@ -80,6 +84,8 @@ def _tensor(np: Any, name: str, file: IO[bytes], size: int) -> torch.Tensor:
     if len(content) != left:
         raise ValueError(f"{name!r} ends after {len(content)} of {left} bytes")
     array = array.reshape(shape, order="F" if fortran else "C")
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(shape)
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(
+        shape
+    )
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if brain else tensor

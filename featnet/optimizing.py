@@ -77,7 +77,9 @@ class OptimizeReport:
         return "\n".join(lines)
 
 
-def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool | str = False) -> Model:
+def optimize(
+    net: Model, *, example: torch.Tensor | None = None, compile: bool | str = False
+) -> Model:
     """A copy of a network for inference, of featnet or any other origin.
 
     Re-parameterisable blocks become one layer, batch norms part of the convolution or linear layer
@@ -114,7 +116,9 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     feeds, sizes = _chains(model, x)
     folded, left = fold(model, feeds)
     if not sizes:
-        left = dict.fromkeys(left, "the network looks at values: it does not run on the meta device")
+        left = dict.fromkeys(
+            left, "the network looks at values: it does not run on the meta device"
+        )
     forms = {"contiguous": model}
     forms["channels_last"] = channels_last(copy.deepcopy(model))
     packed: tuple[str, ...] = ()
@@ -134,11 +138,16 @@ def optimize(net: Model, *, example: torch.Tensor | None = None, compile: bool |
     gaps = _gaps(found, wanted)
     rounding = _check_numbers(net, model, x, gaps)
     model.optimize_report = OptimizeReport(
-        blocks, folded, left, packed if best == "packed" else (),
+        blocks,
+        folded,
+        left,
+        packed if best == "packed" else (),
         "contiguous" if best == "contiguous" else "channels_last",
-        how if best == "compiled" else "", milliseconds,
-        max(gaps, default=0.0), rounding,
-    )  # fmt: skip
+        how if best == "compiled" else "",
+        milliseconds,
+        max(gaps, default=0.0),
+        rounding,
+    )
     return model
 
 
@@ -280,6 +289,8 @@ def _race(forms: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
                     start = time.perf_counter()
                     net(x)
                     wait()
-                    if turn and again:  # the first ones warm up; the others' weights filled the cache
+                    if (
+                        turn and again
+                    ):  # the first ones warm up; the others' weights filled the cache
                         taken[form].append(time.perf_counter() - start)
     return {form: statistics.median(times) * 1e3 for form, times in taken.items()}

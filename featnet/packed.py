@@ -69,7 +69,9 @@ class _Kernel(_Weight):
     wrong one it reorders the kernel in each call, which can take longer than the convolution.
     """
 
-    def __init__(self, weight: torch.Tensor, geometry: tuple[Any, ...], size: Sequence[int]) -> None:
+    def __init__(
+        self, weight: torch.Tensor, geometry: tuple[Any, ...], size: Sequence[int]
+    ) -> None:
         super().__init__(weight)
         self.geometry, self.size = geometry, tuple(size)
         self.layouts: dict[bytes, torch.Tensor] = {}

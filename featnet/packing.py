@@ -83,7 +83,9 @@ def _is_one_row(layer: nn.Module, size: torch.Size) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer does what its class in torch does, on weights that can be packed."""
-    if type(layer) is nn.Conv2d and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+    if type(layer) is nn.Conv2d and (
+        layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
         return False
     if type(layer) not in (nn.Conv2d, nn.Linear) or not isinstance(layer.weight, nn.Parameter):
         return False

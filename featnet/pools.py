@@ -19,20 +19,34 @@ from torch.overrides import TorchFunctionMode
 from . import shapes, structure, trace
 from .dilation import is_window
 
-_MAX = inspect.Signature([
-    inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    for name, default in (
-        ("input", None), ("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1),
-        ("ceil_mode", False), ("return_indices", False),
-    )
-])  # fmt: skip
-_AVG = inspect.Signature([
-    inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-    for name, default in (
-        ("input", None), ("kernel_size", None), ("stride", None), ("padding", 0),
-        ("ceil_mode", False), ("count_include_pad", True), ("divisor_override", None),
-    )
-])  # fmt: skip
+_MAX = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, default in (
+            ("input", None),
+            ("kernel_size", None),
+            ("stride", None),
+            ("padding", 0),
+            ("dilation", 1),
+            ("ceil_mode", False),
+            ("return_indices", False),
+        )
+    ]
+)
+_AVG = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, default in (
+            ("input", None),
+            ("kernel_size", None),
+            ("stride", None),
+            ("padding", 0),
+            ("ceil_mode", False),
+            ("count_include_pad", True),
+            ("divisor_override", None),
+        )
+    ]
+)
 # max_pool2d has several names, of which a mode sees one or the other
 POOLS: Mapping[Any, tuple[type[nn.Module], inspect.Signature]] = {
     F.max_pool2d: (nn.MaxPool2d, _MAX),
@@ -60,9 +74,7 @@ class _Record(TorchFunctionMode):
         super().__init__()
         self.tell = tell
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in POOLS:
             self.tell(*as_module(func, args, kwargs), result)
@@ -82,8 +94,11 @@ class Watched:
         tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         shape = (1, trace.channels_of(model), *size)
         try:
-            self._run(model, structure.meta_clone(model), torch.empty(
-                shape, dtype=tensor.dtype, device="meta"))  # fmt: skip
+            self._run(
+                model,
+                structure.meta_clone(model),
+                torch.empty(shape, dtype=tensor.dtype, device="meta"),
+            )
         except Exception:
             if tensor.device.type == "meta":
                 raise
@@ -135,9 +150,7 @@ class _Replace(TorchFunctionMode):
         super().__init__()
         self.modules, self.count = modules, 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in POOLS:
             module = self.modules.get(self.count)
             self.count += 1

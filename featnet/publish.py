@@ -101,9 +101,11 @@ def make_config(model: Backbone, model_args: Mapping[str, Any] | None = None) ->
         if fields.get(name):
             fields[name] = (model.in_chans, *fields[name][1:])
     fields |= {
-        "num_classes": model.num_classes, "first_conv": model.first_conv,
-        "classifier": model.last_fc, "custom_load": False,
-    }  # fmt: skip
+        "num_classes": model.num_classes,
+        "first_conv": model.first_conv,
+        "classifier": model.last_fc,
+        "custom_load": False,
+    }
     config = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -142,10 +144,13 @@ def make_card(model: Backbone, config: Mapping[str, Any], source: str) -> str:
     return CARD.format(
         task="image-classification" if model.num_classes else "image-feature-extraction",
         license=f"license: {cfg['license']}\n" if cfg.get("license") else "",
-        name=Path(source.partition(":")[2]).name, architecture=config["architecture"],
-        classes=classes, parameters=count / 1e6, source=source,
+        name=Path(source.partition(":")[2]).name,
+        architecture=config["architecture"],
+        classes=classes,
+        parameters=count / 1e6,
+        source=source,
         size=" x ".join(map(str, cfg["input_size"][1:])),
-    )  # fmt: skip
+    )
 
 
 def push_to_hub(
@@ -180,9 +185,13 @@ def push_to_hub(
         with tempfile.TemporaryDirectory() as folder:
             _save(model, Path(folder), model_args, source=f"hf-hub:{repo}")
             commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, create_pr=create_pr,
-                commit_message=message, ignore_patterns=["README.md"] if has_card else None,
-            )  # fmt: skip
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=message,
+                ignore_patterns=["README.md"] if has_card else None,
+            )
     except (ArgumentError, CheckpointError):
         raise
     except Exception as error:

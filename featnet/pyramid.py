@@ -36,11 +36,7 @@ class SimplePyramid(nn.Module):
     """
 
     def __init__(
-        self,
-        info: FeatureInfo,
-        *,
-        out_channels: int = 256,
-        scales: Sequence[float] = SCALES,
+        self, info: FeatureInfo, *, out_channels: int = 256, scales: Sequence[float] = SCALES
     ) -> None:
         super().__init__()
         level, strange = info[-1], [scale for scale in scales if scale not in SCALES]

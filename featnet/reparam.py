@@ -62,9 +62,7 @@ def reparameterizable(model: nn.Module) -> tuple[str, ...]:
     one module."""
     sites = dict(model.named_modules(remove_duplicate=False))
     names = [name for name, module in sites.items() if hasattr(module, "reparameterized")]
-    return tuple(
-        name for name in names if not any(name.startswith(f"{other}.") for other in names)
-    )
+    return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
 def _deploy(module: nn.Module, name: str) -> nn.Module:

@@ -18,18 +18,34 @@ Rule = Callable[..., "torch.Tensor | None"]
 
 # Functions that keep the shape; and where among their arguments ``inplace`` is
 KEEP: Mapping[Any, int | None] = {
-    F.gelu: None, F.hardswish: 1, F.hardsigmoid: 1, F.silu: 1, F.mish: 1, F.relu6: 1, F.elu: 2,
-    F.leaky_relu: 2, F.hardtanh: 3, F.relu: 1, F.softmax: None, F.normalize: None,
-    torch.sigmoid: None, torch.Tensor.sigmoid: None, torch.Tensor.softmax: None,
-    torch.Tensor.neg: None, torch.Tensor.sqrt: None, torch.Tensor.roll: None,
-}  # fmt: skip
+    F.gelu: None,
+    F.hardswish: 1,
+    F.hardsigmoid: 1,
+    F.silu: 1,
+    F.mish: 1,
+    F.relu6: 1,
+    F.elu: 2,
+    F.leaky_relu: 2,
+    F.hardtanh: 3,
+    F.relu: 1,
+    F.softmax: None,
+    F.normalize: None,
+    torch.sigmoid: None,
+    torch.Tensor.sigmoid: None,
+    torch.Tensor.softmax: None,
+    torch.Tensor.neg: None,
+    torch.Tensor.sqrt: None,
+    torch.Tensor.roll: None,
+}
 
 
 def _keep(at: int | None) -> Rule:
     def rule(x: torch.Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         if at is not None and len(args) >= at:
             inplace = args[at - 1]
-        if not x.is_floating_point() or any(kwargs.get(key) is not None for key in ("dtype", "out")):
+        if not x.is_floating_point() or any(
+            kwargs.get(key) is not None for key in ("dtype", "out")
+        ):
             return None
         return x.zero_() if inplace else x.clone()
 
@@ -83,9 +99,14 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 
 def _conv2d(
-    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
     groups: int = 1,
-) -> torch.Tensor | None:  # fmt: skip
+) -> torch.Tensor | None:
     windows: Any = [_pair(value) for value in (stride, padding, dilation)]
     steps, pads, spreads = windows
     if x.ndim != 4 or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:

@@ -16,8 +16,12 @@ from . import files, hub, registry
 from .errors import ArgumentError, CheckpointError, UnknownModelError, nearest
 from .weights import Weights
 
-SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir", "local_dir": "local-dir"}
-
+SOURCES = {
+    "hf-hub": "hf-hub",
+    "hf_hub": "hf-hub",
+    "local-dir": "local-dir",
+    "local_dir": "local-dir",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +99,12 @@ def _config(content: Any, path: Path, where: Mapping[str, Any]) -> Config:
         raise TypeError("an object is expected")
     if "architecture" not in content:
         kind = content.get("model_type") or ", ".join(map(str, content.get("architectures") or ()))
-        hint = f" It is one of transformers, {kind}: build the same network by its name here, " \
-            "and give the file as checkpoint_path=." if kind else ""  # fmt: skip
+        hint = (
+            f" It is one of transformers, {kind}: build the same network by its name here, "
+            "and give the file as checkpoint_path=."
+            if kind
+            else ""
+        )
         raise CheckpointError(f"{str(path)!r} names no architecture.{hint}")
     name = content["architecture"]
     if not isinstance(name, str):
@@ -113,14 +121,18 @@ def _config(content: Any, path: Path, where: Mapping[str, Any]) -> Config:
     if not isinstance(kept.get("num_classes", 0), int):
         raise TypeError(f"num_classes is {kept['num_classes']!r}")
     kept.setdefault("tag", tag)
-    return Config(architecture, arguments, Weights(architecture=architecture, **{**kept, **where}), path)
+    return Config(
+        architecture, arguments, Weights(architecture=architecture, **{**kept, **where}), path
+    )
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def entry(name: str, *, tag: str | None = None, cache_dir: str | Path | None = None) -> registry.Entry:
+def entry(
+    name: str, *, tag: str | None = None, cache_dir: str | Path | None = None
+) -> registry.Entry:
     """What a name of any source stands for.
 
     Raises:
@@ -142,9 +154,7 @@ def entry(name: str, *, tag: str | None = None, cache_dir: str | Path | None = N
     return dataclasses.replace(base, row=row, weights=found.weights, arguments=found.arguments)
 
 
-def prefetch(
-    names: str | Iterable[str], *, cache_dir: str | Path | None = None
-) -> dict[str, Path]:
+def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None) -> dict[str, Path]:
     """Fetch checkpoints, so that ``create_model(name, pretrained=True)`` needs no network later.
 
     The hub's client shows the progress. What is cached already is only compared with the hub's.

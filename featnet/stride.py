@@ -139,6 +139,8 @@ def _declare(model: Any, output_stride: int) -> None:
     rows = getattr(model, "feature_info", None)
     if isinstance(rows, (list, tuple)) and all(isinstance(row, dict) for row in rows):
         model.feature_info = [
-            {**row, "reduction": min(row["reduction"], output_stride)} if "reduction" in row else row
+            {**row, "reduction": min(row["reduction"], output_stride)}
+            if "reduction" in row
+            else row
             for row in rows
         ]

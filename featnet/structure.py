@@ -63,7 +63,9 @@ def _copies_itself(kind: Any) -> bool:
 
 
 _CONTAINERS = frozenset({dict, OrderedDict, set})
-_VALUES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType})
+_VALUES = frozenset(
+    {bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType}
+)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -205,4 +207,3 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         raise MissingFeatureError(
             f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
         ) from None
-

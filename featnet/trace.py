@@ -158,9 +158,15 @@ def run(
 
 
 def _run(
-    copied: Any, x: torch.Tensor, *, levels: Collection[int] | None, norm: Collection[int],
-    until: Places, through: bool, watched: Which | None,
-) -> Run:  # fmt: skip
+    copied: Any,
+    x: torch.Tensor,
+    *,
+    levels: Collection[int] | None,
+    norm: Collection[int],
+    until: Places,
+    through: bool,
+    watched: Which | None,
+) -> Run:
     names = names_of(copied)
     watch = Watch(copied, until, watched)
     closely = watched is None
@@ -200,9 +206,11 @@ def _run(
         return Run(calls, read, frozenset(), {})
     reads = watch.used.reads
     return Run(
-        calls, read, frozenset(names[i] for i in names if reads[i]),
+        calls,
+        read,
+        frozenset(names[i] for i in names if reads[i]),
         _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
-    )  # fmt: skip
+    )
 
 
 def _feeds(

@@ -28,9 +28,7 @@ class Used(TorchFunctionMode):
         self.reads: Counter[int] = Counter()
         self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = shapes.call(func, args, kwargs)
         if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):

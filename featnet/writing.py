@@ -36,7 +36,9 @@ def write_safetensors(
         place = value.untyped_storage().data_ptr()  # the format has no shared tensors
         ready[key] = value.clone() if place in seen and value.numel() else value
         seen.add(place)
-    replace(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
+    replace(
+        path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -33,7 +33,14 @@ def torchvision_names() -> tuple[str, ...]:
 
 
 # Enough to meet every kind of operation, in seconds
-_SOME = ("resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "swin_t")
+_SOME = (
+    "resnet18",
+    "densenet121",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "googlenet",
+    "swin_t",
+)
 
 
 def some_torchvision_names() -> tuple[str, ...]:

@@ -315,7 +315,9 @@ def _signature_of(module: nn.Module) -> tuple[Any, ...]:
     kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
     kernel = kernel if isinstance(kernel, int) else max(kernel)
     facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
-    facts.append((getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False)))
+    facts.append(
+        (getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False))
+    )
     groups = getattr(module, "groups", 1)
     facts.append(groups > 1 if isinstance(groups, int) else groups)
     facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
@@ -434,13 +436,24 @@ class Local(TorchFunctionMode):
     """
 
     zero = (
-        torch.Tensor.mean, torch.mean, torch.Tensor.amax, torch.amax,
-        F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-    )  # fmt: skip
+        torch.Tensor.mean,
+        torch.mean,
+        torch.Tensor.amax,
+        torch.amax,
+        F.adaptive_avg_pool2d,
+        F.adaptive_max_pool2d,
+        F.interpolate,
+    )
     one = (
-        torch.Tensor.var, torch.var, torch.Tensor.std, torch.std, torch.var_mean,
-        torch.Tensor.norm, torch.norm, torch.linalg.vector_norm,
-    )  # fmt: skip
+        torch.Tensor.var,
+        torch.var,
+        torch.Tensor.std,
+        torch.std,
+        torch.var_mean,
+        torch.Tensor.norm,
+        torch.norm,
+        torch.linalg.vector_norm,
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -467,7 +480,9 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
     A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
     without padding that loses a position where the size is odd must find none that is.
     """
-    blurs = any(isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules())
+    blurs = any(
+        isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules()
+    )
     loses = any(_loses(m) for m in model.modules())
     assert not (blurs and loses)
     return [size for size, unfit in (((64, 96), blurs), ((97, 65), loses)) if not unfit]

@@ -209,10 +209,11 @@ class Handler(BaseHTTPRequestHandler):
         if len(body) >= LARGE:
             self.server.blobs[etag] = body
             headers |= {
-                "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(body)),
+                "X-Linked-Etag": f'"{etag}"',
+                "X-Linked-Size": str(len(body)),
                 # another host, as the real one's: the client follows what stays on its own
                 "Location": f"http://localhost:{self.server.server_address[1]}/cdn/{etag}",
-            }  # fmt: skip
+            }
             self.answer(302, b"", headers)
         else:
             self.send_body(body, headers)
@@ -238,7 +239,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         name = "/".join(filter(None, [wanted.get("organization"), wanted["name"]]))
         if self.headers.get("Authorization") != "Bearer writer":
-            self.answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            self.answer(
+                401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
             return
         self.server.repos.setdefault(name, Repo([{}]))
         self.json({"url": f"{self.server.url}/{name}", "name": name})

@@ -45,7 +45,11 @@ def module_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     helpers.peer("torchvision")
     first, *_ = parts = name.split(".")[:-1]
     try:
-        root = Path(importlib.metadata.distribution({"mmseg": "mmsegmentation"}.get(first, first)).locate_file(""))
+        root = Path(
+            importlib.metadata.distribution(
+                {"mmseg": "mmsegmentation"}.get(first, first)
+            ).locate_file("")
+        )
     except importlib.metadata.PackageNotFoundError:
         return helpers.peer(first)  # skips, or fails
     for end in range(1, len(parts) + 1):
@@ -62,7 +66,9 @@ def test_none_of_the_libraries_is_imported() -> None:
     tree = ast.parse(Path(adapters.__file__).read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) if not node.level}
+    names |= {
+        str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) if not node.level
+    }
     assert {n.partition(".")[0] for n in names} <= {*sys.stdlib_module_names, "torch"}
 
 
@@ -79,10 +85,13 @@ def test_torchvisions_detectors_over_an_fpn(x: torch.Tensor) -> None:
     from torchvision.models.detection.rpn import AnchorGenerator
 
     detector = FasterRCNN(
-        backbone, num_classes=3, min_size=64, max_size=64,
+        backbone,
+        num_classes=3,
+        min_size=64,
+        max_size=64,
         rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 4),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
-    ).train()  # fmt: skip
+    ).train()
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     losses = detector([torch.rand(3, 64, 64)], [target])
     sum(losses.values()).backward()
@@ -121,7 +130,9 @@ def test_transformers_interface(x: torch.Tensor) -> None:
 
 def test_every_kind_of_extractor(x: torch.Tensor) -> None:
     model = featnet.create_model("resnet18").eval()
-    nodes = featnet.create_feature_extractor(model, ["layer2", "layer4"], suppress_diff_warning=True)
+    nodes = featnet.create_feature_extractor(
+        model, ["layer2", "layer4"], suppress_diff_warning=True
+    )
     taps = featnet.extract(model, ["layer2", "layer4"])
     for made in (nodes, taps):
         assert list(adapters.Detectron2Backbone(made)(x)) == ["res3", "res5"]
@@ -162,7 +173,9 @@ def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch)
     assert [m.shape[1] for m in maps] == list(encoder.out_channels)
     assert [64 // m.shape[-1] for m in maps] == [1, 2, 4, 8, 16, 32]
     if name == "resnet18":
-        dense = timm_universal.TimmUniversalEncoder(name, pretrained=False, depth=5, output_stride=8)
+        dense = timm_universal.TimmUniversalEncoder(
+            name, pretrained=False, depth=5, output_stride=8
+        )
         assert [64 // m.shape[-1] for m in dense(x)] == [1, 2, 4, 8, 8, 8]
 
 
@@ -185,13 +198,19 @@ def test_transformers_timm_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.timm_backbone import modeling_timm_backbone as module
 
     monkeypatch.setattr(module, "timm", featnet)
-    config = TimmBackboneConfig(backbone="resnet18", out_indices=(1, 2, 3, 4), use_pretrained_backbone=False)
+    config = TimmBackboneConfig(
+        backbone="resnet18", out_indices=(1, 2, 3, 4), use_pretrained_backbone=False
+    )
     backbone = module.TimmBackbone(config).eval()
     assert type(backbone._backbone).__module__.startswith("featnet")
     x = helpers.picture(64, 64)
     with torch.no_grad():
         output = backbone(x)
-        assert [m.shape[1] for m in output.feature_maps] == [64, 128, 256, 512] == list(backbone.channels)
+        assert (
+            [m.shape[1] for m in output.feature_maps]
+            == [64, 128, 256, 512]
+            == list(backbone.channels)
+        )
         every = backbone(x, output_hidden_states=True)
     assert torch.equal(every.feature_maps[-1], output.feature_maps[-1])
 
@@ -273,19 +292,26 @@ def test_a_lightning_module_over_a_pyramid(x: torch.Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
-            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            max_steps=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(model, torch.utils.data.DataLoader([x[0], x[0]], batch_size=2))
     assert not torch.equal(before, model.backbone.conv1.weight)
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "options"),
-    [("resnet18", ["layer1", "layer3"], {}), ("convnext_atto", ["stages.1"], {"requires_grad": True}),
-     ("test_vit", ["blocks.0", "blocks.2"], {"output_fmt": "NLC", "return_class_token": True}),
-     ("test_vit", ["blocks.1"], {"norm": False})],
-)  # fmt: skip
+    [
+        ("resnet18", ["layer1", "layer3"], {}),
+        ("convnext_atto", ["stages.1"], {"requires_grad": True}),
+        ("test_vit", ["blocks.0", "blocks.2"], {"output_fmt": "NLC", "return_class_token": True}),
+        ("test_vit", ["blocks.1"], {"norm": False}),
+    ],
+)
 def test_anomalibs_extractor(
     name: str, layers: list[str], options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +328,10 @@ def test_anomalibs_extractor(
     assert [y.shape[axis] for y in found.values()] == list(extractor.out_dims)
     assert all(y.requires_grad == options.get("requires_grad", False) for y in found.values())
     if axis == 2:
-        assert found["blocks.0"].shape[1] == extractor.num_prefix_tokens + (96 // extractor.patch_size) ** 2
+        assert (
+            found["blocks.0"].shape[1]
+            == extractor.num_prefix_tokens + (96 // extractor.patch_size) ** 2
+        )
 
 
 def test_anomalibs_extractor_of_a_foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,13 +363,24 @@ def test_mmsegs_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrappers_by_hand(name: str, x: torch.Tensor) -> None:
     """How anomaly detectors choose levels by their modules' names, and what wrappers of the mm
     family set on what they get."""
-    names = [row["module"] for row in featnet.create_model(
-        name, pretrained=False, features_only=True, exportable=True).feature_info.info]  # fmt: skip
+    names = [
+        row["module"]
+        for row in featnet.create_model(
+            name, pretrained=False, features_only=True, exportable=True
+        ).feature_info.info
+    ]
     wanted = [names.index(names[1]), names.index(names[2])]
     body = featnet.create_model(
-        model_name=name, pretrained=False, pretrained_cfg=None, features_only=True,
-        exportable=True, out_indices=wanted, in_chans=3, checkpoint_path="", output_stride=None,
-    )  # fmt: skip
+        model_name=name,
+        pretrained=False,
+        pretrained_cfg=None,
+        features_only=True,
+        exportable=True,
+        out_indices=wanted,
+        in_chans=3,
+        checkpoint_path="",
+        output_stride=None,
+    )
     for gone in ("fc", "classifier", "global_pool"):
         setattr(body, gone, None)
     assert [y.shape[1] for y in body(x)] == body.feature_info.channels()

@@ -260,9 +260,7 @@ def test_folder_as_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_not_a_picture(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_not_a_picture(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.png").write_bytes(content)
     message = refusal(capsys, extract(tmp_path / "notes.png", tmp_path / "out"))
     assert "notes.png" in message and "is not a picture" in message

@@ -46,13 +46,24 @@ ALL = {
     **{f"efficientnet_v2_{n}": f"efficientnetv2_{n}" for n in "sml"},
     **{f"convnext_{n}": f"convnext_{n}" for n in ("tiny", "small", "base", "large")},
     **{n: o for n, o in TORCHVISION.items() if n.startswith("mobilenet")},
-    **{f"regnet_{xy}_{n}": f"regnet{xy}_{o}" for xy in "xy" for n, o in {
-        "400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032", "8gf": "080",
-        "16gf": "160", "32gf": "320"}.items()},
+    **{
+        f"regnet_{xy}_{n}": f"regnet{xy}_{o}"
+        for xy in "xy"
+        for n, o in {
+            "400mf": "004",
+            "800mf": "008",
+            "1_6gf": "016",
+            "3_2gf": "032",
+            "8gf": "080",
+            "16gf": "160",
+            "32gf": "320",
+        }.items()
+    },
     "regnet_y_128gf": "regnety_1280",
-    "regnet_x_400mf": "regnetx_004_tv", "regnet_y_8gf": "regnety_080_tv",
+    "regnet_x_400mf": "regnetx_004_tv",
+    "regnet_y_8gf": "regnety_080_tv",
     "regnet_y_800mf": "regnety_008_tv",
-}  # fmt: skip
+}
 ALL = {name: ours for name, ours in ALL.items() if featnet.is_model(ours)}
 TORCHVISION = {name: ours for name, ours in TORCHVISION.items() if featnet.is_model(ours)}
 
@@ -151,7 +162,11 @@ def _old_names(state: State) -> State:
     def old(key: str) -> str:
         for kind in ("norm", "conv"):
             for number in "12":
-                key = key.replace(f".{kind}{number}.", f".{kind}.{number}.") if "layer" in key else key
+                key = (
+                    key.replace(f".{kind}{number}.", f".{kind}.{number}.")
+                    if "layer" in key
+                    else key
+                )
         return key
 
     return {old(key): value for key, value in state.items()}
@@ -204,8 +219,10 @@ def test_the_mobilenet_of_a_segmentation_model(torchvision: Any, tmp_path: Path)
     assert helpers.error(found, wanted) < 1e-10
 
 
-DETECTION = {"resnet18": ("resnet18", {"layer4": "out"}), "mobilenet_v3_large": (
-    "mobilenetv3_large_100", {"16": "out"})}  # fmt: skip
+DETECTION = {
+    "resnet18": ("resnet18", {"layer4": "out"}),
+    "mobilenet_v3_large": ("mobilenetv3_large_100", {"16": "out"}),
+}
 
 
 @pytest.mark.parametrize("name", DETECTION)
@@ -238,9 +255,13 @@ def test_the_backbone_of_a_detector(name: str, torchvision: Any, tmp_path: Path)
 
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64, "num_classes": 10}
 SWIN = {
-    "embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "img_size": 64,
-    "window_size": 2, "num_classes": 10,
-}  # fmt: skip
+    "embed_dim": 16,
+    "depths": (2, 2, 2, 2),
+    "num_heads": (1, 2, 4, 8),
+    "img_size": 64,
+    "window_size": 2,
+    "num_classes": 10,
+}
 
 
 def torchvision_transformer(name: str) -> tuple[str, dict[str, Any], Any]:
@@ -251,9 +272,13 @@ def torchvision_transformer(name: str) -> tuple[str, dict[str, Any], Any]:
         return "vit_base_patch16_224", VIT, theirs
     kinds: dict[str, Any] = {}
     if name == "swin_v2":
-        kinds = {"block": models.swin_transformer.SwinTransformerBlockV2,
-                 "downsample_layer": models.swin_transformer.PatchMergingV2}  # fmt: skip
-    theirs = models.SwinTransformer([4, 4], 16, [2] * 4, [1, 2, 4, 8], [2, 2], num_classes=10, **kinds)
+        kinds = {
+            "block": models.swin_transformer.SwinTransformerBlockV2,
+            "downsample_layer": models.swin_transformer.PatchMergingV2,
+        }
+    theirs = models.SwinTransformer(
+        [4, 4], 16, [2] * 4, [1, 2, 4, 8], [2, 2], num_classes=10, **kinds
+    )
     ours = "swin_tiny_patch4_window7_224" if name == "swin" else "swinv2_tiny_window8_256"
     return ours, SWIN, theirs
 
@@ -280,13 +305,18 @@ def test_torchvisions_transformers(name: str, torchvision: Any, tmp_path: Path) 
 
 
 TRANSFORMERS = {
-    "vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224",
-    "vit_l_16": "vit_large_patch16_224", "vit_l_32": "vit_large_patch32_224",
-    "vit_h_14": "vit_huge_patch14_224", "swin_t": "swin_tiny_patch4_window7_224",
-    "swin_s": "swin_small_patch4_window7_224", "swin_b": "swin_base_patch4_window7_224",
-    "swin_v2_t": "swinv2_tiny_window8_256", "swin_v2_s": "swinv2_small_window8_256",
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224",
+    "swin_b": "swin_base_patch4_window7_224",
+    "swin_v2_t": "swinv2_tiny_window8_256",
+    "swin_v2_s": "swinv2_small_window8_256",
     "swin_v2_b": "swinv2_base_window8_256",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -317,24 +347,43 @@ def test_torchvisions_vit_of_old(torchvision: Any, tmp_path: Path) -> None:
 
 
 SMALL_VIT = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192,
-    "image_size": 64, "patch_size": 16, "num_labels": 10,
-}  # fmt: skip
-SMALL_SWIN = {
-    "embed_dim": 16, "depths": [2] * 4, "num_heads": [1, 2, 4, 8], "window_size": 2, "image_size": 64,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 192,
+    "image_size": 64,
+    "patch_size": 16,
     "num_labels": 10,
-}  # fmt: skip
+}
+SMALL_SWIN = {
+    "embed_dim": 16,
+    "depths": [2] * 4,
+    "num_heads": [1, 2, 4, 8],
+    "window_size": 2,
+    "image_size": 64,
+    "num_labels": 10,
+}
 # transformers' name: theirs and our arguments, our name
 ATTENTION: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "ViT": (SMALL_VIT, VIT, "vit_base_patch16_224"),
-    "Dinov2": ({**SMALL_VIT, "patch_size": 14, "image_size": 56}, {**VIT, "img_size": 56}, "vit_base_patch14_dinov2"),
-    "Dinov2, gated": ({**SMALL_VIT, "patch_size": 14, "image_size": 56, "use_swiglu_ffn": True},
-                      {**VIT, "img_size": 56, "mlp_ratio": 16 / 3}, "vit_giant_patch14_dinov2"),
-    "Dinov2WithRegisters": ({**SMALL_VIT, "patch_size": 14, "image_size": 56}, {**VIT, "img_size": 56},
-                            "vit_base_patch14_reg4_dinov2"),
+    "Dinov2": (
+        {**SMALL_VIT, "patch_size": 14, "image_size": 56},
+        {**VIT, "img_size": 56},
+        "vit_base_patch14_dinov2",
+    ),
+    "Dinov2, gated": (
+        {**SMALL_VIT, "patch_size": 14, "image_size": 56, "use_swiglu_ffn": True},
+        {**VIT, "img_size": 56, "mlp_ratio": 16 / 3},
+        "vit_giant_patch14_dinov2",
+    ),
+    "Dinov2WithRegisters": (
+        {**SMALL_VIT, "patch_size": 14, "image_size": 56},
+        {**VIT, "img_size": 56},
+        "vit_base_patch14_reg4_dinov2",
+    ),
     "Swin": (SMALL_SWIN, SWIN, "swin_tiny_patch4_window7_224"),
     "Swinv2": (SMALL_SWIN, SWIN, "swinv2_tiny_window8_256"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
@@ -385,9 +434,12 @@ def transformers_model(kind: str) -> tuple[str, Any]:
             widths = [64, 128, 256, 512] if basic else [256, 512, 1024, 2048]
             depths = [2, 2, 2, 2] if basic else [3, 4, 6, 3]
             config = library.ResNetConfig(
-                embedding_size=64, hidden_sizes=widths, depths=depths,
-                layer_type="basic" if basic else "bottleneck", num_labels=10,
-            )  # fmt: skip
+                embedding_size=64,
+                hidden_sizes=widths,
+                depths=depths,
+                layer_type="basic" if basic else "bottleneck",
+                num_labels=10,
+            )
             return kind, library.ResNetForImageClassification(config)
         version = "ConvNextV2" if "v2" in kind else "ConvNext"
         config = getattr(library, f"{version}Config")(
@@ -420,10 +472,16 @@ def test_transformers(kind: str, tmp_path: Path) -> None:
 def original_convnext(state: State) -> State:
     """Our names to those of facebookresearch's ConvNeXt, V1 and V2."""
     names = {
-        "stem.": "downsample_layers.0.", ".blocks.": ".", "conv_dw": "dwconv", "mlp.grn.weight": "grn.gamma",
-        "mlp.grn.bias": "grn.beta", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "head.norm": "norm",
+        "stem.": "downsample_layers.0.",
+        ".blocks.": ".",
+        "conv_dw": "dwconv",
+        "mlp.grn.weight": "grn.gamma",
+        "mlp.grn.bias": "grn.beta",
+        "mlp.fc1": "pwconv1",
+        "mlp.fc2": "pwconv2",
+        "head.norm": "norm",
         "head.fc": "head",
-    }  # fmt: skip
+    }
     found = {}
     for key, value in state.items():
         for new, old in names.items():
@@ -442,7 +500,9 @@ def test_the_original_convnext(name: str, timm: Any, tmp_path: Path) -> None:
     model = noisy(create_model(name, num_classes=10))
     state = original_convnext(model.state_dict())
     theirs = timm.models.convnext.checkpoint_filter_fn(state, model)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), "the double is wrong"
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), (
+        "the double is wrong"
+    )
     torch.save({"model": state, "optimizer": {}}, tmp_path / "m.pth")
     again = create_model(name, num_classes=10, checkpoint_path=tmp_path / "m.pth")
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
@@ -452,8 +512,15 @@ def test_the_original_convnext(name: str, timm: Any, tmp_path: Path) -> None:
 
 def test_the_convnext_of_clip(tmp_path: Path) -> None:
     model = noisy(create_model("convnext_atto", num_classes=12))
-    state = {f"visual.trunk.{k}": v for k, v in model.state_dict().items() if ".fc." not in k or "stages" in k}
-    state |= {"visual.head.proj.weight": model.head.fc.weight.detach(), "logit_scale": torch.ones(1)}
+    state = {
+        f"visual.trunk.{k}": v
+        for k, v in model.state_dict().items()
+        if ".fc." not in k or "stages" in k
+    }
+    state |= {
+        "visual.head.proj.weight": model.head.fc.weight.detach(),
+        "logit_scale": torch.ones(1),
+    }
     nn.init.zeros_(model.head.fc.bias)
     again = create_model(
         "convnext_atto", num_classes=12, checkpoint_path=saved(state, tmp_path / "m.safetensors")
@@ -466,10 +533,17 @@ def test_the_convnext_of_clip(tmp_path: Path) -> None:
 def vissl_regnet(state: State) -> dict[str, State]:
     """Our names to VISSL's: a trunk's and heads'."""
     names = {
-        "downsample.conv": "proj", "downsample.bn": "bn", "conv1.conv": "f.a.0", "conv1.bn": "f.a.1",
-        "conv2.conv": "f.b.0", "conv2.bn": "f.b.1", "conv3.conv": "f.c", "conv3.bn": "f.final_bn",
-        "se.fc1": "f.se.excitation.0", "se.fc2": "f.se.excitation.2",
-    }  # fmt: skip
+        "downsample.conv": "proj",
+        "downsample.bn": "bn",
+        "conv1.conv": "f.a.0",
+        "conv1.bn": "f.a.1",
+        "conv2.conv": "f.b.0",
+        "conv2.bn": "f.b.1",
+        "conv3.conv": "f.c",
+        "conv3.bn": "f.final_bn",
+        "se.fc1": "f.se.excitation.0",
+        "se.fc2": "f.se.excitation.2",
+    }
     trunk, heads = {}, {}
     for key, value in state.items():
         module, _, leaf = key.rpartition(".")
@@ -491,10 +565,15 @@ def test_the_regnet_of_vissl(head: str, timm: Any, tmp_path: Path) -> None:
     model = noisy(create_model("regnety_002", num_classes=num_classes))
     state = vissl_regnet(model.state_dict())
     if head == "prototypes":
-        state["heads"] = {"0.projection_head.0.weight": torch.ones(2), "0.prototypes0.weight": torch.ones(2)}
+        state["heads"] = {
+            "0.projection_head.0.weight": torch.ones(2),
+            "0.prototypes0.weight": torch.ones(2),
+        }
     whole = {"phase_idx": 3, "classy_state_dict": {"base_model": {"model": state, "meta": {}}}}
     theirs = timm.models.regnet._filter_fn(whole)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), "the double is wrong"
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in theirs.items()), (
+        "the double is wrong"
+    )
     torch.save(whole, tmp_path / "m.torch")
     path = tmp_path / "m.torch"
     again = create_model("regnety_002", num_classes=num_classes, checkpoint_path=path)
@@ -515,7 +594,7 @@ def test_the_original_hiera(timm: Any, tmp_path: Path) -> None:
     state = {
         next((old + k.removeprefix(new) for new, old in names.items() if k.startswith(new)), k): v
         for k, v in wanted.items()
-    }  # fmt: skip
+    }
     whole = {"model_state": state, "epoch": 3}
     theirs = timm.models.hiera.checkpoint_filter_fn(whole)
     assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
@@ -536,7 +615,9 @@ def clip_resnet(state: State) -> State:
             old = {"pos_embed": "positional_embedding", "proj": "c_proj"}
             name = ".".join(["attnpool", old.get(parts[1], f"{parts[1]}_proj"), *parts[2:]])
         elif parts[3] == "shortcut":
-            name = f"layer{int(parts[1]) + 1}.{parts[2]}.downsample.{int(parts[5] == 'bn')}.{parts[6]}"
+            name = (
+                f"layer{int(parts[1]) + 1}.{parts[2]}.downsample.{int(parts[5] == 'bn')}.{parts[6]}"
+            )
         else:
             name = f"layer{int(parts[1]) + 1}.{parts[2]}.{parts[4]}{parts[3][4]}.{parts[5]}"
         found[f"visual.{name}"] = value
@@ -546,18 +627,26 @@ def clip_resnet(state: State) -> State:
 def test_the_resnet_of_clip(timm: Any) -> None:
     with torch.device("meta"):
         peer: Any = timm.create_model("resnet50_clip")
-        model, flat = create_model("resnet50_clip"), create_model("resnet50_clip_gap", num_classes=0)
+        model, flat = (
+            create_model("resnet50_clip"),
+            create_model("resnet50_clip_gap", num_classes=0),
+        )
     wanted = model.state_dict()
     state = clip_resnet(wanted)
     theirs = timm.models.byobnet.checkpoint_filter_fn(dict(state), peer)
     assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
     contents = featnet.files.Contents({**state, "text.x": torch.ones(1)})
     draft = checkpoint.fit(model, contents)
-    assert list(draft.tensors) == list(wanted) and draft.dropped == {"text.x": "outside of 'visual.'"}
+    assert list(draft.tensors) == list(wanted) and draft.dropped == {
+        "text.x": "outside of 'visual.'"
+    }
     assert all(v is wanted[k] for k, v in draft.tensors.items())
     draft = checkpoint.fit(flat, contents)
     assert list(draft.tensors) == list(flat.state_dict())
-    assert set(draft.dropped.values()) == {"outside of 'visual.'", "the model pools without attention"}
+    assert set(draft.dropped.values()) == {
+        "outside of 'visual.'",
+        "the model pools without attention",
+    }
 
 
 def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
@@ -576,13 +665,24 @@ def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
     ("name", "bad"),
     [
         ("vit_tiny_patch16_224", {"pos_embed": torch.ones(3), "cls_token": torch.ones(1)}),
-        ("vit_tiny_patch16_224", {
-            "embedding/kernel": torch.ones(2), "Transformer/encoderblock/LayerNorm_0/scale": torch.ones(())}),
-        ("convnext_atto", {"features.1.0.layer_scale": torch.ones(1), "features.0.0.weight": torch.ones(1),
-                           "features.x.y": torch.ones(1)}),
+        (
+            "vit_tiny_patch16_224",
+            {
+                "embedding/kernel": torch.ones(2),
+                "Transformer/encoderblock/LayerNorm_0/scale": torch.ones(()),
+            },
+        ),
+        (
+            "convnext_atto",
+            {
+                "features.1.0.layer_scale": torch.ones(1),
+                "features.0.0.weight": torch.ones(1),
+                "features.x.y": torch.ones(1),
+            },
+        ),
         ("densenet121", {"features.denseblock1.denselayer1.norm.1.weight": torch.ones(())}),
     ],
-)  # fmt: skip
+)
 def test_shapes_that_no_network_has(name: str, bad: State, tmp_path: Path) -> None:
     """Whatever goes wrong on the way, the answer is one error, and the model is what it was."""
     model = create_model(name, num_classes=10)

@@ -50,14 +50,22 @@ def test_torchvisions_models(tv_name: str) -> None:
     ("name", "modules"),
     [
         ("resnet18", ["relu", "layer1", "layer2", "layer3", "layer4"]),
-        ("densenet121", ["features.relu0", "features.denseblock1", "features.denseblock2",
-                         "features.denseblock3", "features.norm5"]),
+        (
+            "densenet121",
+            [
+                "features.relu0",
+                "features.denseblock1",
+                "features.denseblock2",
+                "features.denseblock3",
+                "features.norm5",
+            ],
+        ),
         ("mobilenet_v2", ["features.1", "features.3", "features.6", "features.13", "features.18"]),
         ("swin_t", ["features.1", "features.3", "features.5", "permute"]),
         ("squeezenet1_1", ["features.1", "features.4", "features.7", "features.12"]),
         ("vit_b_32", ["encoder"]),
     ],
-)  # fmt: skip
+)
 def test_the_modules_that_end_a_resolution(name: str, modules: list[str]) -> None:
     info = featnet.discover(foreign.torchvision_model(name, device="meta"))
     assert info.module_name() == modules
@@ -89,7 +97,11 @@ def test_our_own_with_their_declaration_hidden(name: str) -> None:
     found = {level.reduction: level for level in info}
     calls = trace.run(model, trace.probe_size(model), through=True).calls
     order = [call.name for call in calls]
-    height = {call.name: call.outputs[0][-2] for call in calls if call.outputs and len(call.outputs[0]) == 4}
+    height = {
+        call.name: call.outputs[0][-2]
+        for call in calls
+        if call.outputs and len(call.outputs[0]) == 4
+    }
     assert found.keys() == declared.keys()
     for reduction, level in declared.items():
         mine = found[reduction]
@@ -212,7 +224,11 @@ class Choosy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 9, 1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 4, 3, 2, 1),
+            nn.Conv2d(4, 8, 3, 2, 1),
+            nn.Conv2d(8, 9, 1),
+        )
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -249,9 +265,16 @@ def test_patches_that_leave_a_rest_at_the_only_size_a_network_takes() -> None:
 
 @pytest.mark.parametrize(
     ("size", "sides", "want"),
-    [((384, 384), (27, 27), 14), ((224, 224), (13, 13), 16), ((224, 224), (54, 54), 4),
-     ((299, 299), (35, 35), 8), ((384, 224), (27, 16), 14), ((64, 64), (5, 5), 16), ((96, 96), (8, 8), 12)],
-)  # fmt: skip
+    [
+        ((384, 384), (27, 27), 14),
+        ((224, 224), (13, 13), 16),
+        ((224, 224), (54, 54), 4),
+        ((299, 299), (35, 35), 8),
+        ((384, 224), (27, 16), 14),
+        ((64, 64), (5, 5), 16),
+        ((96, 96), (8, 8), 12),
+    ],
+)
 def test_nominal_reductions(size: Any, sides: Any, want: int) -> None:
     assert layout.nominal(size, sides) == want
 
@@ -307,7 +330,10 @@ def x() -> torch.Tensor:
 def test_names_globs_and_dicts(resnet: Any, x: torch.Tensor) -> None:
     layers = ["layer1", "layer2", "layer3", "layer4"]
     assert list(featnet.extract(resnet, ["layer?"])(x)) == layers
-    assert list(featnet.extract(resnet, "layer2.*.conv1")(x)) == ["layer2.0.conv1", "layer2.1.conv1"]
+    assert list(featnet.extract(resnet, "layer2.*.conv1")(x)) == [
+        "layer2.0.conv1",
+        "layer2.1.conv1",
+    ]
     net = featnet.extract(resnet, {"layer3": 3, "bn1": "early"})
     found = net(x)
     assert list(found) == [3, "early"]
@@ -459,7 +485,9 @@ def test_parts_that_are_compiled_or_scripted(x: torch.Tensor) -> None:
 def test_a_model_that_does_not_run_is_said_so() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(4, 3, 2))
     for call in (featnet.extract, featnet.list_taps, featnet.discover):
-        with pytest.raises(TraceError, match=r"Sequential does not run on an input of .*uninitialized"):
+        with pytest.raises(
+            TraceError, match=r"Sequential does not run on an input of .*uninitialized"
+        ):
             call(lazy, *([["0"]] if call is featnet.extract else []))
 
 
@@ -469,7 +497,10 @@ def test_list_taps(resnet: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "ResNet, input (1, 3, 64, 96)"
     assert len(lines) == 1 + len([n for n, _ in resnet.named_modules() if n])
     row = next(line for line in lines if line.split()[0] == "layer2.0.downsample.0")
-    assert row.startswith("      layer2") and row.split(maxsplit=2)[1:] == ["Conv2d", "(1, 128, 8, 12)"]
+    assert row.startswith("      layer2") and row.split(maxsplit=2)[1:] == [
+        "Conv2d",
+        "(1, 128, 8, 12)",
+    ]
     assert any("layer1.0.relu" in line and "(2 times)" in line for line in lines)
     featnet.list_taps(Unused(), depth=1)
     assert "does not run" in capsys.readouterr().out

@@ -78,8 +78,13 @@ def test_links() -> None:
 def test_readme_commands_are_targets() -> None:
     """``make demo`` and the others that pages name exist in the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = {m for page in PAGES for m in re.findall(r"\bmake (demo|test|bench|setup|clean)\b",
-                                                     page.read_text(encoding="utf-8"))}  # fmt: skip
+    named = {
+        m
+        for page in PAGES
+        for m in re.findall(
+            r"\bmake (demo|test|bench|setup|clean)\b", page.read_text(encoding="utf-8")
+        )
+    }
     assert {"demo", "test"} <= named
     assert all(f"\n{name}:" in makefile for name in named)
 

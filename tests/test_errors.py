@@ -76,9 +76,13 @@ def test_whoever_takes_a_name_answers_alike(ask: Callable[[str], Any], name: str
 
 def test_an_unknown_tag_lists_the_tags() -> None:
     message = refusal(
-        UnknownModelError, lambda: create_model("resnet18.a1_in1"), "'a1_in1'", "'resnet18'",
-        "Did you mean 'a1_in1k'", "gluon_in1k",
-    )  # fmt: skip
+        UnknownModelError,
+        lambda: create_model("resnet18.a1_in1"),
+        "'a1_in1'",
+        "'resnet18'",
+        "Did you mean 'a1_in1k'",
+        "gluon_in1k",
+    )
     assert message.startswith("Unknown model")
 
 
@@ -110,8 +114,11 @@ def test_an_unknown_argument_names_the_nearest(features_only: bool) -> None:
     refusal(
         ArgumentError,
         lambda: create_model("resnet18", features_only=features_only, num_clases=3),
-        "'num_clases'", "Did you mean 'num_classes'", "drop_path_rate", "resnet18",
-    )  # fmt: skip
+        "'num_clases'",
+        "Did you mean 'num_classes'",
+        "drop_path_rate",
+        "resnet18",
+    )
 
 
 def test_an_unknown_argument_of_an_extractor_names_the_nearest() -> None:
@@ -279,10 +286,18 @@ def test_out_indices_and_out_strides_together() -> None:
 @pytest.mark.parametrize("features_only", [False, True])
 @pytest.mark.parametrize(
     ("wrong", "say"),
-    [(7, "nearest is 8"), (64, "nearest is 32"), (0, "nearest is 2"), (-8, "nearest is 2"),
-     ("8", "str"), (8.0, "float"), (True, "bool"), ((8,), "tuple")],
+    [
+        (7, "nearest is 8"),
+        (64, "nearest is 32"),
+        (0, "nearest is 2"),
+        (-8, "nearest is 2"),
+        ("8", "str"),
+        (8.0, "float"),
+        (True, "bool"),
+        ((8,), "tuple"),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_output_stride(wrong: Any, say: str, features_only: bool) -> None:
     def build() -> None:
         create_model("resnet18", output_stride=wrong, features_only=features_only)
@@ -339,9 +354,7 @@ def test_out_map(wrong: Any) -> None:
 
 def test_out_map_of_a_module_that_is_no_level_names_the_nearest() -> None:
     def build() -> None:
-        create_model(
-            "resnet18", features_only=True, feature_cls="dict", out_map={"layre4": "deep"}
-        )
+        create_model("resnet18", features_only=True, feature_cls="dict", out_map={"layre4": "deep"})
 
     refusal(ArgumentError, build, "'layre4'", "Did you mean 'layer4'")
 

@@ -355,9 +355,14 @@ def renamed(net: nn.Module, *pairs: tuple[str, str]) -> dict[str, torch.Tensor]:
 def test_dinov3_checkpoint() -> None:
     net = small("vit_small_plus_patch16_dinov3_qkvb")
     state = renamed(
-        net, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), ("reg_token", "storage_tokens"),
-        ("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"),
-    )  # fmt: skip
+        net,
+        ("gamma_1", "ls1.gamma"),
+        ("gamma_2", "ls2.gamma"),
+        ("reg_token", "storage_tokens"),
+        ("mlp.fc1_g", "mlp.w1"),
+        ("mlp.fc1_x", "mlp.w2"),
+        ("mlp.fc2", "mlp.w3"),
+    )
     for i in range(2):
         q, v = (state.pop(f"blocks.{i}.attn.{letter}_bias") for letter in "qv")
         state[f"blocks.{i}.attn.qkv.bias"] = torch.cat((q, torch.full_like(q, 9.0), v))
@@ -376,14 +381,23 @@ def test_dinov3_checkpoint() -> None:
 def test_perception_encoder_checkpoint() -> None:
     net = small("vit_pe_core_base_patch16_224", init_values=0.1)
     state = renamed(
-        net, ("patch_embed.proj", "conv1"), ("norm_pre", "ln_pre"),
-        ("attn_pool.norm", "attn_pool.ln"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+        net,
+        ("patch_embed.proj", "conv1"),
+        ("norm_pre", "ln_pre"),
+        ("attn_pool.norm", "attn_pool.ln"),
+        ("norm1", "ln_1"),
+        ("norm2", "ln_2"),
         ("blocks.", "transformer.resblocks."),
-        ("attn_pool.ln", "attn_pool.layernorm"), ("attn_pool.latent", "attn_pool.probe"),
-        ("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj."), ("gamma_1", "ls_1.gamma"),
-        ("attn_pool.proj.", "attn_pool.attn.out_proj."), ("gamma_2", "ls_2.gamma"),
-        ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
-    )  # fmt: skip
+        ("attn_pool.ln", "attn_pool.layernorm"),
+        ("attn_pool.latent", "attn_pool.probe"),
+        ("attn.qkv.", "attn.in_proj_"),
+        ("attn.proj.", "attn.out_proj."),
+        ("gamma_1", "ls_1.gamma"),
+        ("attn_pool.proj.", "attn_pool.attn.out_proj."),
+        ("gamma_2", "ls_2.gamma"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+    )
     state = {f"ln_post.{k[5:]}" if k.startswith("norm.") else k: v for k, v in state.items()}
     for end in ("weight", "bias"):
         joint = [state.pop(f"attn_pool.{part}.{end}") for part in ("q", "kv")]
@@ -403,10 +417,18 @@ def test_sapiens2_checkpoint() -> None:
     name = "vit_base_patch16_sapiens2"
     net = small(name)
     state = renamed(
-        net, ("norm1.", "ln1."), ("norm2.", "ln2."), ("q_proj", "wq"), ("k_proj", "wk"),
-        ("v_proj", "wv"), ("gamma_1", "attn.gamma.weight"), ("mlp.fc1", "ffn.w12"),
-        ("mlp.fc2", "ffn.w3"), ("reg_token", "storage_tokens"), ("embed.proj", "embed.projection"),
-    )  # fmt: skip
+        net,
+        ("norm1.", "ln1."),
+        ("norm2.", "ln2."),
+        ("q_proj", "wq"),
+        ("k_proj", "wk"),
+        ("v_proj", "wv"),
+        ("gamma_1", "attn.gamma.weight"),
+        ("mlp.fc1", "ffn.w12"),
+        ("mlp.fc2", "ffn.w3"),
+        ("reg_token", "storage_tokens"),
+        ("embed.proj", "embed.projection"),
+    )
     state = {f"ln1.{k[5:]}" if k.startswith("norm.") else k: v for k, v in state.items()}
     state["mask_token"] = torch.zeros(1)
     assert same(converted(name, state), net)
@@ -416,10 +438,15 @@ def test_eva_clip_checkpoint_of_another_grid() -> None:
     name = "eva02_base_patch16_clip_224"
     net = small(name)
     state = renamed(
-        net, ("mlp.norm", "mlp.ffn_ln"), ("attn.norm", "attn.inner_attn_ln"), ("fc1_g", "w1"),
-        ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3"), ("q_proj.bias", "q_bias"),
+        net,
+        ("mlp.norm", "mlp.ffn_ln"),
+        ("attn.norm", "attn.inner_attn_ln"),
+        ("fc1_g", "w1"),
+        ("fc1_x", "w2"),
+        ("mlp.fc2", "mlp.w3"),
+        ("q_proj.bias", "q_bias"),
         ("v_proj.bias", "v_bias"),
-    )  # fmt: skip
+    )
     state |= {"rope.freqs_cos": torch.ones(2), "blocks.0.attn.rope.freqs_sin": torch.ones(2)}
     state = {f"visual.{key}": value for key, value in state.items()}
     state |= {"text.token": torch.ones(2), "logit_scale": torch.ones(())}

@@ -215,11 +215,15 @@ def test_names_collide_unless_overridden() -> None:
 def test_a_family() -> None:
     family = Family(
         model=ResNet,
-        variants={"mine_a": dict(block=BasicBlock, depths=(1, 1, 1, 1)), "mine_b": dict(
-            block=BasicBlock, depths=(1, 1, 1, 1), planes=(8, 16, 24, 32))},
-        weights={"mine_a.x": Weights("mine_a", "x", file="mine.pth", num_classes=7),
-                 "mine_a.y": Weights("mine_a", "y")},
-    )  # fmt: skip
+        variants={
+            "mine_a": dict(block=BasicBlock, depths=(1, 1, 1, 1)),
+            "mine_b": dict(block=BasicBlock, depths=(1, 1, 1, 1), planes=(8, 16, 24, 32)),
+        },
+        weights={
+            "mine_a.x": Weights("mine_a", "x", file="mine.pth", num_classes=7),
+            "mine_a.y": Weights("mine_a", "y"),
+        },
+    )
     assert register(family) is family
     assert featnet.list_models("mine*") == ["mine_a", "mine_b"]
     assert featnet.list_pretrained("mine*") == ["mine_a.x"]
@@ -242,11 +246,27 @@ def test_a_name_that_cannot_be_one(name: str) -> None:
 # Arguments --------------------------------------------------------------------------------------
 
 NONE = (
-    "out_indices", "out_strides", "output_stride", "feature_cls", "in_chans", "num_classes",
-    "global_pool", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir",
-    "scriptable", "exportable", "no_jit", "drop_rate", "drop_path_rate", "act_layer", "norm_layer",
-    "output_fmt", "out_map",
-)  # fmt: skip
+    "out_indices",
+    "out_strides",
+    "output_stride",
+    "feature_cls",
+    "in_chans",
+    "num_classes",
+    "global_pool",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "drop_rate",
+    "drop_path_rate",
+    "act_layer",
+    "norm_layer",
+    "output_fmt",
+    "out_map",
+)
 
 
 @pytest.mark.parametrize("features_only", [False, True])
@@ -495,11 +515,17 @@ def test_pretrained_cfg_of_ones_own() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"out_indices": (3, 1)}, {"out_indices": 2}, {"output_stride": 8},
-     {"out_strides": (16, 4)}, {"feature_cls": "hook", "out_indices": (-1, 0)},
-     {"feature_cls": "dict", "in_chans": 1, "output_stride": 16}],
+    [
+        {},
+        {"out_indices": (3, 1)},
+        {"out_indices": 2},
+        {"output_stride": 8},
+        {"out_strides": (16, 4)},
+        {"feature_cls": "hook", "out_indices": (-1, 0)},
+        {"feature_cls": "dict", "in_chans": 1, "output_stride": 16},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_feature_info_without_the_weights(options: dict[str, Any]) -> None:
     asked = featnet.feature_info(NAME, **options)
     built = create_model(NAME, features_only=True, **options)
@@ -513,7 +539,7 @@ def test_feature_info_without_the_weights(options: dict[str, Any]) -> None:
 
 def test_feature_info_of_a_huge_network_and_input_costs_nothing() -> None:
     info = featnet.feature_info("resnet152", pretrained=True, checkpoint_path="/nowhere.pth")
-    assert info.sizes((100_000, 32)) [-1] == (3125, 1)
+    assert info.sizes((100_000, 32))[-1] == (3125, 1)
 
 
 def test_the_interface_of_feature_info() -> None:
@@ -529,8 +555,11 @@ def test_the_interface_of_feature_info() -> None:
     assert isinstance(level, Feature) and level["num_chs"] == level["chs"] == level.channels
     assert level["module"] == level["name"] == "layer4" and level["index"] == level.index == 4
     assert dict(level) == {
-        "num_chs": level.channels, "reduction": 32, "module": "layer4", "index": 4
-    }  # fmt: skip
+        "num_chs": level.channels,
+        "reduction": 32,
+        "module": "layer4",
+        "index": 4,
+    }
     assert info[-1].module == "layer1" and [f.module for f in info[:1]] == ["layer4"]
     assert info.get_dicts()[0] == dict(level) and len(info.get_dicts()) == 2
     assert info.get_dicts(keys=["reduction"]) == [{"reduction": 32}, {"reduction": 4}]
@@ -599,13 +628,15 @@ def test_feature_cls_is_any_callable() -> None:
 
 def snapshot(model: nn.Module) -> Any:
     return (
-        [(n, id(m), type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
-         for n, m in model.named_modules()],
+        [
+            (n, id(m), type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+            for n, m in model.named_modules()
+        ],
         [(n, id(p), p.requires_grad, p._version) for n, p in model.named_parameters()],
         [(n, id(b)) for n, b in model.named_buffers()],
         sorted(model.__dict__),
         repr(model),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
@@ -686,7 +717,11 @@ def test_return_layers_of_what_was_pruned() -> None:
 
 @pytest.mark.parametrize(
     ("out_map", "keys"),
-    [(["a", "b"], ["a", "b"]), ({"layer3": "deep"}, ["deep", "layer1"]), (None, ["layer3", "layer1"])],
+    [
+        (["a", "b"], ["a", "b"]),
+        ({"layer3": "deep"}, ["deep", "layer1"]),
+        (None, ["layer3", "layer1"]),
+    ],
 )
 @pytest.mark.parametrize("kind", ["dict", "hook"])
 def test_out_map(kind: str, out_map: Any, keys: list[str]) -> None:

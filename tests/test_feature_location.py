@@ -19,9 +19,14 @@ from featnet.features import Feature
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 # one for each kind of block that ends a resolution
 NAMES = (
-    "mobilenetv3_small_050", "test_efficientnet", "mnasnet_small", "lcnet_050",
-    "efficientnet_cc_b0_4e", "mobilenetv4_conv_small_035", "mobilenetv4_hybrid_medium_075",
-)  # fmt: skip
+    "mobilenetv3_small_050",
+    "test_efficientnet",
+    "mnasnet_small",
+    "lcnet_050",
+    "efficientnet_cc_b0_4e",
+    "mobilenetv4_conv_small_035",
+    "mobilenetv4_hybrid_medium_075",
+)
 
 
 def as_list(found: Any) -> list[torch.Tensor]:

@@ -147,10 +147,13 @@ class Folds(nn.Module):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (64, "the nearest is 32"), (3, r"\[2, 4, 8, 16, 32\]"), ("8", "is a str"), (True, "is a bool"),
+        (64, "the nearest is 32"),
+        (3, r"\[2, 4, 8, 16, 32\]"),
+        ("8", "is a str"),
+        (True, "is a bool"),
         (0, "can have"),
     ],
-)  # fmt: skip
+)
 def test_strides_that_cannot_be(wrong: Any, message: str) -> None:
     model = foreign.torchvision_model("resnet18", device="meta")
     with pytest.raises(OutputStrideError, match=message):
@@ -193,14 +196,23 @@ def test_a_module_that_would_need_two_strides() -> None:
 
 @pytest.mark.parametrize(
     ("name", "cls"),
-    [("resnet18", "list"), ("efficientnet_b0", "dict"), ("test_vit", "list"), ("swin_tiny_patch4_window7_224", "hook"),
-     ("convnext_atto", "hook")],
-)  # fmt: skip
+    [
+        ("resnet18", "list"),
+        ("efficientnet_b0", "dict"),
+        ("test_vit", "list"),
+        ("swin_tiny_patch4_window7_224", "hook"),
+        ("convnext_atto", "hook"),
+    ],
+)
 @torch.no_grad()
 def test_timm_models_in_our_extractors(name: str, cls: str) -> None:
     timm = helpers.peer("timm")
     model = helpers.fill_noise(timm.create_model(name)).eval()
-    kind = {"list": featnet.FeatureListNet, "dict": featnet.FeatureDictNet, "hook": featnet.FeatureHookNet}
+    kind = {
+        "list": featnet.FeatureListNet,
+        "dict": featnet.FeatureDictNet,
+        "hook": featnet.FeatureHookNet,
+    }
     side = model.pretrained_cfg["input_size"][-1]
     side = side if model.pretrained_cfg.get("fixed_input_size") else 64
     x = helpers.picture(side, side)
@@ -221,14 +233,18 @@ def test_timm_models_are_tapped_dilated_and_discovered() -> None:
     timm = helpers.peer("timm")
     model = helpers.fill_noise(timm.create_model("resnet18")).eval().double()
     x = helpers.picture(64, 64, dtype=torch.float64)
-    assert torch.equal(featnet.extract(model, ["layer2"])(x)["layer2"], featnet.extract(model)(x)["layer2"])
+    assert torch.equal(
+        featnet.extract(model, ["layer2"])(x)["layer2"], featnet.extract(model)(x)["layer2"]
+    )
     assert featnet.discover(model).reduction() == [row["reduction"] for row in model.feature_info]
     dense = featnet.set_output_stride(model, 8)
     assert [row["reduction"] for row in dense.feature_info] == [2, 4, 8, 8, 8]
     assert [row["reduction"] for row in model.feature_info] == [2, 4, 8, 16, 32]
     a = featnet.FeatureListNet(dense)(x)[-1][..., ::4, ::4]
     assert helpers.error(a, featnet.FeatureListNet(model)(x)[-1]) < 1e-10
-    nodes = featnet.create_feature_extractor(model, ["layer1", "layer3"], suppress_diff_warning=True)
+    nodes = featnet.create_feature_extractor(
+        model, ["layer1", "layer3"], suppress_diff_warning=True
+    )
     assert torch.equal(nodes(x)["layer3"], featnet.FeatureListNet(model)(x)[3])
 
 
@@ -241,8 +257,9 @@ class Chain(nn.Module):
         self.flatten_sequential = True
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1))
         self.feature_info: Any = [
-            dict(chs=4, reduction=2, name="layers_0"), dict(num_chs=8, reduction=4, module="layers.1"),
-        ]  # fmt: skip
+            dict(chs=4, reduction=2, name="layers_0"),
+            dict(num_chs=8, reduction=4, module="layers.1"),
+        ]
         self.head = nn.Linear(8, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -267,7 +284,11 @@ def test_names_of_a_flattened_network_and_functions_between() -> None:
     ("row", "error", "message"),
     [
         (dict(chs=4, reduction=2, name="layer0"), MissingFeatureError, "no module 'layer0'"),
-        (dict(chs=5, reduction=2, name="layers.0"), ArgumentError, r"5 channels.*\(1, 4, 128, 128\)"),
+        (
+            dict(chs=5, reduction=2, name="layers.0"),
+            ArgumentError,
+            r"5 channels.*\(1, 4, 128, 128\)",
+        ),
         (dict(chs=4, reduction=8, name="layers.0"), ArgumentError, "reduction 8"),
         (dict(chs=3, reduction=2, name="head"), ArgumentError, "shape"),
     ],
@@ -315,10 +336,13 @@ def test_a_misspelt_argument_is_not_swallowed() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda k: k.replace("layers.", "layers_"), lambda k: k.replace(".", "_"), lambda k: f"body.{k}",
-        lambda k: f"module.model.{k}", lambda k: f"model.{k.replace('layers.', 'layers_')}",
+        lambda k: k.replace("layers.", "layers_"),
+        lambda k: k.replace(".", "_"),
+        lambda k: f"body.{k}",
+        lambda k: f"module.model.{k}",
+        lambda k: f"model.{k.replace('layers.', 'layers_')}",
     ],
-)  # fmt: skip
+)
 def test_mapped_names(change: Any, tmp_path: Path) -> None:
     @featnet.register_model
     def chain(pretrained: bool = False, **kwargs: Any) -> Any:
@@ -339,7 +363,9 @@ def test_mapping_in_the_other_direction_and_not_at_all(tmp_path: Path) -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.ModuleDict({"layers_0": nn.Conv2d(3, 4, 3), "layers_1": nn.Conv2d(4, 8, 3)})
+            self.body = nn.ModuleDict(
+                {"layers_0": nn.Conv2d(3, 4, 3), "layers_1": nn.Conv2d(4, 8, 3)}
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.body["layers_1"](self.body["layers_0"](x))

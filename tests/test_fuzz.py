@@ -26,9 +26,12 @@ hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 FEW = hypothesis.settings(
-    max_examples=int(os.environ.get("FEATNET_FUZZ", "50")), deadline=None, database=None, derandomize=True,
+    max_examples=int(os.environ.get("FEATNET_FUZZ", "50")),
+    deadline=None,
+    database=None,
+    derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),
-)  # fmt: skip
+)
 
 
 class Tiny(nn.Module):
@@ -104,7 +107,9 @@ def test_a_byte_of_the_header_that_is_another(folder: Path, at: int, change: int
 
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 number = st.integers(-5, 3000) | st.integers(-(2**70), 2**70)
@@ -126,7 +131,9 @@ def test_an_entry_of_the_header_that_lies(folder: Path, name: str, field: str, v
 
 
 @FEW
-@hypothesis.given(st.dictionaries(st.sampled_from([*HEADER, "x", "__metadata__"]), junk, max_size=4))
+@hypothesis.given(
+    st.dictionaries(st.sampled_from([*HEADER, "x", "__metadata__"]), junk, max_size=4)
+)
 def test_entries_that_are_junk(folder: Path, entries: dict[str, Any]) -> None:
     hypothesis.assume(set(entries) - {"__metadata__"})
     path = folder / "junk.safetensors"
@@ -143,23 +150,42 @@ def test_bytes_at_random(folder: Path, content: bytes) -> None:
 
 
 HEADERS = {
-    "a key twice": build(json.dumps(HEADER).encode()[:-1] + b', "fc.bias": ' + json.dumps(HEADER["fc.bias"]).encode() + b"}"),
+    "a key twice": build(
+        json.dumps(HEADER).encode()[:-1]
+        + b', "fc.bias": '
+        + json.dumps(HEADER["fc.bias"]).encode()
+        + b"}"
+    ),
     "NaN": build(json.dumps({**HEADER, "fc.bias": float("nan")}).encode()),
     "a name that is NaN": build(json.dumps({**HEADER, "fc.bias": float("inf")}).encode()),
     "nested deeply": build(b"[" * 100000 + b"]" * 100000),
     "a header of 2**63 bytes": b"\xff" * 7 + b"\x7f" + b"{}",
     "a header that is longer than the file": (10**6).to_bytes(8, "little") + b"{}",
     "no header": b"\0" * 8,
-    "a gap": build({**HEADER, "fc.bias": {**HEADER["fc.bias"], "data_offsets": [
-        n + 4 for n in HEADER["fc.bias"]["data_offsets"]]}}, BODY + b"\0" * 4),
-    "an overlap": build({k: {**v, "data_offsets": HEADER["fc.bias"]["data_offsets"]}
-                         if k == "bn.bias" else v for k, v in HEADER.items()}),
+    "a gap": build(
+        {
+            **HEADER,
+            "fc.bias": {
+                **HEADER["fc.bias"],
+                "data_offsets": [n + 4 for n in HEADER["fc.bias"]["data_offsets"]],
+            },
+        },
+        BODY + b"\0" * 4,
+    ),
+    "an overlap": build(
+        {
+            k: {**v, "data_offsets": HEADER["fc.bias"]["data_offsets"]} if k == "bn.bias" else v
+            for k, v in HEADER.items()
+        }
+    ),
     "bytes behind": build(HEADER, BODY + b"\0"),
     "a huge shape": build({**HEADER, "fc.bias": {**HEADER["fc.bias"], "shape": [2**40, 2**40]}}),
-    "a shape that overflows": build({**HEADER, "fc.bias": {**HEADER["fc.bias"], "shape": [2**32, 2**32, 20]}}),
+    "a shape that overflows": build(
+        {**HEADER, "fc.bias": {**HEADER["fc.bias"], "shape": [2**32, 2**32, 20]}}
+    ),
     "a negative shape": build({**HEADER, "fc.bias": {**HEADER["fc.bias"], "shape": [-5]}}),
     "no UTF-8": build(b'{"\xff\xfe": {}}'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -195,10 +221,19 @@ def test_the_whole_index_loads(sharded: Path) -> None:
 
 
 SHARDS = {
-    "outside": "../m.safetensors", "absolute": "/etc/passwd", "hidden outside": "x/../../m.safetensors",
-    "of Windows": "..\\m.safetensors", "drive": "C:m.safetensors", "nothing": "", "itself": "i.index.json",
-    "dot": ".", "dots": "..", "null": "a\0.safetensors", "missing": "c.safetensors", "the other's": None,
-}  # fmt: skip
+    "outside": "../m.safetensors",
+    "absolute": "/etc/passwd",
+    "hidden outside": "x/../../m.safetensors",
+    "of Windows": "..\\m.safetensors",
+    "drive": "C:m.safetensors",
+    "nothing": "",
+    "itself": "i.index.json",
+    "dot": ".",
+    "dots": "..",
+    "null": "a\0.safetensors",
+    "missing": "c.safetensors",
+    "the other's": None,
+}
 
 
 @pytest.mark.parametrize("kind", SHARDS)
@@ -255,7 +290,10 @@ def test_a_cut_pth(folder: Path, length: int) -> None:
 
 def compressed() -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(PTH)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(PTH)) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     return buffer.getvalue()
@@ -276,7 +314,9 @@ def read_well(path: Path) -> None:
 
 @FEW
 @hypothesis.given(st.integers(0, len(CKPT) - 18), st.integers(1, 255), st.booleans())
-def test_a_byte_of_a_ckpt_that_is_another(folder: Path, at: int, change: int, checked: bool) -> None:
+def test_a_byte_of_a_ckpt_that_is_another(
+    folder: Path, at: int, change: int, checked: bool
+) -> None:
     content = bytearray(CKPT if checked else CKPT[: -mindspore.CHECKSUM])
     content[at] ^= change
     path = folder / "byte.ckpt"
@@ -344,7 +384,9 @@ def test_a_config_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         create_model(f"local-dir:{tmp_path}")
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() == 0, reason="root may read everything"
+)
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(WHOLE)

@@ -64,9 +64,14 @@ def write() -> None:
     table: dict[str, Any] = {}
     torch.set_num_threads(1)
     for name in (
-        "test_resnet", "resnet10t", "resnet18", "resnet26", "ecaresnet26t", "seresnet18",
+        "test_resnet",
+        "resnet10t",
+        "resnet18",
+        "resnet26",
+        "ecaresnet26t",
+        "seresnet18",
         "resnetblur18",
-    ):  # fmt: skip
+    ):
         for stride in (32, 16) if name == "resnet18" else (32,):
             found = outputs(name, stride)
             peer = fill_noise(peer_model(name, output_stride=stride)).eval()

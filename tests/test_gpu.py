@@ -86,4 +86,6 @@ def test_optimized() -> None:
         net = net_of("resnet18", dtype)
         made = featnet.optimize(net, example=batch(dtype))
         assert made.optimize_report.folded and not made.optimize_report.packed
-        assert_close(made(batch(dtype)), net(batch(dtype)), 1e-2 if dtype == torch.float32 else 0.05)
+        assert_close(
+            made(batch(dtype)), net(batch(dtype)), 1e-2 if dtype == torch.float32 else 0.05
+        )

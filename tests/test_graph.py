@@ -222,7 +222,9 @@ def _graphs(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("some_name", [*foreign.some_torchvision_names(), Writes])
 def test_what_names_tell_of_writing_is_never_less_than_a_run_shows(some_name: Any) -> None:
-    model = some_name() if some_name is Writes else foreign.torchvision_model(some_name, device="meta")
+    model = (
+        some_name() if some_name is Writes else foreign.torchvision_model(some_name, device="meta")
+    )
     total = 0
     for body, graph in _graphs(model):
         told = effects.guess(body, graph)
@@ -243,8 +245,12 @@ def test_most_networks_need_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError
 
     monkeypatch.setattr("featnet.graph.observe", no)
-    for name, taps in (("resnet18", ["layer1", "layer4"]), ("mobilenet_v3_small", ["features.1"]),
-                       ("vit_b_32", ["encoder.ln"]), ("densenet121", ["features.denseblock1"])):  # fmt: skip
+    for name, taps in (
+        ("resnet18", ["layer1", "layer4"]),
+        ("mobilenet_v3_small", ["features.1"]),
+        ("vit_b_32", ["encoder.ln"]),
+        ("densenet121", ["features.denseblock1"]),
+    ):
         extractor(foreign.torchvision_model(name, device="meta"), taps)
 
 
@@ -294,7 +300,9 @@ def test_made_in_inference_mode(resnet: Any, x: torch.Tensor) -> None:
 
 
 def test_channels_last_maps_and_tokens_are_known() -> None:
-    net = extractor(foreign.torchvision_model("swin_t", device="meta"), ["features.1", "features.7"])
+    net = extractor(
+        foreign.torchvision_model("swin_t", device="meta"), ["features.1", "features.7"]
+    )
     info = net.feature_info
     assert info.channels() == [96, 768] and info.reduction() == [4, 32]
     assert info[0].layout == "NHWC" and info.sizes((64, 96)) == [(16, 24), (2, 3)]
@@ -340,8 +348,12 @@ def test_train_and_eval_nodes(x: torch.Tensor) -> None:
     assert list(net(x)) == ["t"] and list(net.train()(x)) == ["b"]
     with pytest.raises(MissingFeatureError, match="'b' is not present"):
         extractor(model, ["b"])
-    for given in ({}, {"train_return_nodes": ["b"]}, {"eval_return_nodes": ["b"]},
-                  {"return_nodes": ["a"], "train_return_nodes": ["a"], "eval_return_nodes": ["a"]}):  # fmt: skip
+    for given in (
+        {},
+        {"train_return_nodes": ["b"]},
+        {"eval_return_nodes": ["b"]},
+        {"return_nodes": ["a"], "train_return_nodes": ["a"], "eval_return_nodes": ["a"]},
+    ):
         with pytest.raises(ValueError, match="train_return_nodes and eval_return_nodes together"):
             extractor(model, **given)
 
@@ -374,7 +386,11 @@ def test_several_arguments_and_constants() -> None:
 class Choosy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 4, 3, 2, 1),
+            nn.Conv2d(4, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.a(x))
@@ -435,8 +451,10 @@ def test_what_is_no_module_to_look_into(resnet: Any) -> None:
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(small)
     for model, part in (
-        (scripted, "scripted"), (torch.compile(small, backend="eager"), "_orig_mod"), (torch.relu, "not a torch.nn.Module"),
-    ):  # fmt: skip
+        (scripted, "scripted"),
+        (torch.compile(small, backend="eager"), "_orig_mod"),
+        (torch.relu, "not a torch.nn.Module"),
+    ):
         with pytest.raises(ArgumentError, match=part):
             featnet.create_feature_extractor(model, ["0"])
 

@@ -96,7 +96,12 @@ def steps(f: Foreign, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_forward_and_forward_pre(foreign: Any, x: torch.Tensor) -> None:
     truth = steps(foreign, x)
-    taps = ["act", Tap("down"), Tap("down", kind="forward_pre", key="given"), Tap("pair", key="two")]
+    taps = [
+        "act",
+        Tap("down"),
+        Tap("down", kind="forward_pre", key="given"),
+        Tap("pair", key="two"),
+    ]
     with FeatureHooks(foreign, taps) as hooks, hooks.collect() as found:
         out = foreign(x)
     assert list(found) == ["act", "down", "given", "two"]
@@ -158,7 +163,9 @@ def test_which_of_several_calls(foreign: Any, x: torch.Tensor) -> None:
     for found in (FeatureHookNet(foreign, taps=taps)(x), collected(foreign, taps, x)):
         assert torch.equal(found["first"], truth["first"])
         assert torch.equal(found["last"], truth["last"])
-        assert [torch.equal(a, truth[b]) for a, b in zip(found["all"], ("first", "last"), strict=True)]
+        assert [
+            torch.equal(a, truth[b]) for a, b in zip(found["all"], ("first", "last"), strict=True)
+        ]
 
 
 def collected(model: nn.Module, taps: Any, x: torch.Tensor) -> dict[Any, Any]:
@@ -434,8 +441,9 @@ def test_a_foreign_declaration(
 ) -> None:
     chs, name = vocabulary
     foreign.feature_info = [
-        {chs: 4, "reduction": 1, name: "act"}, {chs: 8, "reduction": 2, name: "down"},
-    ]  # fmt: skip
+        {chs: 4, "reduction": 1, name: "act"},
+        {chs: 8, "reduction": 2, name: "down"},
+    ]
     keys, truth = list(foreign.state_dict()), steps(foreign, x)
     net = kind(foreign, (1, 0))
     maps = net(x)

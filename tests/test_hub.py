@@ -68,7 +68,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hubserve
 
 
 def config(**more: Any) -> bytes:
-    content = {"architecture": NAME, "num_classes": 1000, "pretrained_cfg": {"tag": TAG, "mean": [0.5] * 3}}
+    content = {
+        "architecture": NAME,
+        "num_classes": 1000,
+        "pretrained_cfg": {"tag": TAG, "mean": [0.5] * 3},
+    }
     return json.dumps({**content, **more}).encode()
 
 
@@ -133,7 +137,9 @@ def test_a_revision_is_pinned(server: hubserver.Hub, weights: bytes, donor: Any)
     repo.commits.append({"config.json": config(), "model.safetensors": zero})
     assert same(create_model(f"hf-hub:me/mine@{first}", pretrained=True), donor)
     newest = create_model("hf-hub:me/mine", pretrained=True)
-    assert not newest.state_dict()["conv1.0.weight" if "conv1.0.weight" in newest.state_dict() else "conv1.weight"].any()
+    assert not newest.state_dict()[
+        "conv1.0.weight" if "conv1.0.weight" in newest.state_dict() else "conv1.weight"
+    ].any()
     with pytest.raises(CheckpointError, match="has no revision 'gone'"):
         create_model("hf-hub:me/mine@gone", pretrained=True)
 
@@ -204,10 +210,14 @@ def test_the_environment_of_the_hub(
     """Endpoint, token and place of the cache, as all tools of the hub have them."""
     server.add("me/own", {"config.json": config(), "model.safetensors": weights}, token="secret")
     environment = {
-        **os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": "secret", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": nursery.path,
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "secret",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": nursery.path,
         "TQDM_POSITION": "-1",  # progress although this is no terminal
-    }  # fmt: skip
+    }
     command = [sys.executable, "-m", "featnet.cli", "prefetch", "hf-hub:me/own"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -221,9 +231,13 @@ def test_the_environment_of_the_hub(
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}.{TAG}", "hf-hub:me/mine"])
 def test_after_prefetch_no_socket_is_opened(
-    name: str, server: hubserver.Hub, weights: bytes, donor: Any, tmp_path: Path,
+    name: str,
+    server: hubserver.Hub,
+    weights: bytes,
+    donor: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     server.add(REPO, {"model.safetensors": weights})
     server.add("me/mine", {"config.json": config(), "model.safetensors": weights})
     for cache in (None, tmp_path / "other"):
@@ -315,7 +329,9 @@ def test_an_unknown_repository(server: hubserver.Hub) -> None:
     refused("hf-hub:me/nothing", "me/nothing", "does not exist, or is private", "hf auth login")
 
 
-def test_a_gated_repository(server: hubserver.Hub, weights: bytes, donor: Any, monkeypatch: Any) -> None:
+def test_a_gated_repository(
+    server: hubserver.Hub, weights: bytes, donor: Any, monkeypatch: Any
+) -> None:
     files = {"config.json": config(), "model.safetensors": weights}
     server.add("me/gated", files, gated=True, token="secret")
     refused("hf-hub:me/gated", "me/gated", "is gated", "hf auth login", "HF_TOKEN")
@@ -345,22 +361,29 @@ def test_offline_and_not_cached(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    words = ("model.safetensors", REPO, "not in the local cache", str(tmp_path / "cache"), "featnet prefetch")
+    words = (
+        "model.safetensors",
+        REPO,
+        "not in the local cache",
+        str(tmp_path / "cache"),
+        "featnet prefetch",
+    )
     refused(NAME, *words)
     assert not server.log
 
 
-def test_the_hub_cannot_be_reached(
-    server: hubserver.Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_cannot_be_reached(server: hubserver.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         refused(NAME, REPO, "the hub cannot be reached", "featnet prefetch", "checkpoint_path=")
 
 
@@ -371,7 +394,8 @@ def test_too_many_requests(server: hubserver.Hub, weights: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "does not fit on the disk"), (errno.EROFS, "cannot be written")]
+    ("number", "words"),
+    [(errno.ENOSPC, "does not fit on the disk"), (errno.EROFS, "cannot be written")],
 )
 def test_a_disk_that_takes_nothing(
     number: int, words: str, server: hubserver.Hub, weights: bytes, monkeypatch: pytest.MonkeyPatch
@@ -413,7 +437,9 @@ def test_a_pinned_hash(server: hubserver.Hub, weights: bytes, donor: Any, tmp_pa
         overlay = {"sha256": pin}
         assert same(create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay), donor)
     refused(NAME, right, "removed from the cache", pretrained_cfg_overlay={"sha256": "0" * 64})
-    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 5000]
+    assert not [
+        p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 5000
+    ]
     assert same(create_model(NAME, pretrained=True), donor)
     refused(NAME, "hexadecimal digits", pretrained_cfg_overlay={"sha256": "what"})
 
@@ -474,11 +500,17 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "nan": (b'{"architecture": "resnet18", "num_classes": NaN}', "is no config.json"),
     "twice": (b'{"architecture": "resnet18", "architecture": "resnet34"}', "a key occurs twice"),
     "no architecture": (b"{}", "names no architecture"),
-    "of transformers": (b'{"model_type": "resnet", "architectures": ["ResNetModel"]}', "transformers"),
+    "of transformers": (
+        b'{"model_type": "resnet", "architectures": ["ResNetModel"]}',
+        "transformers",
+    ),
     "unknown architecture": (b'{"architecture": "resnet5000"}', "Unknown model 'resnet5000'"),
     "a number": (b'{"architecture": 3}', "is no config.json"),
     "unknown argument": (b'{"architecture": "resnet18", "model_args": {"wdith": 3}}', "'wdith'"),
-    "arguments that are none": (b'{"architecture": "resnet18", "model_args": [3]}', "is no config.json"),
+    "arguments that are none": (
+        b'{"architecture": "resnet18", "model_args": [3]}',
+        "is no config.json",
+    ),
     "classes": (b'{"architecture": "resnet18", "num_classes": "ten"}', "num_classes is 'ten'"),
 }
 
@@ -522,13 +554,22 @@ def test_folders_without_what_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_classes": 7, "in_chans": 5}, {"num_classes": 0, "global_pool": "max"}, {"drop_rate": 0.3}],
+    [
+        {},
+        {"num_classes": 7, "in_chans": 5},
+        {"num_classes": 0, "global_pool": "max"},
+        {"drop_rate": 0.3},
+    ],
     ids=str,
 )
 def test_round_trip(options: dict[str, Any], timm: Any, tmp_path: Path) -> None:
     model = helpers.fill_noise(create_model(NAME, **options)).eval()
     folder = featnet.save_for_hub(model, tmp_path / "saved")
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     again = create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert same(again, model) and list(again.state_dict()) == list(model.state_dict())
     x = torch.randn(1, model.in_chans, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -552,9 +593,7 @@ def test_what_timm_saves_is_read(timm: Any, tmp_path: Path) -> None:
     assert same(net, peer)
 
 
-def test_push_and_pull(
-    server: hubserver.Hub, donor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_and_pull(server: hubserver.Hub, donor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="hf auth login"):
         featnet.push_to_hub(donor, "me/pushed")
     monkeypatch.setenv("HF_TOKEN", "writer")
@@ -646,9 +685,12 @@ class Nursery:
         root = str(Path(featnet.__file__).parents[1])
         path = self.path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [sys.executable, "-c", NURSERY],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
 
     def start(self, url: str, cache: Path, source: str, out: Path) -> int:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -727,7 +769,9 @@ def test_a_process_killed_while_it_downloads_leaves_no_half_file(
     server.add(REPO, {"model.safetensors": weights})
     server.slow = 60.0
     child = nursery.start(server.url, tmp_path / "cache", CREATE, tmp_path / "out")
-    half = until(lambda: [p for p in (tmp_path / "cache").rglob("*.incomplete") if p.stat().st_size])
+    half = until(
+        lambda: [p for p in (tmp_path / "cache").rglob("*.incomplete") if p.stat().st_size]
+    )
     os.kill(child, signal.SIGKILL)
     assert half[0].stat().st_size < len(weights)
     server.slow = 0.0
@@ -762,7 +806,10 @@ def test_a_process_killed_while_it_saves_leaves_no_half_file(
 
 
 def test_what_a_killed_process_left_is_removed_later(donor: Any, tmp_path: Path) -> None:
-    old, new = tmp_path / ".model.safetensors.0123abcd.tmp", tmp_path / ".model.safetensors.abcd0123.tmp"
+    old, new = (
+        tmp_path / ".model.safetensors.0123abcd.tmp",
+        tmp_path / ".model.safetensors.abcd0123.tmp",
+    )
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
@@ -783,4 +830,7 @@ def test_the_server_speaks_ranges(server: hubserver.Hub) -> None:
 
 
 def test_errors_name_what_they_are_about() -> None:
-    assert issubclass(CheckpointError, (RuntimeError, ValueError)) and hub.ON_THE_HUB[0] == "model.safetensors"
+    assert (
+        issubclass(CheckpointError, (RuntimeError, ValueError))
+        and hub.ON_THE_HUB[0] == "model.safetensors"
+    )

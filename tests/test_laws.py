@@ -83,9 +83,7 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
     """Law 4: every parameter that is stored is used by what comes out."""
     named = dict(net.named_parameters())
     assert named
-    grads = torch.autograd.grad(
-        sum(y.sum() for y in maps), list(named.values()), allow_unused=True
-    )
+    grads = torch.autograd.grad(sum(y.sum() for y in maps), list(named.values()), allow_unused=True)
     idle = [name for name, grad in zip(named, grads, strict=True) if grad is None]
     assert not idle, f"parameters without a gradient: {idle}"
 
@@ -240,15 +238,18 @@ def test_dilated_average_is_the_average(
     ceil_mode: bool, count_include_pad: bool, padding: int, size: int
 ) -> None:
     """On every ``d``-th position the dilated pool is torch's pool of those positions."""
-    pool = nn.AvgPool2d(
-        3, 1, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad
-    )
+    pool = nn.AvgPool2d(3, 1, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     x = picture(size, size + 1, dtype=torch.float64)
     for dilation in (1, 2, 3):
         dilated = DilatedAvgPool2d(
-            (3, 3), (1, 1), (padding * dilation,) * 2, (dilation,) * 2,
-            pad_end=(0, 0), count_include_pad=count_include_pad, divisor=None,
-        )  # fmt: skip
+            (3, 3),
+            (1, 1),
+            (padding * dilation,) * 2,
+            (dilation,) * 2,
+            pad_end=(0, 0),
+            count_include_pad=count_include_pad,
+            divisor=None,
+        )
         ours, d = dilated(x), dilation
         for top in range(d):
             for left in range(d):
@@ -264,7 +265,9 @@ def test_what_pads_itself_is_the_convolution() -> None:
     model = nn.Conv2d(6, 6, 5, padding=2, groups=6).double()
     step = Step(grow=4, stride=(1, 1), scale=Fraction(1))
     padded = widen(copy.deepcopy(model), step)
-    assert isinstance(padded, PaddedConv2d) and list(padded.state_dict()) == list(model.state_dict())
+    assert isinstance(padded, PaddedConv2d) and list(padded.state_dict()) == list(
+        model.state_dict()
+    )
     x = picture(19, 22, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
     found = padded(x)
     wanted = F.conv2d(x, model.weight, model.bias, padding=8, dilation=4, groups=6)

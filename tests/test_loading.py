@@ -76,7 +76,9 @@ FORMATS: dict[str, Callable[[State, Path], Path]] = {
     "ema first": _saved("m.pth", lambda s: {"state_dict": _zeros(s), "state_dict_ema": s}),
     "model_ema first": _saved("m.pth", lambda s: {"model": _zeros(s), "model_ema": s}),
     "params_ema first": _saved("m.pth", lambda s: {"params": _zeros(s), "params_ema": s}),
-    "encoder, module prefix": _saved("m.pth", lambda s: {"encoder": {f"module.{k}": v for k, v in s.items()}, "opt": {}}),
+    "encoder, module prefix": _saved(
+        "m.pth", lambda s: {"encoder": {f"module.{k}": v for k, v in s.items()}, "opt": {}}
+    ),
     "module prefix": _saved("m.pth", lambda s: {f"module.{k}": v for k, v in s.items()}),
     "compiled, parallel": _saved(
         "m.pth", lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}}
@@ -109,9 +111,13 @@ def test_features_from_the_classifiers_file_are_the_classifiers(
 ) -> None:
     path = _safetensors(state, tmp_path)
     net = create_model(
-        NAME, features_only=True, feature_cls=feature_cls, out_indices=(2, 0, -1),
-        checkpoint_path=path, output_stride=output_stride,
-    ).eval()  # fmt: skip
+        NAME,
+        features_only=True,
+        feature_cls=feature_cls,
+        out_indices=(2, 0, -1),
+        checkpoint_path=path,
+        output_stride=output_stride,
+    ).eval()
     same = create_model(
         NAME, num_classes=10, checkpoint_path=path, output_stride=output_stride
     ).eval()
@@ -153,7 +159,9 @@ def test_one_channel_sees_a_grey_picture_as_three_do(
 def test_four_channels_repeat_and_keep_the_size_of_the_response(
     state: State, tmp_path: Path
 ) -> None:
-    model = create_model(NAME, num_classes=10, in_chans=4, checkpoint_path=_safetensors(state, tmp_path))
+    model = create_model(
+        NAME, num_classes=10, in_chans=4, checkpoint_path=_safetensors(state, tmp_path)
+    )
     key = f"{model.first_conv}.weight"
     old, new = state[key], model.state_dict()[key]
     assert new.shape[1] == 4
@@ -244,8 +252,11 @@ def test_a_file_in_the_overlay(
 
 
 def test_a_background_class_is_removed(state: State, tmp_path: Path) -> None:
-    more = {**state, "fc.weight": torch.cat([torch.zeros(1, *state["fc.weight"].shape[1:]), state["fc.weight"]]),
-            "fc.bias": torch.cat([torch.zeros(1), state["fc.bias"]])}  # fmt: skip
+    more = {
+        **state,
+        "fc.weight": torch.cat([torch.zeros(1, *state["fc.weight"].shape[1:]), state["fc.weight"]]),
+        "fc.bias": torch.cat([torch.zeros(1), state["fc.bias"]]),
+    }
     overlay = {"file": str(_safetensors(more, tmp_path)), "num_classes": 10, "label_offset": 1}
     model = create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.fc.weight, state["fc.weight"])
@@ -299,7 +310,8 @@ UNREADABLE: dict[str, tuple[Callable[[State, Path], Path], str]] = {
     "text": (_bytes("m.pth", b"this is no checkpoint\n" * 9), "cannot be read"),
     "text as safetensors": (_bytes("m.safetensors", b"no checkpoint\n" * 9), "cannot be read"),
     "lfs, safetensors": (
-        _bytes("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"
+        _bytes("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
     ),
     "lfs": (_bytes("m.pth", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "safetensors cut": (_cut(_safetensors, 0.5), "cannot be read"),
@@ -307,7 +319,10 @@ UNREADABLE: dict[str, tuple[Callable[[State, Path], Path], str]] = {
     "pth cut": (_cut(FORMATS["pth"], 0.5), "cannot be read"),
     "old pth cut": (_cut(_old_format, 0.5), "cannot be read"),
     "code": (_bytes("m.pth", pickle.dumps({"state_dict": Bomb()})), "more than tensors"),
-    "code, zipped": (_saved("m.pth", lambda s: {"state_dict": s, "x": Bomb()}), "more than tensors"),
+    "code, zipped": (
+        _saved("m.pth", lambda s: {"state_dict": s, "x": Bomb()}),
+        "more than tensors",
+    ),
     "number": (_saved("m.pth", lambda s: 3), "holds no tensors"),
     "no tensors": (_saved("m.pth", lambda s: {"epoch": 3}), "holds no tensors"),
     "index": (_bytes("m.index.json", b"{}"), "no index of shards"),
@@ -352,8 +367,15 @@ MISFITS: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
         ("of another shape (1): layer2.0.bn1.weight (3,), not (48,)",),
     ),
     "one key misspelt": (
-        lambda s: {("layer1.0.convl.weight" if k == "layer1.0.conv1.weight" else k): v for k, v in s.items()},
-        ("missing (1)", "unexpected (1)", "layer1.0.convl.weight: Did you mean 'layer1.0.conv1.weight'"),
+        lambda s: {
+            ("layer1.0.convl.weight" if k == "layer1.0.conv1.weight" else k): v
+            for k, v in s.items()
+        },
+        (
+            "missing (1)",
+            "unexpected (1)",
+            "layer1.0.convl.weight: Did you mean 'layer1.0.conv1.weight'",
+        ),
     ),
     "another model": (
         lambda s: dict(create_model("resnet10t").state_dict()),
@@ -363,7 +385,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], tuple[str, ...]]] = {
         lambda s: {f"w{i}": torch.zeros(1) for i in range(9)},
         ("unexpected (9): w0, w1, w2, w3, w4 and 4 more", "missing"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", MISFITS)
@@ -382,7 +404,9 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(
     assert all(part in message for part in parts), message
     after = model.state_dict()
     assert list(after) == list(before)
-    assert all(v.data_ptr() == before[k][0] and torch.equal(v, before[k][1]) for k, v in after.items())
+    assert all(
+        v.data_ptr() == before[k][0] and torch.equal(v, before[k][1]) for k, v in after.items()
+    )
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     for features_only in (False, True):
         with pytest.raises(CheckpointError, match="does not fit ResNet"):
@@ -491,16 +515,27 @@ def test_random_weights_come_from_the_seed(name: str) -> None:
 
 # The smallest of each family that has no test_* model; vgg's classifier is nearly all of it
 SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
-    "beit": ("beit_base_patch16_224", {}), "densenet": ("densenet121", {}),
-    "eva": ("vit_tiny_patch16_dinov3_qkvb", {}), "hiera": ("hiera_tiny_224", {}),
-    "hrnet": ("hrnet_w18_small", {}), "pvt_v2": ("pvt_v2_b0", {}), "regnet": ("regnetx_002", {}),
-    "res2net": ("res2next50", {}), "resnest": ("resnest14d", {}), "rexnet": ("rexnet_100", {}),
-    "senet": ("legacy_seresnet18", {}), "sknet": ("skresnet18", {}),
-    "swin": ("swin_tiny_patch4_window7_224", {}), "swin_v2": ("swinv2_tiny_window16_256", {}),
-    "swin_v2_cr": ("swinv2_cr_tiny_224", {}), "vgg": ("vgg11", {"mlp_ratio": 0.01}),
-    "vit_hybrid": ("vit_tiny_r_s16_p8_224", {}), "vit_sam": ("samvit_base_patch16_224", {}),
-    "vovnet": ("ese_vovnet19b_slim_dw", {}), "xception": ("legacy_xception", {}),
-}  # fmt: skip
+    "beit": ("beit_base_patch16_224", {}),
+    "densenet": ("densenet121", {}),
+    "eva": ("vit_tiny_patch16_dinov3_qkvb", {}),
+    "hiera": ("hiera_tiny_224", {}),
+    "hrnet": ("hrnet_w18_small", {}),
+    "pvt_v2": ("pvt_v2_b0", {}),
+    "regnet": ("regnetx_002", {}),
+    "res2net": ("res2next50", {}),
+    "resnest": ("resnest14d", {}),
+    "rexnet": ("rexnet_100", {}),
+    "senet": ("legacy_seresnet18", {}),
+    "sknet": ("skresnet18", {}),
+    "swin": ("swin_tiny_patch4_window7_224", {}),
+    "swin_v2": ("swinv2_tiny_window16_256", {}),
+    "swin_v2_cr": ("swinv2_cr_tiny_224", {}),
+    "vgg": ("vgg11", {"mlp_ratio": 0.01}),
+    "vit_hybrid": ("vit_tiny_r_s16_p8_224", {}),
+    "vit_sam": ("samvit_base_patch16_224", {}),
+    "vovnet": ("ese_vovnet19b_slim_dw", {}),
+    "xception": ("legacy_xception", {}),
+}
 
 
 def smallest(module: str) -> tuple[str, dict[str, Any]]:
@@ -550,7 +585,12 @@ def test_tables_that_are_computed(module: str, tmp_path: Path) -> None:
     """Masks of windows, distances, rotations: a loaded model gives what the donor gave."""
     name, options = smallest(module)
     if module.startswith("swin"):
-        options = {"embed_dim": 16, "num_heads": (1, 2, 4, 8), "depths": (2, 2, 2, 2), "window_size": 8}
+        options = {
+            "embed_dim": 16,
+            "num_heads": (1, 2, 4, 8),
+            "depths": (2, 2, 2, 2),
+            "window_size": 8,
+        }
     donor = helpers.fill_noise(create_model(name, num_classes=10, **options)).eval()
     path = _safetensors({k: v.contiguous() for k, v in donor.state_dict().items()}, tmp_path)
     loaded = create_model(name, num_classes=10, checkpoint_path=path, **options).eval()
@@ -572,7 +612,9 @@ def test_tensors_are_mapped_not_copied(kind: str, state: State, tmp_path: Path) 
     assert spans_
     for value in model.parameters():
         assert any(a <= value.data_ptr() < b for a, b in spans_)
-        assert kind == "pth" or value.untyped_storage().nbytes() == value.nbytes, "saving it saves only itself"
+        assert kind == "pth" or value.untyped_storage().nbytes() == value.nbytes, (
+            "saving it saves only itself"
+        )
 
 
 # Places and precision ---------------------------------------------------------------------------
@@ -616,7 +658,11 @@ def test_straight_to_the_gpu(features_only: bool, state: State, tmp_path: Path) 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     path = _safetensors(state, tmp_path)
-    options: dict[str, Any] = {"features_only": features_only, "device": "cuda", "dtype": torch.float16}
+    options: dict[str, Any] = {
+        "features_only": features_only,
+        "device": "cuda",
+        "dtype": torch.float16,
+    }
     options |= {} if features_only else {"num_classes": 10}
     for more in ({}, {"checkpoint_path": path}):
         model = create_model(NAME, **options, **more)
@@ -631,7 +677,12 @@ def test_places_that_are_none(state: State, tmp_path: Path) -> None:
     from featnet.errors import ArgumentError
 
     path = _safetensors(state, tmp_path)
-    for options in ({"device": "gpuu"}, {"dtype": torch.int8}, {"dtype": "float16"}, {"device": 3.5}):
+    for options in (
+        {"device": "gpuu"},
+        {"dtype": torch.int8},
+        {"dtype": "float16"},
+        {"device": 3.5},
+    ):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             create_model(NAME, **options)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="meta device holds no weights"):
@@ -645,9 +696,16 @@ def test_places_that_are_none(state: State, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
-    "options", [{}, {"num_classes": 10}, {"num_classes": 3, "in_chans": 1}, {"features_only": True},
-                {"features_only": True, "out_indices": (0, 1)}], ids=str,
-)  # fmt: skip
+    "options",
+    [
+        {},
+        {"num_classes": 10},
+        {"num_classes": 3, "in_chans": 1},
+        {"features_only": True},
+        {"features_only": True, "out_indices": (0, 1)},
+    ],
+    ids=str,
+)
 def test_a_report_counts_every_tensor_once(
     kind: str, options: dict[str, Any], state: State, tmp_path: Path
 ) -> None:
@@ -666,7 +724,8 @@ def test_a_report_counts_every_tensor_once(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "backbone.", "body.", "encoder.", "model.backbone.body.", "student."]
+    "prefix",
+    ["module.", "model.", "backbone.", "body.", "encoder.", "model.backbone.body.", "student."],
 )
 def test_any_prefix(prefix: str, state: State, tmp_path: Path) -> None:
     path = _safetensors({prefix + k: v for k, v in state.items()}, tmp_path)
@@ -677,7 +736,9 @@ def test_any_prefix(prefix: str, state: State, tmp_path: Path) -> None:
 
 
 def test_what_lies_outside_of_a_prefix_is_reported(state: State, tmp_path: Path) -> None:
-    more = {f"detector.backbone.{k}": v for k, v in state.items()} | {"detector.head.w": torch.ones(2)}
+    more = {f"detector.backbone.{k}": v for k, v in state.items()} | {
+        "detector.head.w": torch.ones(2)
+    }
     model = create_model(NAME, num_classes=10, checkpoint_path=_safetensors(more, tmp_path))
     assert model.load_report.dropped == {"detector.head.w": "outside of 'detector.backbone.'"}
     assert model.load_report.steps == ("prefix 'detector.backbone.' removed",)
@@ -728,8 +789,11 @@ def test_channels_from_any_number_to_any(name: str, chans: tuple[int, int], tmp_
     assert b.shape[1] == want
     if want % have == 0 or want == 1:
         torch.testing.assert_close(a.sum(1), b.sum(1), rtol=1e-4, atol=1e-4)
-    others = {k for k, v in old.state_dict().items() if not torch.equal(v, new.state_dict()[k])} - {key} \
-        if have != want else set()  # fmt: skip
+    others = (
+        {k for k, v in old.state_dict().items() if not torch.equal(v, new.state_dict()[k])} - {key}
+        if have != want
+        else set()
+    )
     assert not others
 
 

@@ -54,7 +54,9 @@ def test_one_late_level_takes_what_the_forward_takes(name: str) -> None:
         for kind in KINDS:
             net = kind(model, (-1,))
             last = net(x)[0]  # a map made of tokens is a copy of them
-            assert peak(lambda net=net: net(x)) <= plain + last.nbytes * helpers.attends(model), kind
+            assert peak(lambda net=net: net(x)) <= plain + last.nbytes * helpers.attends(model), (
+                kind
+            )
     early = featnet.FeatureListNet(model, (0,))
     with torch.inference_mode():
         early(x)

@@ -102,13 +102,17 @@ def test_mindcv(name: str, tmp_path: Path) -> None:
     assert float(x.ravel()[0]) == pytest.approx(wanted["first"]), "numpy draws other numbers now"
     options = {**wanted["options"], "num_classes": 10, "checkpoint_path": path}
     if "act_layer" in options:
-        with pytest.raises(CheckpointError, match=f"build the network with act_layer=.{options['act_layer']}"):
+        with pytest.raises(
+            CheckpointError, match=f"build the network with act_layer=.{options['act_layer']}"
+        ):
             create_model(name, **{k: v for k, v in options.items() if k != "act_layer"})
     model = create_model(name, **options).eval()
     with torch.no_grad():
         found = model(torch.from_numpy(x))
     # of V2's norms the epsilon is another, which the report says
-    assert helpers.error(found, torch.tensor([wanted["outputs"]])) < (1e-4 if "swinv2" in name else 1e-5)
+    assert helpers.error(found, torch.tensor([wanted["outputs"]])) < (
+        1e-4 if "swinv2" in name else 1e-5
+    )
     report = model.load_report
     assert report.loaded + len(report.converted) + len(report.initial) == len(model.state_dict())
     assert set(report.dropped.values()) <= {"is counted from the size of the picture"}
@@ -133,14 +137,34 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 REFUSED = {
     "resnet18": ("bn1.gamma", "layer1.0.conv1.weight", "ResNet is not loaded: its pooling"),
     "resnest14d": ("bn1.gamma", "layer1.0.conv2.fc1.weight", "ResNeSt is not loaded: its pooling"),
-    "skresnet18": ("bn1.gamma", "layer1.0.conv1.paths.0.features.0.weight", "SKNet is not loaded: its pool"),
-    "skresnet50": ("bn1.gamma", "layer1.0.conv2.paths.0.features.0.weight", "SKNet is not loaded: its pool"),
-    "legacy_seresnet18": ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight", "SENet is not loaded: its"),
-    "mobilenetv3_small_100": ("features.1.gamma", "features.3.layers.0.weight", "V3 is not loaded: its depthwise"),
+    "skresnet18": (
+        "bn1.gamma",
+        "layer1.0.conv1.paths.0.features.0.weight",
+        "SKNet is not loaded: its pool",
+    ),
+    "skresnet50": (
+        "bn1.gamma",
+        "layer1.0.conv2.paths.0.features.0.weight",
+        "SKNet is not loaded: its pool",
+    ),
+    "legacy_seresnet18": (
+        "layer0.1.gamma",
+        "layer1.0.se_module.conv_reduce.weight",
+        "SENet is not loaded: its",
+    ),
+    "mobilenetv3_small_100": (
+        "features.1.gamma",
+        "features.3.layers.0.weight",
+        "V3 is not loaded: its depthwise",
+    ),
     "mixnet_s": ("stem_conv.0.weight", "stem_conv.1.gamma", "MixNet is not loaded: its squeeze"),
     "pvt_v2_b0": ("patch_embed_list.0.proj.weight", "head.bias", "PVTv2 is not loaded: its patch"),
-    "halonet26t": ("stem.conv1.conv.weight", "stem.conv1.bn.gamma", "HaloNet is not loaded: its windows"),
-}  # fmt: skip
+    "halonet26t": (
+        "stem.conv1.conv.weight",
+        "stem.conv1.bn.gamma",
+        "HaloNet is not loaded: its windows",
+    ),
+}
 ONE = np.ones((4, 3), dtype=np.float32)
 
 
@@ -161,10 +185,15 @@ def test_a_classifier_without_its_bias(tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     kernels = [f"features.{i}.weight" for i in (0, 3, 6, 8, 11, 13, 16, 18)]
     matrices = [f"classifier.{i}.weight" for i in (0, 3, 6)]
-    path.write_bytes(b"".join(
-        encode(key, ONE[..., None, None] if key in kernels else ONE) for key in (*kernels, *matrices)
-    ))  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"missing \(3\): pre_logits.fc1.bias, .* head.fc.bias"):
+    path.write_bytes(
+        b"".join(
+            encode(key, ONE[..., None, None] if key in kernels else ONE)
+            for key in (*kernels, *matrices)
+        )
+    )
+    with pytest.raises(
+        CheckpointError, match=r"missing \(3\): pre_logits.fc1.bias, .* head.fc.bias"
+    ):
         create_model("vgg11", mlp_ratio=1 / 4096, checkpoint_path=path)
 
 
@@ -172,7 +201,9 @@ def test_padding_that_the_network_was_not_built_with(tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     written("tf_efficientnet_b0", path)
     options = {"num_classes": 10, "checkpoint_path": path}
-    with pytest.raises(CheckpointError, match="MindCV's EfficientNet was .* TensorFlow's padding: build"):
+    with pytest.raises(
+        CheckpointError, match="MindCV's EfficientNet was .* TensorFlow's padding: build"
+    ):
         create_model("efficientnet_b0", **options)
     assert create_model("efficientnet_b0", pad_type="same", **options).load_report.loaded
 
@@ -180,12 +211,18 @@ def test_padding_that_the_network_was_not_built_with(tmp_path: Path) -> None:
 def test_what_is_no_network_of_mindcvs(tmp_path: Path) -> None:
     """Names alone, even the model's own, do not make a file of MindSpore's fit."""
     path = tmp_path / "m.ckpt"
-    state = {k: v.numpy() for k, v in create_model("vgg11", mlp_ratio=1 / 4096).state_dict().items()}
+    state = {
+        k: v.numpy() for k, v in create_model("vgg11", mlp_ratio=1 / 4096).state_dict().items()
+    }
     path.write_bytes(b"".join(encode(k, v) for k, v in state.items() if "features" in k))
-    with pytest.raises(CheckpointError, match="architecture that is not known: it begins with .features.0.w"):
+    with pytest.raises(
+        CheckpointError, match="architecture that is not known: it begins with .features.0.w"
+    ):
         create_model("vgg11", mlp_ratio=1 / 4096, checkpoint_path=path)
     written("regnetx_002", path)
-    with pytest.raises(CheckpointError, match="A checkpoint of MindCV's RegNet does not fit DenseNet"):
+    with pytest.raises(
+        CheckpointError, match="A checkpoint of MindCV's RegNet does not fit DenseNet"
+    ):
         create_model("densenet121", checkpoint_path=path)
 
 

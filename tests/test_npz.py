@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, bool]]] = {
     "siglip": ("vit_base_patch16_siglip_224", VIT, {"big": True}),
     "hybrid": ("vit_tiny_r_s16_p8_224", VIT, {}),
     "hybrid, of stages": ("vit_small_r26_s32_224", {**VIT, "img_size": 64}, {}),
-}  # fmt: skip
+}
 
 
 def archive(model: Any, *, big: bool = False, stacked: bool = False) -> dict[str, Any]:
@@ -64,14 +64,20 @@ def archive(model: Any, *, big: bool = False, stacked: bool = False) -> dict[str
                 unit = f"block{i + 1}/unit{j + 1}"
                 for r in (1, 2, 3):
                     module = getattr(block, f"conv{r}")
-                    conv(f"{unit}/conv{r}", module), norm(f"{unit}/gn{r}", module.out_channels, 1, 1, 1)
+                    (
+                        conv(f"{unit}/conv{r}", module),
+                        norm(f"{unit}/gn{r}", module.out_channels, 1, 1, 1),
+                    )
                 if getattr(block, "downsample", None) is not None:
                     module = block.downsample.conv
                     conv(f"{unit}/conv_proj", module), norm(f"{unit}/gn_proj", module.out_channels)
     conv("embedding", model.patch_embed.proj), draw("embedding/bias", width)
     if model.cls_token is not None:
         draw("cls", 1, 1, width)
-    draw("pos_embedding" if big else "Transformer/posembed_input/pos_embedding", *model.pos_embed.shape)
+    draw(
+        "pos_embedding" if big else "Transformer/posembed_input/pos_embedding",
+        *model.pos_embed.shape,
+    )
     norm("Transformer/encoder_norm", width)
     for i in range(VIT["depth"]):
         block = f"Transformer/encoderblock_{i}"
@@ -118,7 +124,9 @@ def test_as_timm_loads_it(kind: str, prefix: str, timm: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", "flexivit_small"])
 @pytest.mark.parametrize("size", [{"img_size": 64}, {"img_size": 48, "patch_size": 12}])
-def test_another_size_as_timm_loads_it(name: str, size: dict[str, int], timm: Any, tmp_path: Path) -> None:
+def test_another_size_as_timm_loads_it(
+    name: str, size: dict[str, int], timm: Any, tmp_path: Path
+) -> None:
     """Bilinear, as the JAX code does it, where checkpoints of PyTorch are resampled bicubically."""
     path = tmp_path / "vit.npz"
     np.savez(path, **archive(timm.create_model(name, **{**VIT, **size})))
@@ -140,13 +148,19 @@ def vit(tmp_path: Path, **more: Any) -> Path:
 def test_other_classes_sizes_and_channels(tmp_path: Path) -> None:
     path = vit(tmp_path)
     net = create_model(
-        "vit_base_patch16_224", checkpoint_path=path, in_chans=1,
+        "vit_base_patch16_224",
+        checkpoint_path=path,
+        in_chans=1,
         **{**VIT, "img_size": 64, "num_classes": 3},
-    )  # fmt: skip
+    )
     assert set(net.load_report.initial) == {"head.weight", "head.bias"}
     assert "3 input channels to 1" in net.load_report.converted["patch_embed.proj.weight"]
-    net = create_model("vit_base_patch16_224", features_only=True, checkpoint_path=path, **{
-        k: v for k, v in VIT.items() if k != "num_classes"})  # fmt: skip
+    net = create_model(
+        "vit_base_patch16_224",
+        features_only=True,
+        checkpoint_path=path,
+        **{k: v for k, v in VIT.items() if k != "num_classes"},
+    )
     assert net(helpers.picture(32, 32))[-1].shape == (1, 32, 2, 2)
 
 
@@ -174,10 +188,12 @@ def test_converted_on_the_way(tmp_path: Path) -> None:
 
 def test_numbers_of_all_kinds(tmp_path: Path) -> None:
     arrays = {
-        "a/b": np.arange(6, dtype="<f4").reshape(2, 3), "scalar": np.float64(3),
-        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "big": np.arange(3, dtype=">i4"),
+        "a/b": np.arange(6, dtype="<f4").reshape(2, 3),
+        "scalar": np.float64(3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
         "none": np.zeros((0, 2)),
-    }  # fmt: skip
+    }
     np.savez(tmp_path / "a.npz", **arrays)
     found = files.read(tmp_path / "a.npz").tensors
     assert list(found) == list(arrays)
@@ -200,7 +216,7 @@ BAD = {
     "text": (member("(1,)", b"1234", "<U1"), "numbers"),
     "no array": (b"hello", "truncated"),
     "version": (b"\x93NUMPY\x09\x00\x01\x00\n", "version"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)

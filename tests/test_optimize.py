@@ -17,14 +17,7 @@ from torch import nn
 import featnet
 from featnet import optimizing
 from featnet.errors import ArgumentError, FeatnetError
-from featnet.packed import (
-    POST_OPS,
-    Packed,
-    PackedConv2d,
-    PackedLinear,
-    PackedPointwise,
-    Pointwise,
-)
+from featnet.packed import POST_OPS, Packed, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
 from featnet.packing import can_pack
 
 TOLERANCE = 1e-4
@@ -91,7 +84,9 @@ def test_with_an_example_the_forms_are_timed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "repvgg_a0", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "mobilenetv3_small_050", "repvgg_a0", "convnext_atto"]
+)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """Folded like any other, and not further from float32 than the network itself is."""
     net, x = noisy(name, features_only=True), picture(64, 96)
@@ -207,9 +202,14 @@ def test_a_layer_that_somebody_watches_stays() -> None:
 def test_what_has_one_position_is_for_torch() -> None:
     """A product with one row takes oneDNN longer to begin than torch to end."""
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(4, 5), nn.ReLU(),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(8, 4, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+        nn.ReLU(),
+    ).eval()
     made: Any = featnet.optimize(fill_noise(net))
     assert isinstance(made[2], Pointwise) and type(made[3]) is nn.ReLU
     assert type(made[5]) is nn.Linear and type(made[6]) is nn.ReLU
@@ -332,7 +332,9 @@ def test_only_where_it_is_exact() -> None:
     report = made.optimize_report
     assert {"after_up_plain", "after_fc"} <= set(report.folded)
     assert set(report.left) == {"read_twice", "shared", "first", "after_computed", "after_up"}
-    assert "feeds it alone" in report.left["read_twice"] and "feeds it alone" in report.left["shared"]
+    assert (
+        "feeds it alone" in report.left["read_twice"] and "feeds it alone" in report.left["shared"]
+    )
     assert "computed" in report.left["after_computed"]
     assert_close(made, net, picture(16, 24, batch=2))
 

@@ -29,12 +29,7 @@ def test_a_resnet_has_as_many_stages_as_depths(stages: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"depths": ()},
-        {"planes": (64, 128, 256)},
-        {"block": (BasicBlock, Bottleneck)},
-    ],
+    "wrong", [{"depths": ()}, {"planes": (64, 128, 256)}, {"block": (BasicBlock, Bottleneck)}]
 )
 def test_stages_that_do_not_match_are_refused(wrong: dict[str, Any]) -> None:
     arguments = {"block": BasicBlock, "depths": (1, 1, 1, 1), **wrong}
@@ -79,7 +74,12 @@ def test_an_hrnet_has_its_branches_as_levels() -> None:
     [
         ("resnest26d", {}, [64, 256, 512, 1024, 2048], [2, 4, 8, 16, 32]),
         ("regnety_032", {}, [32, 72, 216, 576, 1512], [2, 4, 8, 16, 32]),
-        ("mobilenetv3_large_100", {"out_indices": [1, 2, 3, 4]}, [24, 40, 112, 960], [4, 8, 16, 32]),
+        (
+            "mobilenetv3_large_100",
+            {"out_indices": [1, 2, 3, 4]},
+            [24, 40, 112, 960],
+            [4, 8, 16, 32],
+        ),
         ("mobilenetv3_large_100", {}, [16, 24, 40, 112, 960], [2, 4, 8, 16, 32]),
         ("convnext_tiny", {"out_indices": [1, 2, 3]}, [192, 384, 768], [8, 16, 32]),
         ("convnext_tiny", {}, [96, 192, 384, 768], [4, 8, 16, 32]),

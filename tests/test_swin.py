@@ -83,9 +83,9 @@ def test_relative_bias_has_the_row_of_each_distance() -> None:
 def test_a_shift_mask_parts_what_the_map_has_apart(shift: tuple[int, int]) -> None:
     """Positions of a window see each other just if the shift did not carry one around the map."""
     size, window = (8, 12), (4, 6)
-    places = torch.stack(
-        torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij"), -1
-    )[None]
+    places = torch.stack(torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij"), -1)[
+        None
+    ]
     rolled = places.roll((-shift[0], -shift[1]), (1, 2))
     rolled = split_windows(rolled, window).reshape(-1, window[0] * window[1], 2)
     apart = (rolled[:, :, None] - rolled[:, None]).abs()  # within a window nothing else is so far
@@ -164,7 +164,9 @@ def test_any_size(kind: str) -> None:
             maps = model.forward_intermediates(picture(*size), intermediates_only=True)
         predicted = model.feature_info.sizes(size)
         assert [tuple(y.shape[2:]) for y in maps] == predicted
-        assert predicted == [tuple(-(-s // r) for s in size) for r in model.feature_info.reduction()]
+        assert predicted == [
+            tuple(-(-s // r) for s in size) for r in model.feature_info.reduction()
+        ]
         assert [y.shape[1] for y in maps] == model.feature_info.channels()
 
 
@@ -330,10 +332,12 @@ def hiera_original(key: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "name_of"),
     [
-        ("swin", swin_original), ("swin_v2", swin_original), ("pvt_v2", pvt_original),
+        ("swin", swin_original),
+        ("swin_v2", swin_original),
+        ("pvt_v2", pvt_original),
         ("hiera", hiera_original),
     ],
-)  # fmt: skip
+)
 def test_original_names_load(tmp_path: Any, kind: str, name_of: Convert) -> None:
     model, x = make(kind), picture(64, 96)
     state = {name_of(key): value for key, value in model.state_dict().items()}

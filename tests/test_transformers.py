@@ -67,7 +67,9 @@ def test_positions_belong_to_places() -> None:
     model = tiny(class_token=False, global_pool="avg", img_size=128)
     ramp = torch.arange(8.0)
     with torch.no_grad():
-        model.pos_embed.copy_((ramp[:, None] + 10 * ramp).flatten()[None, :, None].expand(1, 64, 48))
+        model.pos_embed.copy_(
+            (ramp[:, None] + 10 * ramp).flatten()[None, :, None].expand(1, 64, 48)
+        )
     found = model.positions((16, 16)).reshape(16, 16, 48)[..., 0]
     places = (torch.arange(16.0) + 0.5) / 2 - 0.5
     wanted = places[:, None] + 10 * places
@@ -192,12 +194,18 @@ def test_norm_policy() -> None:
         x = picture(56, 42) if default else picture(64, 48)
         _, bare = model.forward_intermediates(x, norm=False)
         final, normed = model.forward_intermediates(x, norm=True)
-        assert torch.equal(final[:, model.num_prefix_tokens :], normed[-1].flatten(2).transpose(1, 2))
+        assert torch.equal(
+            final[:, model.num_prefix_tokens :], normed[-1].flatten(2).transpose(1, 2)
+        )
         assert error(normed[0], bare[0]) > 0.1
         by_hand = model.norm(bare[1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         assert error(by_hand, normed[1]) < 1e-5
         for kind in KINDS:
-            for norm, wanted in ((None, normed if default else bare), (True, normed), (False, bare)):
+            for norm, wanted in (
+                (None, normed if default else bare),
+                (True, normed),
+                (False, bare),
+            ):
                 net = kind(model, (1, 2), norm=norm)
                 found = as_list(net(x))
                 assert all(torch.equal(a, b) for a, b in zip(found, wanted[1:], strict=True))
@@ -238,10 +246,14 @@ def test_prefix_tokens() -> None:
 # Attention --------------------------------------------------------------------------------------
 
 STRUCTURES = (
-    "vit_tiny_patch16_224", "vit_dwee_patch16_reg1_gap_256", "vit_pwee_patch16_reg1_gap_256",
-    "vit_dpwee_patch16_reg1_gap_256", "test_vit3", "samvit_base_patch16_224",
+    "vit_tiny_patch16_224",
+    "vit_dwee_patch16_reg1_gap_256",
+    "vit_pwee_patch16_reg1_gap_256",
+    "vit_dpwee_patch16_reg1_gap_256",
+    "test_vit3",
+    "samvit_base_patch16_224",
     "vit_relpos_small_patch16_224",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -308,7 +320,10 @@ def test_pools() -> None:
 
 def test_distilled() -> None:
     model, x = tiny("deit_tiny_distilled_patch16_224"), picture(64, 64)
-    both = model.head(model.forward_features(x)[:, 0]), model.head_dist(model.forward_features(x)[:, 1])
+    both = (
+        model.head(model.forward_features(x)[:, 0]),
+        model.head_dist(model.forward_features(x)[:, 1]),
+    )
     assert error(model(x), (both[0] + both[1]) / 2) < 1e-6
     model.train().set_distilled_training()
     assert len(model(x)) == 2
@@ -347,7 +362,13 @@ def test_groups_for_layer_wise_rates() -> None:
     matcher, names = model.group_matcher(), dict(model.named_parameters())
     assert model.no_weight_decay() >= {"cls_token", "pos_embed", "reg_token"}
     stem = [n for n in names if re.search(matcher["stem"], n)]
-    assert stem == ["cls_token", "reg_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert stem == [
+        "cls_token",
+        "reg_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+    ]
     patterns = [pattern for pattern, _ in matcher["blocks"]]
     rest = [n for n in names if n not in stem and not any(re.search(p, n) for p in patterns)]
     assert all(n.startswith("head") for n in rest)
@@ -358,10 +379,15 @@ def test_compiled_and_exported(kind: Any) -> None:
     net, x = kind(tiny(), (0, 2), norm=True), picture(64, 96, batch=2)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     for other in (x, picture(32, 48), picture(64, 64, batch=3)):
-        assert all(torch.equal(a, b) for a, b in zip(as_list(compiled(other)), as_list(net(other)), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(as_list(compiled(other)), as_list(net(other)), strict=True)
+        )
     dim = torch.export.Dim
     shapes = {"x": {0: dim("n"), 2: 16 * dim("h", max=64), 3: 16 * dim("w", max=64)}}
-    program = torch.export.export(net, (x,), dynamic_shapes=shapes, strict=kind is not FeatureHookNet)
+    program = torch.export.export(
+        net, (x,), dynamic_shapes=shapes, strict=kind is not FeatureHookNet
+    )
     other = picture(48, 80, batch=3)
     for a, b in zip(as_list(program.module()(other)), as_list(net(other)), strict=True):
         assert error(a, b) < 1e-5
@@ -399,7 +425,7 @@ def test_pyramid() -> None:
         ({"num_heads": 5}, ArgumentError, "num_heads=5.*48"),
         ({"norm_layer": "layernrm"}, ArgumentError, "'layernorm'"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(options: dict[str, Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         create_model("vit_tiny_patch16_224", **{**TINY, **options}, features_only=True)
@@ -421,14 +447,20 @@ State = dict[str, torch.Tensor]
 def clip(state: State) -> State:
     """As OpenAI's: no patch bias, a projection in place of the head."""
     names = {
-        "cls_token": "class_embedding", "pos_embed": "positional_embedding",
+        "cls_token": "class_embedding",
+        "pos_embed": "positional_embedding",
         "patch_embed.proj.weight": "conv1.weight",
-    }  # fmt: skip
+    }
     rules = (
-        ("norm_pre", "ln_pre"), ("^norm", "ln_post"), (r"\.norm", ".ln_"),
-        ("blocks", "transformer.resblocks"), (r"attn\.qkv\.", "attn.in_proj_"),
-        (r"attn\.proj", "attn.out_proj"), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
-    )  # fmt: skip
+        ("norm_pre", "ln_pre"),
+        ("^norm", "ln_post"),
+        (r"\.norm", ".ln_"),
+        ("blocks", "transformer.resblocks"),
+        (r"attn\.qkv\.", "attn.in_proj_"),
+        (r"attn\.proj", "attn.out_proj"),
+        (r"mlp\.fc1", "mlp.c_fc"),
+        (r"mlp\.fc2", "mlp.c_proj"),
+    )
     found: State = {"logit_scale": torch.ones(()), "token_embedding.weight": torch.ones(3, 2)}
     for key, value in state.items():
         if key.startswith("head."):
@@ -449,7 +481,9 @@ def open_clip(state: State) -> State:
 
 def dinov2(state: State) -> State:
     found = {k: v for k, v in state.items() if not k.startswith(("head", "reg_token", "pos_embed"))}
-    found = {k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in found.items()}
+    found = {
+        k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in found.items()
+    }
     found["mask_token"] = torch.zeros(1, 48)
     found["register_tokens"] = state["reg_token"]
     first = torch.full((1, 1, 48), 0.25)
@@ -460,14 +494,23 @@ def dinov2(state: State) -> State:
 
 def mae(state: State) -> State:
     found = {k: v for k, v in state.items() if not k.startswith("head")}
-    return {**found, "mask_token": torch.ones(1, 1, 4), "decoder_blocks.0.norm1.weight": torch.ones(4)}
+    return {
+        **found,
+        "mask_token": torch.ones(1, 1, 4),
+        "decoder_blocks.0.norm1.weight": torch.ones(4),
+    }
 
 
 def split_qkv(state: State) -> State:
     found: State = {}
     for key, value in state.items():
         if ".qkv." in key:
-            found.update({key.replace("qkv", f"{x}_proj"): t for x, t in zip("qkv", value.chunk(3), strict=True)})
+            found.update(
+                {
+                    key.replace("qkv", f"{x}_proj"): t
+                    for x, t in zip("qkv", value.chunk(3), strict=True)
+                }
+            )
         else:
             found[key] = value
     return found
@@ -480,14 +523,20 @@ def deit3(state: State) -> State:
 def distilled(state: State) -> State:
     first, rest = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
     return {
-        **state, "dist_token": torch.ones(1, 1, 48), "head_dist.weight": torch.ones(7, 48),
-        "head_dist.bias": torch.ones(7), "pos_embed": torch.cat((first, first + 9, rest), 1),
-    }  # fmt: skip
+        **state,
+        "dist_token": torch.ones(1, 1, 48),
+        "head_dist.weight": torch.ones(7, 48),
+        "head_dist.bias": torch.ones(7),
+        "pos_embed": torch.cat((first, first + 9, rest), 1),
+    }
 
 
 def sam(state: State) -> State:
     found = {f"image_encoder.{k.replace('mlp.fc', 'mlp.lin')}": v for k, v in state.items()}
-    return {**{k: v for k, v in found.items() if ".head." not in k}, "mask_decoder.x": torch.ones(1)}
+    return {
+        **{k: v for k, v in found.items() if ".head." not in k},
+        "mask_decoder.x": torch.ones(1),
+    }
 
 
 def linear_patches(state: State) -> State:
@@ -507,7 +556,9 @@ LAYOUTS: list[tuple[str, Callable[[State], State], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "foreign", "headed"), LAYOUTS, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(
+    ("name", "foreign", "headed"), LAYOUTS, ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_layouts_of_others(name: str, foreign: Callable[[State], State], headed: bool) -> None:
     options: dict[str, Any] = {"img_size": 56 if "patch14" in name else 64}
     if not headed:
@@ -564,7 +615,9 @@ def test_a_checkpoint_that_does_not_fit() -> None:
     with pytest.raises(CheckpointError, match=r"blocks\.3"):
         load(create_model("vit_tiny_patch16_224", **{**TINY, "depth": 4}), state, source="theirs")
     with pytest.raises(CheckpointError, match="dist_token"):
-        load(create_model("deit_tiny_distilled_patch16_224", **TINY, img_size=64), state, source="x")
+        load(
+            create_model("deit_tiny_distilled_patch16_224", **TINY, img_size=64), state, source="x"
+        )
 
 
 @pytest.mark.parametrize("windows", [True, False])

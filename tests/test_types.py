@@ -10,5 +10,7 @@ import pytest
 def test_mypy() -> None:
     api = pytest.importorskip("mypy.api")
     root = Path(__file__).parents[1]
-    found, errors, code = api.run(["--config-file", str(root / "pyproject.toml"), str(root / "featnet")])
+    found, errors, code = api.run(
+        ["--config-file", str(root / "pyproject.toml"), str(root / "featnet")]
+    )
     assert code == 0, found + errors

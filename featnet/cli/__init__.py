@@ -137,9 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, metavar="OUT")
     convert.add_argument("--model", required=True, metavar="NAME")
     convert.add_argument(
-        "--option", action="append", default=[], type=_option, metavar="KEY=VALUE",
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="KEY=VALUE",
         help="an argument of the model, such as act_layer=gelu_tanh",
-    )  # fmt: skip
+    )
 
     info = commands.add_parser("info", help="print a model's levels without building its weights")
     info.add_argument("name", metavar="NAME")

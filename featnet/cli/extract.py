@@ -145,11 +145,7 @@ def write_safetensors(
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * 4
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
     file.write(struct.pack("<Q", len(text)) + text)

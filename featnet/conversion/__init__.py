@@ -21,17 +21,18 @@ from .draft import Draft, Layout, one_error
 __all__ = ["Draft", "Layout", "apply", "layouts", "one_error", "recognise"]
 
 _LAYOUTS: tuple[Layout, ...] = (
-    *torchvision.LAYOUTS, *transformers.LAYOUTS, *originals.LAYOUTS, *jax.LAYOUTS,
+    *torchvision.LAYOUTS,
+    *transformers.LAYOUTS,
+    *originals.LAYOUTS,
+    *jax.LAYOUTS,
     *mindcv.LAYOUTS,
-)  # fmt: skip
+)
 
 
 def layouts(model: nn.Module, *, format: str = "") -> Iterator[Layout]:
     """The layouts in which files of a format keep networks of this class."""
     classes = {cls.__name__ for cls in type(model).__mro__}
-    return (
-        layout for layout in _LAYOUTS if layout.family in classes and layout.format == format
-    )
+    return (layout for layout in _LAYOUTS if layout.family in classes and layout.format == format)
 
 
 def recognise(
@@ -51,7 +52,9 @@ def recognise(
 def find_prefix(names: set[str], marks: list[str]) -> str | None:
     """The shortest prefix under which all marks are."""
     first = marks[0]
-    found = [n[: -len(first)] for n in names if n == first or n.endswith(("." + first, "/" + first))]
+    found = [
+        n[: -len(first)] for n in names if n == first or n.endswith(("." + first, "/" + first))
+    ]
     fitting = [p for p in found if all(p + mark in names for mark in marks)]
     return min(fitting, key=len, default=None)
 
@@ -129,6 +132,7 @@ def _shift_variance(draft: Draft, model: nn.Module, eps: float) -> None:
             continue
         value: Any = draft.tensors[key]
         draft.put(
-            key, (value.double() + (eps - own)).to(value.dtype),
+            key,
+            (value.double() + (eps - own)).to(value.dtype),
             f"epsilon {eps:g} instead of {own:g}: added to the variance",
-        )  # fmt: skip
+        )

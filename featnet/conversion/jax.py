@@ -28,37 +28,47 @@ def _leaves(old: str, new: str) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 RULES = (
-    ("cls", "cls_token"), (r"(?:Transformer/posembed_input/)?pos_embedding", "pos_embed"),
-    *_leaves("embedding", "patch_embed.proj"), *_leaves("head", "head"),
+    ("cls", "cls_token"),
+    (r"(?:Transformer/posembed_input/)?pos_embedding", "pos_embed"),
+    *_leaves("embedding", "patch_embed.proj"),
+    *_leaves("head", "head"),
     *_leaves("Transformer/encoder_norm", "norm"),
     *_leaves(rf"{BLOCK}/LayerNorm_0", rf"{NEW}.norm1"),
     *_leaves(rf"{BLOCK}/LayerNorm_[12]", rf"{NEW}.norm2"),
     *(
-        rule for letter, name in zip("qkv", ("query", "key", "value"), strict=True)
-        for rule in _leaves(rf"{BLOCK}/MultiHeadDotProductAttention_\d/{name}", rf"{NEW}.attn.{letter}")
+        rule
+        for letter, name in zip("qkv", ("query", "key", "value"), strict=True)
+        for rule in _leaves(
+            rf"{BLOCK}/MultiHeadDotProductAttention_\d/{name}", rf"{NEW}.attn.{letter}"
+        )
     ),
     *_leaves(rf"{BLOCK}/MultiHeadDotProductAttention_\d/out", rf"{NEW}.attn.proj"),
     *(
-        rule for i in (0, 1)
+        rule
+        for i in (0, 1)
         for rule in _leaves(rf"{BLOCK}/MlpBlock_\d/Dense_{i}", rf"{NEW}.mlp.fc{i + 1}")
     ),
     # the pooling by attention, of SigLIP
-    (f"{POOL}/probe", "attn_pool.latent"), *_leaves(f"{POOL}/LayerNorm_0", "attn_pool.norm"),
+    (f"{POOL}/probe", "attn_pool.latent"),
+    *_leaves(f"{POOL}/LayerNorm_0", "attn_pool.norm"),
     *(
-        rule for old, new in {"query": "q", "key": "k", "value": "v", "out": "proj"}.items()
+        rule
+        for old, new in {"query": "q", "key": "k", "value": "v", "out": "proj"}.items()
         for rule in _leaves(f"{POOL}/MultiHeadDotProductAttention_0/{old}", f"attn_pool.{new}")
     ),
     *(
-        rule for i in (0, 1)
+        rule
+        for i in (0, 1)
         for rule in _leaves(f"{POOL}/MlpBlock_0/Dense_{i}", f"attn_pool.mlp.fc{i + 1}")
     ),
     # the trunk of a hybrid
-    *_leaves("conv_root", "trunk.stem.conv"), *_leaves("gn_root", "trunk.stem.norm"),
+    *_leaves("conv_root", "trunk.stem.conv"),
+    *_leaves("gn_root", "trunk.stem.norm"),
     *_leaves(rf"{UNIT}/conv_proj", r"trunk.stages.#\1.blocks.#\2.downsample.conv"),
     *_leaves(rf"{UNIT}/gn_proj", r"trunk.stages.#\1.blocks.#\2.downsample.norm"),
     *_leaves(rf"{UNIT}/conv(\d)", r"trunk.stages.#\1.blocks.#\2.conv\3"),
     *_leaves(rf"{UNIT}/gn(\d)", r"trunk.stages.#\1.blocks.#\2.norm\3"),
-)  # fmt: skip
+)
 
 
 def vit(draft: Draft, model: nn.Module) -> None:
@@ -68,9 +78,10 @@ def vit(draft: Draft, model: nn.Module) -> None:
         rest = key.removeprefix(stacked)
         parts = draft.tensors[key].unbind()
         draft.split(
-            key, {f"Transformer/encoderblock_{i}/{rest}": p for i, p in enumerate(parts)},
+            key,
+            {f"Transformer/encoderblock_{i}/{rest}": p for i, p in enumerate(parts)},
             "of the stack of all blocks",
-        )  # fmt: skip
+        )
     for key, value in draft.tensors.items():
         new = _turned(key, value)
         if new is not value:
@@ -139,4 +150,4 @@ LAYOUTS = (
         Layout("JAX's ViT", "VisionTransformer", ("embedding/kernel", f"Transformer/{first}"), vit)
         for first in ("encoderblock_0/LayerNorm_0/scale", "encoderblock/LayerNorm_0/scale")
     ),
-)  # fmt: skip
+)

@@ -23,9 +23,11 @@ from .originals import convnext_block
 Step = Callable[[Draft, nn.Module], None]
 
 LEAVES = {
-    "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
     "moving_variance": "running_var",
-}  # fmt: skip
+}
 
 
 class Need(NamedTuple):
@@ -44,13 +46,15 @@ class Need(NamedTuple):
 
 GELU = Need(
     lambda m: isinstance(m, nn.GELU) and m.approximate == "tanh",
-    "was trained with the tanh approximation of GELU", 'act_layer="gelu_tanh"',
-)  # fmt: skip
+    "was trained with the tanh approximation of GELU",
+    'act_layer="gelu_tanh"',
+)
 RELU = Need(lambda m: isinstance(m, nn.ReLU), "was trained with ReLU", 'act_layer="relu"')
 SAME = Need(
     lambda m: isinstance(m, SamePadding),
-    "was trained with TensorFlow's padding", 'pad_type="same" (the names that start with tf_)',
-)  # fmt: skip
+    "was trained with TensorFlow's padding",
+    'pad_type="same" (the names that start with tf_)',
+)
 
 
 # Names --------------------------------------------------------------------------------------------
@@ -92,7 +96,9 @@ def _densenet(draft: Draft, model: nn.Module) -> None:
 
 def _counted(draft: Draft, model: nn.Module) -> None:
     """Networks of the mobile kind, counted through in one sequence of modules."""
-    draft.substitute([(r"(.*)\.conv_reduce\.(.*)", r"\1.0.\2"), (r"(.*)\.conv_expand\.(.*)", r"\1.1.\2")])
+    draft.substitute(
+        [(r"(.*)\.conv_reduce\.(.*)", r"\1.0.\2"), (r"(.*)\.conv_expand\.(.*)", r"\1.1.\2")]
+    )
     torchvision.in_order(draft, model)
 
 
@@ -108,25 +114,31 @@ def _convnext(draft: Draft, model: nn.Module) -> None:
         if index == "0":
             return f"stem.{rest}"
         stage = (int(index) - 1) // 2
-        return f"stages.{stage}.{rest}" if int(index) % 2 else f"stages.{stage + 1}.downsample.{rest}"
+        return (
+            f"stages.{stage}.{rest}" if int(index) % 2 else f"stages.{stage + 1}.downsample.{rest}"
+        )
 
     draft.rename(counted)
     draft.substitute([(r"(.*)\.gamma_", r"\1.gamma")])
-    draft.substitute([
-        *convnext_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
-        (r"norm\.(.*)", r"head.norm.\1"),
-        (r"classifier\.(weight|bias)", r"head.fc.\1"),
-    ])  # fmt: skip
+    draft.substitute(
+        [
+            *convnext_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
+            (r"norm\.(.*)", r"head.norm.\1"),
+            (r"classifier\.(weight|bias)", r"head.fc.\1"),
+        ]
+    )
 
 
 # MindSpore names a list in a list after its first parameter: 0.blocks.2.blocks.1 is block 1 of stage 2
 STAGED = re.compile(r"(?:0\.blocks\.)?(\d+)\.(blocks\.(\d+)|downsample)\.(.*)")
 REGNET = {
-    "proj": "downsample.conv", "bn": "downsample.bn", "f.se.conv_reduce": "se.fc1",
+    "proj": "downsample.conv",
+    "bn": "downsample.bn",
+    "f.se.conv_reduce": "se.fc1",
     "f.se.conv_expand": "se.fc2",
     **{f"f.{x}": f"conv{i}.conv" for i, x in enumerate("abc", 1)},
     **{f"f.{x}_bn": f"conv{i}.bn" for i, x in enumerate("abc", 1)},
-}  # fmt: skip
+}
 
 
 def _regnet(draft: Draft, model: nn.Module) -> None:
@@ -156,12 +168,18 @@ def _swin(draft: Draft, model: nn.Module) -> None:
         return f"layers.{int(match[1]) + last}.{match[2]}.{match[4]}"
 
     draft.rename(new_name)
-    draft.substitute([
-        (r".*(?:attn_mask|relative_bias\.index|relative_coords_table|relative_position_index)", ""),
-        (r"(.*\.attn)\.relative_bias\.(.*)", r"\1.\2"),
-        (r"(.*\.attn)\.relative_position_bias\.cpb_mlp(\d)\.(.*)", r"\1.cpb_mlp.\2.\3"),
-        (r"(?:head|classifier)\.(.*)", r"head.fc.\1"),
-    ], why="is counted from the size of the picture")  # fmt: skip
+    draft.substitute(
+        [
+            (
+                r".*(?:attn_mask|relative_bias\.index|relative_coords_table|relative_position_index)",
+                "",
+            ),
+            (r"(.*\.attn)\.relative_bias\.(.*)", r"\1.\2"),
+            (r"(.*\.attn)\.relative_position_bias\.cpb_mlp(\d)\.(.*)", r"\1.cpb_mlp.\2.\3"),
+            (r"(?:head|classifier)\.(.*)", r"head.fc.\1"),
+        ],
+        why="is counted from the size of the picture",
+    )
     for key in [key for key in draft.tensors if ".attn.q." in key]:
         root, leaf = key.split(".q.")
         draft.concatenate(f"{root}.qkv.{leaf}", [f"{root}.{x}.{leaf}" for x in "qkv"])
@@ -184,14 +202,23 @@ def _down(draft: Draft, model: nn.Module) -> None:
     one that does nothing."""
     if "layer1.0.downsample.2.weight" in model.state_dict():
         shifted = {f"layer1.0.downsample.{i}.": f"layer1.0.downsample.{i + 1}." for i in (0, 1)}
-        draft.rename(lambda key: next(
-            (new + key.removeprefix(old) for old, new in shifted.items() if key.startswith(old)), key
-        ))  # fmt: skip
+        draft.rename(
+            lambda key: next(
+                (
+                    new + key.removeprefix(old)
+                    for old, new in shifted.items()
+                    if key.startswith(old)
+                ),
+                key,
+            )
+        )
 
 
 def _half(draft: Draft, model: nn.Module) -> None:
     del model
-    draft.steps.append("MindCV rounds the branches that it enlarges to float16, which is not done here")
+    draft.steps.append(
+        "MindCV rounds the branches that it enlarges to float16, which is not done here"
+    )
 
 
 # Networks -----------------------------------------------------------------------------------------
@@ -204,9 +231,13 @@ def _efficientnet_eps(draft: Draft) -> float:
 
 
 def network(
-    name: str, family: str, marks: tuple[str, ...], *steps: Step, need: Need | None = None,
+    name: str,
+    family: str,
+    marks: tuple[str, ...],
+    *steps: Step,
+    need: Need | None = None,
     eps: float | Callable[[Draft], float] = 1e-5,
-) -> Layout:  # fmt: skip
+) -> Layout:
     """How MindCV keeps a network that computes what ours does."""
 
     def convert(draft: Draft, model: nn.Module) -> None:
@@ -221,15 +252,24 @@ def network(
 
     constant: Any = eps
     return Layout(
-        f"MindCV's {name}", family, marks, convert, format="MindSpore",
+        f"MindCV's {name}",
+        family,
+        marks,
+        convert,
+        format="MindSpore",
         eps=eps if callable(eps) else lambda draft: constant,
-    )  # fmt: skip
+    )
 
 
 def other(name: str, family: str, marks: tuple[str, ...], why: str) -> Layout:
     """A network of MindCV's that is not the one of the same name here."""
     return Layout(
-        f"MindCV's {name}", family, marks, lambda draft, model: None, format="MindSpore", refused=why
+        f"MindCV's {name}",
+        family,
+        marks,
+        lambda draft, model: None,
+        format="MindSpore",
+        refused=why,
     )
 
 
@@ -239,20 +279,31 @@ SE = ((r"(.*)\.conv_reduce\.(.*)", r"\1.fc1.\2"), (r"(.*)\.conv_expand\.(.*)", r
 
 LAYOUTS = (
     network(
-        "DenseNet", "DenseNet",
-        ("features.denseblock1.cell_list.0.norm1.gamma", "features.conv0.weight"), _densenet,
+        "DenseNet",
+        "DenseNet",
+        ("features.denseblock1.cell_list.0.norm1.gamma", "features.conv0.weight"),
+        _densenet,
     ),
     network(
-        "VGG", "VGG", ("features.0.weight", "classifier.3.weight", "classifier.6.weight"),
-        torchvision.vgg, _zero_biases,
+        "VGG",
+        "VGG",
+        ("features.0.weight", "classifier.3.weight", "classifier.6.weight"),
+        torchvision.vgg,
+        _zero_biases,
     ),
     network(
-        "RepVGG", "ByobNet", ("stage0.rbr_dense.0.weight",),
-        _rules(*(
-            (rf"(.*)\.rbr_{old}\.{i}\.(.*)", rf"\1.{new}.{part}.\2")
-            for old, new in (("dense", "conv_kxk"), ("1x1", "conv_1x1"))
-            for i, part in enumerate(("conv", "bn"))
-        ), (r"(.*)\.rbr_identity\.(.*)", r"\1.identity.\2"), (r"linear\.(.*)", r"head.fc.\1")),
+        "RepVGG",
+        "ByobNet",
+        ("stage0.rbr_dense.0.weight",),
+        _rules(
+            *(
+                (rf"(.*)\.rbr_{old}\.{i}\.(.*)", rf"\1.{new}.{part}.\2")
+                for old, new in (("dense", "conv_kxk"), ("1x1", "conv_1x1"))
+                for i, part in enumerate(("conv", "bn"))
+            ),
+            (r"(.*)\.rbr_identity\.(.*)", r"\1.identity.\2"),
+            (r"linear\.(.*)", r"head.fc.\1"),
+        ),
         _rules(
             (r"stage0\.(.*)", r"stem.\1"),
             *((rf"stage{i + 1}\.(.*)", rf"stages.{i}.\1") for i in range(4)),
@@ -262,68 +313,121 @@ LAYOUTS = (
         "RegNet", "RegNet", ("stem.bn.gamma", "head.fc.weight", "0.blocks.0.f.a.weight"), _regnet
     ),
     network(
-        "ReXNet", "RexNet",
+        "ReXNet",
+        "RexNet",
         ("stem.features.1.gamma", "features.0.conv_dw.features.0.weight"),
         _rules(
-            (r"(.*)\.features\.0\.(.*)", r"\1.conv.\2"), (r"(.*)\.features\.1\.(.*)", r"\1.bn.\2"),
-            *SE, (r"cls\.1\.(.*)", r"head.fc.\1"),
+            (r"(.*)\.features\.0\.(.*)", r"\1.conv.\2"),
+            (r"(.*)\.features\.1\.(.*)", r"\1.bn.\2"),
+            *SE,
+            (r"cls\.1\.(.*)", r"head.fc.\1"),
         ),
     ),
     network(
-        "HRNet", "HRNet", ("stage2.0.branches.0.0.conv1.weight", "bn1.gamma"),
-        _rules(RES_NET, (r"downsample_modules\.(.*)", r"downsamp_modules.\1")), _zero_biases, _half,
+        "HRNet",
+        "HRNet",
+        ("stage2.0.branches.0.0.conv1.weight", "bn1.gamma"),
+        _rules(RES_NET, (r"downsample_modules\.(.*)", r"downsamp_modules.\1")),
+        _zero_biases,
+        _half,
     ),
     network(
-        "Res2Net", "ResNet", ("bn1.gamma", "layer1.0.convs.0.weight"),
-        _rules(RES_NET, (r"classifier\.(.*)", r"fc.\1")), _down,
+        "Res2Net",
+        "ResNet",
+        ("bn1.gamma", "layer1.0.convs.0.weight"),
+        _rules(RES_NET, (r"classifier\.(.*)", r"fc.\1")),
+        _down,
     ),
-    other("MobileNetV3", "MobileNetV3",
-          ("features.1.gamma", "features.3.layers.0.weight", "classifier.0.weight"),
-          "its depthwise convolutions of stride 2 pad at one side only"),
-    network(
-        "MobileNetV2", "EfficientNet",
-        ("features.3.layers.0.weight", "features.1.gamma", "features.0.weight"), _counted,
-    ),
-    network(
-        "MNASNet", "EfficientNet",
-        ("features.8.layers.0.weight", "features.7.gamma", "features.6.weight"), _counted, eps=1e-3,
+    other(
+        "MobileNetV3",
+        "MobileNetV3",
+        ("features.1.gamma", "features.3.layers.0.weight", "classifier.0.weight"),
+        "its depthwise convolutions of stride 2 pad at one side only",
     ),
     network(
-        "MobileNetV1", "EfficientNet", ("features.3.0.weight", "features.3.1.gamma"), _counted,
+        "MobileNetV2",
+        "EfficientNet",
+        ("features.3.layers.0.weight", "features.1.gamma", "features.0.weight"),
+        _counted,
+    ),
+    network(
+        "MNASNet",
+        "EfficientNet",
+        ("features.8.layers.0.weight", "features.7.gamma", "features.6.weight"),
+        _counted,
+        eps=1e-3,
+    ),
+    network(
+        "MobileNetV1",
+        "EfficientNet",
+        ("features.3.0.weight", "features.3.1.gamma"),
+        _counted,
         need=RELU,
     ),
     network(
-        "EfficientNet", "EfficientNet", ("features.3.0.block.0.weight", "features.1.gamma"),
-        _counted, need=SAME, eps=_efficientnet_eps,
+        "EfficientNet",
+        "EfficientNet",
+        ("features.3.0.block.0.weight", "features.1.gamma"),
+        _counted,
+        need=SAME,
+        eps=_efficientnet_eps,
     ),
     network(
-        "ConvNeXt", "ConvNeXt", ("feature.0.0.weight", "feature.1.0.norm.gamma"), _convnext,
+        "ConvNeXt",
+        "ConvNeXt",
+        ("feature.0.0.weight", "feature.1.0.norm.gamma"),
+        _convnext,
         need=GELU,
     ),
     network(
-        "ViT", "VisionTransformer", ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"),
-        _epsilon(1e-7), need=GELU,
+        "ViT",
+        "VisionTransformer",
+        ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight"),
+        _epsilon(1e-7),
+        need=GELU,
     ),
     network(
-        "Swin", "SwinTransformer",
+        "Swin",
+        "SwinTransformer",
         ("patch_embed.norm.gamma", "0.blocks.0.attn.relative_bias.relative_position_bias_table"),
-        _swin, need=GELU,
+        _swin,
+        need=GELU,
     ),
     network(
-        "Swin V2", "SwinTransformerV2", ("patch_embed.norm.gamma", "0.blocks.0.attn.logit_scale"),
-        _swin, _epsilon(1e-6), need=GELU,
+        "Swin V2",
+        "SwinTransformerV2",
+        ("patch_embed.norm.gamma", "0.blocks.0.attn.logit_scale"),
+        _swin,
+        _epsilon(1e-6),
+        need=GELU,
     ),
     other("ResNeSt", "ResNet", ("bn1.gamma", "layer1.0.conv2.fc1.weight"), POOLING),
     other("SKNet", "ResNet", ("bn1.gamma", "layer1.0.conv1.paths.0.features.0.weight"), POOLING),
     other("SKNet", "ResNet", ("bn1.gamma", "layer1.0.conv2.paths.0.features.0.weight"), POOLING),
-    other("SENet", "SENet", ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight"),
-          "its pooling after the stem pads otherwise where the map's side is odd"),
+    other(
+        "SENet",
+        "SENet",
+        ("layer0.1.gamma", "layer1.0.se_module.conv_reduce.weight"),
+        "its pooling after the stem pads otherwise where the map's side is odd",
+    ),
     other("ResNet", "ResNet", ("bn1.gamma", "layer1.0.conv1.weight"), POOLING),
-    other("MixNet", "EfficientNet", ("stem_conv.1.gamma",),
-          "its squeeze-and-excitation has ReLU inside where ours has SiLU"),
-    other("PVTv2", "PyramidVisionTransformerV2", ("patch_embed_list.0.proj.weight",),
-          "its patch embeddings pad as TensorFlow does"),
-    other("HaloNet", "ByobNet", ("stem.conv1.bn.gamma", "stem.conv1.conv.weight"),
-          "its windows are cut by an operator that runs on Ascend hardware only, where we could not "
-          "compare it"),
-)  # fmt: skip
+    other(
+        "MixNet",
+        "EfficientNet",
+        ("stem_conv.1.gamma",),
+        "its squeeze-and-excitation has ReLU inside where ours has SiLU",
+    ),
+    other(
+        "PVTv2",
+        "PyramidVisionTransformerV2",
+        ("patch_embed_list.0.proj.weight",),
+        "its patch embeddings pad as TensorFlow does",
+    ),
+    other(
+        "HaloNet",
+        "ByobNet",
+        ("stem.conv1.bn.gamma", "stem.conv1.conv.weight"),
+        "its windows are cut by an operator that runs on Ascend hardware only, where we could not "
+        "compare it",
+    ),
+)

@@ -17,7 +17,9 @@ def _modules(keys: Any) -> list[str]:
 
 def in_order(draft: Draft, model: Any) -> None:
     """Networks of the mobile kind: both libraries register the same modules in the same order."""
-    theirs = _modules(sorted(draft.tensors, key=lambda k: (not k.startswith("features."), natural(k))))
+    theirs = _modules(
+        sorted(draft.tensors, key=lambda k: (not k.startswith("features."), natural(k)))
+    )
     ours = _modules(model.state_dict())
     if model.last_fc not in ours:
         ours.append(model.last_fc)
@@ -49,11 +51,13 @@ def densenet(draft: Draft, model: nn.Module) -> None:
 def vgg(draft: Draft, model: nn.Module) -> None:
     """torchvision's names to this network's."""
     del model
-    draft.substitute([
-        (r"classifier\.0\.(.*)", r"pre_logits.fc1.\1"),
-        (r"classifier\.3\.(.*)", r"pre_logits.fc2.\1"),
-        (r"classifier\.6\.(.*)", r"head.fc.\1"),
-    ])  # fmt: skip
+    draft.substitute(
+        [
+            (r"classifier\.0\.(.*)", r"pre_logits.fc1.\1"),
+            (r"classifier\.3\.(.*)", r"pre_logits.fc2.\1"),
+            (r"classifier\.6\.(.*)", r"head.fc.\1"),
+        ]
+    )
 
 
 def convnext(draft: Draft, model: nn.Module) -> None:
@@ -106,18 +110,20 @@ def vit(draft: Draft, model: nn.Module) -> None:
     """torchvision's names to this network's; its MLPs were linear_1 and linear_2 once."""
     del model
     old, new = r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"
-    draft.substitute([
-        ("class_token", "cls_token"),
-        (r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
-        (r"encoder\.pos_embedding", "pos_embed"),
-        (rf"{old}\.ln_([12])\.(.*)", rf"{new}.norm\2.\3"),
-        (rf"{old}\.self_attention\.in_proj_(.*)", rf"{new}.attn.qkv.\2"),
-        (rf"{old}\.self_attention\.out_proj\.(.*)", rf"{new}.attn.proj.\2"),
-        (rf"{old}\.mlp\.(?:0|linear_1)\.(.*)", rf"{new}.mlp.fc1.\2"),
-        (rf"{old}\.mlp\.(?:3|linear_2)\.(.*)", rf"{new}.mlp.fc2.\2"),
-        (r"encoder\.ln\.(.*)", r"norm.\1"),
-        (r"heads\.head\.(.*)", r"head.\1"),
-    ])  # fmt: skip
+    draft.substitute(
+        [
+            ("class_token", "cls_token"),
+            (r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
+            (r"encoder\.pos_embedding", "pos_embed"),
+            (rf"{old}\.ln_([12])\.(.*)", rf"{new}.norm\2.\3"),
+            (rf"{old}\.self_attention\.in_proj_(.*)", rf"{new}.attn.qkv.\2"),
+            (rf"{old}\.self_attention\.out_proj\.(.*)", rf"{new}.attn.proj.\2"),
+            (rf"{old}\.mlp\.(?:0|linear_1)\.(.*)", rf"{new}.mlp.fc1.\2"),
+            (rf"{old}\.mlp\.(?:3|linear_2)\.(.*)", rf"{new}.mlp.fc2.\2"),
+            (r"encoder\.ln\.(.*)", r"norm.\1"),
+            (r"heads\.head\.(.*)", r"head.\1"),
+        ]
+    )
 
 
 def swin(draft: Draft, model: nn.Module) -> None:
@@ -167,39 +173,59 @@ def efficientnet_eps(draft: Draft) -> float:
 STEM = "features.0.0.weight"
 LAYOUTS = (
     Layout(
-        "torchvision's MobileNetV2", "EfficientNet", ("features.1.conv.0.0.weight", STEM),
-        in_order, root="features.", eps=lambda draft: 1e-5,
+        "torchvision's MobileNetV2",
+        "EfficientNet",
+        ("features.1.conv.0.0.weight", STEM),
+        in_order,
+        root="features.",
+        eps=lambda draft: 1e-5,
     ),
     Layout(
-        "torchvision's MobileNetV3", "MobileNetV3", ("features.1.block.0.0.weight", STEM),
-        mobilenetv3, root="features.", eps=mobilenetv3_eps,
+        "torchvision's MobileNetV3",
+        "MobileNetV3",
+        ("features.1.block.0.0.weight", STEM),
+        mobilenetv3,
+        root="features.",
+        eps=mobilenetv3_eps,
     ),
     Layout(
-        "torchvision's EfficientNet", "EfficientNet",
+        "torchvision's EfficientNet",
+        "EfficientNet",
         ("features.1.0.block.0.0.weight", "features.0.1.running_var", STEM),
-        in_order, root="features.", eps=efficientnet_eps,
+        in_order,
+        root="features.",
+        eps=efficientnet_eps,
     ),
     Layout(
-        "torchvision's ConvNeXt", "ConvNeXt", ("features.1.0.layer_scale", STEM),
-        convnext, root="features.",
+        "torchvision's ConvNeXt",
+        "ConvNeXt",
+        ("features.1.0.layer_scale", STEM),
+        convnext,
+        root="features.",
     ),
     Layout("torchvision's VGG", "VGG", ("classifier.0.weight", "features.0.weight"), vgg),
     Layout(
-        "torchvision's DenseNet, old", "DenseNet",
-        ("features.denseblock1.denselayer1.norm.1.weight",), densenet,
+        "torchvision's DenseNet, old",
+        "DenseNet",
+        ("features.denseblock1.denselayer1.norm.1.weight",),
+        densenet,
     ),
     Layout(
         "torchvision's RegNet", "RegNet", ("trunk_output.block1.block1-0.proj.0.weight",), regnet
     ),
     Layout(
-        "torchvision's ViT", "VisionTransformer",
-        ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"), vit,
+        "torchvision's ViT",
+        "VisionTransformer",
+        ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"),
+        vit,
     ),
     Layout(
-        "torchvision's Swin", "SwinTransformer",
-        ("features.1.0.attn.relative_position_bias_table", STEM), swin,
+        "torchvision's Swin",
+        "SwinTransformer",
+        ("features.1.0.attn.relative_position_bias_table", STEM),
+        swin,
     ),
     Layout(
         "torchvision's Swin V2", "SwinTransformerV2", ("features.1.0.attn.logit_scale", STEM), swin
     ),
-)  # fmt: skip
+)

@@ -28,13 +28,7 @@ from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
-from .rotary import (
-    Augment,
-    CentredRotaryEmbedding,
-    MixedRotaryEmbedding,
-    RotaryEmbedding,
-    Rotation,
-)
+from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .static import ceil_div, crop, same_size
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens

@@ -50,9 +50,14 @@ class ConvNormAct(nn.Module):
         super().__init__()
         late = smooth is not None and stride > 1
         self.conv = nn.Conv2d(
-            in_chs, out_chs, kernel_size, 1 if late else stride, kernel_size // 2,
-            groups=groups, bias=False,
-        )  # fmt: skip
+            in_chs,
+            out_chs,
+            kernel_size,
+            1 if late else stride,
+            kernel_size // 2,
+            groups=groups,
+            bias=False,
+        )
         self.bn, self.act = norm_and_act(norm, out_chs, act)
         self.drop = drop() if drop is not None else nn.Identity()
         self.aa = smooth(out_chs, stride) if smooth is not None and late else nn.Identity()

@@ -12,9 +12,16 @@ from .rotary import Rotation
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, drop: nn.Dropout, fused: bool,
-    bias: torch.Tensor | None = None, scale: float | None = None, windows: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    drop: nn.Dropout,
+    fused: bool,
+    bias: torch.Tensor | None = None,
+    scale: float | None = None,
+    windows: bool = False,
+) -> torch.Tensor:
     """softmax(q k^T * scale + bias) v.
 
     Args:

@@ -176,9 +176,14 @@ class CondConv2d(nn.Module):
         weight = weight.view(n * self.out_channels, *self.shape[1:])
         # samples as groups of one convolution: each has its own kernel
         y = F.conv2d(
-            x.reshape(1, n * c, h, w), weight, None, self.stride, self.padding, self.dilation,
+            x.reshape(1, n * c, h, w),
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
             self.groups * n,
-        )  # fmt: skip
+        )
         return lie_as(y.reshape(n, self.out_channels, *y.shape[2:]), x)
 
 

@@ -34,9 +34,7 @@ def resample_positions(
     return torch.cat((first, grid), 1) if prefix else grid
 
 
-def resample_grid(
-    table: torch.Tensor, size: Size, *, resize: Resize = bicubic
-) -> torch.Tensor:
+def resample_grid(table: torch.Tensor, size: Size, *, resize: Resize = bicubic) -> torch.Tensor:
     """(1, h, w, C) for another grid."""
     if same_size(size, (table.shape[1], table.shape[2])):
         return table
@@ -44,9 +42,7 @@ def resample_grid(
     return grid.permute(0, 2, 3, 1).to(table.dtype)
 
 
-def resample_patches(
-    weight: torch.Tensor, size: Size, *, resize: Resize = bicubic
-) -> torch.Tensor:
+def resample_patches(weight: torch.Tensor, size: Size, *, resize: Resize = bicubic) -> torch.Tensor:
     """A patch embedding's weight (D, C, h, w) for patches of another size.
 
     A resized patch gives nearly what the original gave: the pseudo-inverse of resizing

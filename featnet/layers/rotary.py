@@ -103,10 +103,16 @@ class RotaryEmbedding(nn.Module):
     """
 
     def __init__(
-        self, head_dim: int, *, temperature: float, rotate_half: bool = False,
-        indexing: str = "ij", offset: float = 0.0, reference: Size | None = None,
+        self,
+        head_dim: int,
+        *,
+        temperature: float,
+        rotate_half: bool = False,
+        indexing: str = "ij",
+        offset: float = 0.0,
+        reference: Size | None = None,
         augment: Augment | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if head_dim % 4:
             raise ArgumentError(
@@ -202,9 +208,15 @@ class MixedRotaryEmbedding(RotaryEmbedding):
     """Each channel turns with row and column at rates that each head of each block learns."""
 
     def __init__(
-        self, head_dim: int, *, heads: int, depth: int, temperature: float,
-        indexing: str = "ij", augment: Augment | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        head_dim: int,
+        *,
+        heads: int,
+        depth: int,
+        temperature: float,
+        indexing: str = "ij",
+        augment: Augment | None = None,
+    ) -> None:
         super().__init__(head_dim, temperature=temperature, indexing=indexing, augment=augment)
         self.freqs = nn.Parameter(torch.empty(2, depth, heads, head_dim // 2))
         self.reset_parameters()
@@ -233,4 +245,3 @@ class MixedRotaryEmbedding(RotaryEmbedding):
             table = waves(angles, prefix, half=False)
             rotations.append(Rotation(table[0], table[1], half=False))
         return rotations
-

@@ -83,9 +83,9 @@ class RelativePosition(nn.Module):
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
         """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
         height, width = window or self.size
-        rows, columns = (self._reach(t, n) for t, n in (
-            (self.height_rel, height), (self.width_rel, width)
-        ))  # fmt: skip
+        rows, columns = (
+            self._reach(t, n) for t, n in ((self.height_rel, height), (self.width_rel, width))
+        )
         across = _shift(q, columns)[:, :, None]  # (N, h, 1, w, W), from rows of queries
         down = _shift(q.transpose(1, 2), rows)[:, :, None]  # (N, w, 1, h, H)
         n, h, w, _ = q.shape
@@ -149,9 +149,7 @@ class BottleneckAttention(SelfAttention):
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
         n, _, h, w = maps[0].shape
         check_reach((h, w), self.pos_embed.size)
-        q, k, v = (
-            t.reshape(n * self.num_heads, -1, h * w) for t in split(maps[0], self.widths, 1)
-        )
+        q, k, v = (t.reshape(n * self.num_heads, -1, h * w) for t in split(maps[0], self.widths, 1))
         q, v = q.transpose(1, 2), v.transpose(1, 2)
         where = self.pos_embed(torch.unflatten(q, 1, (h, w)), (h, w))
         attention = ((q @ k) * self.dim**-0.5 + where).softmax(-1)
@@ -311,8 +309,9 @@ class LambdaLayer(SelfAttention):
         rows, columns = (
             torch.arange(n, device=self.pos_emb.device)[None]
             - torch.arange(n, device=self.pos_emb.device)[:, None]
-            + largest - 1
+            + largest
+            - 1
             for n, largest in zip(size, self.size, strict=True)
-        )  # fmt: skip
+        )
         pairs = self.pos_emb[rows[:, None, :, None], columns[None, :, None, :]]  # (h, w, h, w, K)
         return pairs.flatten(2, 3).flatten(0, 1)

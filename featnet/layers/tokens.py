@@ -52,9 +52,13 @@ class SequencePool(GlobalPool):
     """
 
     def __init__(
-        self, pool_type: str = "token", *, prefix: int = 0, over_prefix: bool = False,
+        self,
+        pool_type: str = "token",
+        *,
+        prefix: int = 0,
+        over_prefix: bool = False,
         allowed: Sequence[str] = SEQUENCE_POOLS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         nn.Module.__init__(self)
         if pool_type not in allowed:
             raise ArgumentError(

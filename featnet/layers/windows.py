@@ -97,7 +97,9 @@ def shift_mask(
     region = torch.zeros((), device=like.device)
     for side, length, by in zip(size, window, shift, strict=True):
         place = torch.arange(side, device=like.device)
-        part = (place >= side - by).to(like.dtype) if by else torch.zeros_like(place, dtype=like.dtype)
+        part = (
+            (place >= side - by).to(like.dtype) if by else torch.zeros_like(place, dtype=like.dtype)
+        )
         region = region[..., None] * 2 + part
     region = split_windows(region.expand(count, -1, -1), window).flatten(1)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED

@@ -13,47 +13,67 @@ from ..layers import RelativePositions
 from ._vit_keys import Layout, Rules, State, convert
 
 PE: Rules = (
-    (r"^conv1\.", "patch_embed.proj."), (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"), (r"^transformer\.resblocks\.", "blocks."),
-    (r"^ln_pre\.", "norm_pre."), (r"^ln_post\.", "norm."), (r"\.ln_(\d)\.", r".norm\1."),
-    (r"\.ls_(\d)\.gamma$", r".gamma_\1"), (r"^attn_pool\.attn\.", "attn_pool."),
-    (r"^attn_pool\.layernorm\.", "attn_pool.norm."), (r"^attn_pool\.probe$", "attn_pool.latent"),
-    (r"\.in_proj_", ".qkv."), (r"\.out_proj\.", ".proj."), (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."), (r"^proj$", "head.weight"),
-)  # fmt: skip
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.ls_(\d)\.gamma$", r".gamma_\1"),
+    (r"^attn_pool\.attn\.", "attn_pool."),
+    (r"^attn_pool\.layernorm\.", "attn_pool.norm."),
+    (r"^attn_pool\.probe$", "attn_pool.latent"),
+    (r"\.in_proj_", ".qkv."),
+    (r"\.out_proj\.", ".proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^proj$", "head.weight"),
+)
 SAPIENS2: Rules = (
-    (r"^storage_tokens$", "reg_token"), (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"\.attn\.w([qkv])\.", r".attn.\1_proj."), (r"\.attn\.gamma\.weight$", ".gamma_1"),
-    (r"\.ffn\.", ".mlp."), (r"\.ln(\d)\.", r".norm\1."), (r"^ln1\.", "norm."),
-)  # fmt: skip
-DINOV3: Rules = (
-    (r"^storage_tokens$", "reg_token"), (r"\.ls(\d)\.gamma$", r".gamma_\1"),
-)  # fmt: skip
+    (r"^storage_tokens$", "reg_token"),
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"\.attn\.w([qkv])\.", r".attn.\1_proj."),
+    (r"\.attn\.gamma\.weight$", ".gamma_1"),
+    (r"\.ffn\.", ".mlp."),
+    (r"\.ln(\d)\.", r".norm\1."),
+    (r"^ln1\.", "norm."),
+)
+DINOV3: Rules = ((r"^storage_tokens$", "reg_token"), (r"\.ls(\d)\.gamma$", r".gamma_\1"))
 ROPE = r"\brope\w*\.(?!freqs$)|\brope_embed\b"  # tables, which are made anew
 
 LAYOUTS = (
     Layout(r"^visual\.conv1\.", r"^visual\.", PE, ROPE),
     Layout(r"^conv1\.weight$", "", PE, ROPE),
     Layout(
-        r"^visual\.trunk\.", r"^visual\.(trunk\.|(?=head\.proj))",
-        ((r"^head\.proj\.weight$", "head.weight"), (r"^head\.proj\.bias$", "head.bias")), ROPE,
+        r"^visual\.trunk\.",
+        r"^visual\.(trunk\.|(?=head\.proj))",
+        ((r"^head\.proj\.weight$", "head.weight"), (r"^head\.proj\.bias$", "head.bias")),
+        ROPE,
     ),
     Layout(r"^visual\.(pos_embed|cls_token|patch_embed\.)", r"^visual\.", (), ROPE),
     Layout(r"\.attn\.wq\.weight$", "", SAPIENS2, rf"^mask_token$|{ROPE}"),
     Layout(
-        r"^storage_tokens$", "", DINOV3,
+        r"^storage_tokens$",
+        "",
+        DINOV3,
         rf"^mask_token$|^projectors\.|^local_cls_norm|\.bias_mask$|{ROPE}",
     ),
     Layout(  # pre-trained by filling masks; what follows is trained anew
-        r"^(mask_token|lm_head\.\w+)$", "", ((r"^norm\.", "fc_norm."),),
+        r"^(mask_token|lm_head\.\w+)$",
+        "",
+        ((r"^norm\.", "fc_norm."),),
         rf"^mask_token$|^lm_head\.|{ROPE}",
     ),
-)  # fmt: skip
+)
 ANY: Rules = (
-    (r"\.mlp\.ffn_ln\.", ".mlp.norm."), (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
-    (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-    (r"\.mlp\.w2\.", ".mlp.fc1_x."), (r"\.mlp\.w3\.", ".mlp.fc2."),
-)  # fmt: skip
+    (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
+    (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
 
 
 def convert_eva(state: Mapping[str, torch.Tensor], model: Any) -> State:

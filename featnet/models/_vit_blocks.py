@@ -75,10 +75,17 @@ class DiffAttention(Differential):
     """Differential attention, with the arguments of :class:`featnet.layers.Attention`."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True,
-        qk_norm: Layer | None = None, scale_norm: Layer | None = None, attn_drop: float = 0.0,
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        qk_norm: Layer | None = None,
+        scale_norm: Layer | None = None,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         width = head_width(dim, 2 * num_heads)
         self.num_heads = num_heads
@@ -129,17 +136,25 @@ class Recipe:
 
     def attention(self, dim: int) -> nn.Module:
         return self.attn(
-            dim, self.num_heads, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias,
+            dim,
+            self.num_heads,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
             qk_norm=self.norm if self.qk_norm else None,
             scale_norm=self.norm if self.scale_norm else None,
-            attn_drop=self.attn_drop, proj_drop=self.proj_drop,
-        )  # fmt: skip
+            attn_drop=self.attn_drop,
+            proj_drop=self.proj_drop,
+        )
 
     def feed_forward(self, dim: int) -> nn.Module:
         return self.mlp(
-            dim, int(dim * self.mlp_ratio), act=self.act, bias=self.proj_bias,
-            norm=self.norm if self.scale_norm else None, drop=self.proj_drop,
-        )  # fmt: skip
+            dim,
+            int(dim * self.mlp_ratio),
+            act=self.act,
+            bias=self.proj_bias,
+            norm=self.norm if self.scale_norm else None,
+            drop=self.proj_drop,
+        )
 
     def scale(self, dim: int) -> nn.Module:
         return LayerScale(dim, self.init_values) if self.init_values else nn.Identity()

@@ -36,48 +36,78 @@ class Layout:
 
 
 CLIP: Rules = (
-    (r"^conv1\.", "patch_embed.proj."), (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"), (r"^transformer\.resblocks\.", "blocks."),
-    (r"^ln_pre\.", "norm_pre."), (r"^ln_post\.", "norm."), (r"\.ln_(\d)\.", r".norm\1."),
-    (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.out_proj\.", ".proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."), (r"^proj$", "head.weight"),
-)  # fmt: skip
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.out_proj\.", ".proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^proj$", "head.weight"),
+)
 DINO2: Rules = (
-    (r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),
-    (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."),
-)  # fmt: skip
+    (r"^register_tokens$", "reg_token"),
+    (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
 AIM: Rules = (
-    (r"^preprocessor\.patchifier\.", "patch_embed."), (r"^preprocessor\.pos_embed", "pos_embed"),
-    (r"^trunk\.", ""), (r"^post_trunk_norm\.", "norm."), (r"\.norm_(\d)\.", r".norm\1."),
-    (r"\.mlp\.fc1\.", ".mlp.fc1_g."), (r"\.mlp\.fc3\.", ".mlp.fc1_x."),
-)  # fmt: skip
+    (r"^preprocessor\.patchifier\.", "patch_embed."),
+    (r"^preprocessor\.pos_embed", "pos_embed"),
+    (r"^trunk\.", ""),
+    (r"^post_trunk_norm\.", "norm."),
+    (r"\.norm_(\d)\.", r".norm\1."),
+    (r"\.mlp\.fc1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.fc3\.", ".mlp.fc1_x."),
+)
 BEIT3: Rules = (
-    (r"^vision_embed\.cls_token", "cls_token"), (r"^vision_embed\.", "patch_embed."),
-    (r"^encoder\.", ""), (r"\bA\.", ""), (r"^embed_positions\.weight$", "pos_embed"),
-    (r"^layers\.", "blocks."), (r"\bffn_layernorm\.", "norm."), (r"\bffn\.", "mlp."),
-    (r"\bself_attn_layer_norm\.", "norm1."), (r"\bself_attn\.", "attn."),
-    (r"\bfinal_layer_norm\.", "norm2."), (r"\binner_attn_ln\.", "norm."), (r"\bout_proj\.", "proj."),
+    (r"^vision_embed\.cls_token", "cls_token"),
+    (r"^vision_embed\.", "patch_embed."),
+    (r"^encoder\.", ""),
+    (r"\bA\.", ""),
+    (r"^embed_positions\.weight$", "pos_embed"),
+    (r"^layers\.", "blocks."),
+    (r"\bffn_layernorm\.", "norm."),
+    (r"\bffn\.", "mlp."),
+    (r"\bself_attn_layer_norm\.", "norm1."),
+    (r"\bself_attn\.", "attn."),
+    (r"\bfinal_layer_norm\.", "norm2."),
+    (r"\binner_attn_ln\.", "norm."),
+    (r"\bout_proj\.", "proj."),
     (r"^layer_norm\.", "norm."),
-)  # fmt: skip
+)
 RADIO: Rules = (
     (r"^patch_generator\.embedder\.", "patch_embed.proj."),
     (r"^patch_generator\.pos_embed$", "pos_embed"),
-    (r"^patch_generator\.cls_token\.token$", "cls_token"), (r"\.grandma$", ".gamma"),
-)  # fmt: skip
+    (r"^patch_generator\.cls_token\.token$", "cls_token"),
+    (r"\.grandma$", ".gamma"),
+)
 MOBILECLIP: Rules = (
-    (r"^patch_emb\.", "patch_embed.backbone."), (r"\bblock\.conv\b", "conv"),
-    (r"\bblock\.norm\b", "bn"), (r"^post_transformer_norm\.", "norm."),
-    (r"\bpre_norm_mha\.0\.", "norm1."), (r"\bpre_norm_mha\.1\.", "attn."),
-    (r"\bpre_norm_ffn\.0\.", "norm2."), (r"\bpre_norm_ffn\.1\.", "mlp.fc1."),
-    (r"\bpre_norm_ffn\.4\.", "mlp.fc2."), (r"\bqkv_proj\.", "qkv."), (r"\bout_proj\.", "proj."),
-    (r"^transformer\.", "blocks."), (r"^pos_embed\.pos_embed\.pos_embed$", "pos_embed"),
+    (r"^patch_emb\.", "patch_embed.backbone."),
+    (r"\bblock\.conv\b", "conv"),
+    (r"\bblock\.norm\b", "bn"),
+    (r"^post_transformer_norm\.", "norm."),
+    (r"\bpre_norm_mha\.0\.", "norm1."),
+    (r"\bpre_norm_mha\.1\.", "attn."),
+    (r"\bpre_norm_ffn\.0\.", "norm2."),
+    (r"\bpre_norm_ffn\.1\.", "mlp.fc1."),
+    (r"\bpre_norm_ffn\.4\.", "mlp.fc2."),
+    (r"\bqkv_proj\.", "qkv."),
+    (r"\bout_proj\.", "proj."),
+    (r"^transformer\.", "blocks."),
+    (r"^pos_embed\.pos_embed\.pos_embed$", "pos_embed"),
     (r"^classifier\.proj$", "head.weight"),
-)  # fmt: skip
+)
 
 LAYOUTS = (
     Layout(r"^(module\.)?visual\.class_embedding$", r"^(module\.)?visual\.", CLIP),
     Layout(
-        r"^(module\.)?visual\.trunk\.", r"^(module\.)?visual\.(trunk\.|(?=head\.proj))",
+        r"^(module\.)?visual\.trunk\.",
+        r"^(module\.)?visual\.(trunk\.|(?=head\.proj))",
         ((r"^head\.proj\.weight$", "head.weight"), (r"^head\.proj\.bias$", "head.bias")),
     ),
     Layout(r"^vision_encoder\.mask_token$", r"^vision_encoder\.", DINO2, r"^mask_token$"),
@@ -87,15 +117,19 @@ LAYOUTS = (
     Layout(r"^image_encoder\.model\.", r"^image_encoder\.model\.", MOBILECLIP),
     Layout(r"^image_encoder\.patch_embed\.", r"^image_encoder\.", ((r"\.lin(\d)\.", r".fc\1."),)),
     Layout(r"^mask_token$", "", DINO2, r"^mask_token$|^decoder_"),  # DINOv2, MAE
-)  # fmt: skip
+)
 ANY: Rules = ((r"\.gamma_(\d)$", r".ls\1.gamma"),)  # DeiT III
 UNUSED = r"^pre_logits\.|^head_dist\.|^dist_token$|^attn_pool\."
 
 
 def convert(
-    state: Mapping[str, torch.Tensor], model: Any, *, layouts: Sequence[Layout] = LAYOUTS,
-    rules: Rules = ANY, adapt: Adapt | None = None,
-) -> State:  # fmt: skip
+    state: Mapping[str, torch.Tensor],
+    model: Any,
+    *,
+    layouts: Sequence[Layout] = LAYOUTS,
+    rules: Rules = ANY,
+    adapt: Adapt | None = None,
+) -> State:
     """A checkpoint in any of the layouts, for a model of any grid and patch.
 
     Args:

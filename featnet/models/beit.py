@@ -30,9 +30,15 @@ class RelativeAttention(KeylessAttention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, positions: RelativePositions, qkv_bias: bool = True,
-        attn_drop: float = 0.0, proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        positions: RelativePositions,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__(
             dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop
         )
@@ -58,27 +64,57 @@ class Beit(Eva):
     """
 
     def __init__(
-        self, *, img_size: int | Size = 224, patch_size: int | Size = 16, in_chans: int = 3,
-        num_classes: int = 1000, global_pool: str = "avg", embed_dim: int = 768, depth: int = 12,
-        num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = True,
-        init_values: float | None = None, fc_norm: bool | None = None,
-        dynamic_img_size: bool = True, dynamic_img_pad: bool = False, drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0, head_init_scale: float = 0.001,
+        self,
+        *,
+        img_size: int | Size = 224,
+        patch_size: int | Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+        fc_norm: bool | None = None,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        head_init_scale: float = 0.001,
         norm_layer: str | Layer = "layernorm",
-    ) -> None:  # fmt: skip
+    ) -> None:
         (rows, columns), (height, width) = to_pair(patch_size), to_pair(img_size)
         positions = RelativePositions((height // rows, width // columns), prefix=True)
         super().__init__(
-            img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
-            global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
-            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, init_values=init_values, fc_norm=fc_norm,
-            abs_pos_embed=False, dynamic_img_size=dynamic_img_size,
-            dynamic_img_pad=dynamic_img_pad, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate,
-            proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate, head_init_scale=head_init_scale, norm_layer=norm_layer,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            init_values=init_values,
+            fc_norm=fc_norm,
+            abs_pos_embed=False,
+            dynamic_img_size=dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            head_init_scale=head_init_scale,
+            norm_layer=norm_layer,
             attn_layer=partial(RelativeAttention, positions=positions),
-        )  # fmt: skip
+        )
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
         where = {"grid": grid, "density": self.patch_embed.dense}

@@ -107,15 +107,28 @@ class Recipe:
     drop_block: Callable[[], nn.Module] | None = None
 
     def conv(
-        self, in_chs: int, out_chs: int, kernel_size: int = 1, *, stride: int = 1, groups: int = 1,
-        act: bool = True, drop: bool = False,
-    ) -> ConvNormAct:  # fmt: skip
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        drop: bool = False,
+    ) -> ConvNormAct:
         """A convolution in these layers; ``drop``: where blocks drop regions."""
         return ConvNormAct(
-            in_chs, out_chs, kernel_size=kernel_size, stride=stride, groups=groups, norm=self.norm,
-            act=self.act if act else None, drop=self.drop_block if drop else None,
+            in_chs,
+            out_chs,
+            kernel_size=kernel_size,
+            stride=stride,
+            groups=groups,
+            norm=self.norm,
+            act=self.act if act else None,
+            drop=self.drop_block if drop else None,
             smooth=self.smooth,
-        )  # fmt: skip
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,9 +279,13 @@ class Bottleneck(Residual):
     last = "conv3_1x1"
 
     def __init__(
-        self, site: Site, *, bottle_in: bool = False, linear_out: bool = False,
+        self,
+        site: Site,
+        *,
+        bottle_in: bool = False,
+        linear_out: bool = False,
         extra_conv: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(site, linear_out=linear_out)
         mid = site.width(of_input=bottle_in)
         conv, groups = site.recipe.conv, site.groups(mid)
@@ -293,9 +310,14 @@ class SelfAttentionBlock(Residual):
     last = "conv3_1x1"
 
     def __init__(
-        self, site: Site, *, mixer: Callable[..., SelfAttention], sized: bool = False,
-        bottle_in: bool = False, linear_out: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        site: Site,
+        *,
+        mixer: Callable[..., SelfAttention],
+        sized: bool = False,
+        bottle_in: bool = False,
+        linear_out: bool = False,
+    ) -> None:
         super().__init__(site, linear_out=linear_out)
         mid = site.width(of_input=bottle_in)
         options = {"size": site.size} if sized else {}
@@ -321,9 +343,14 @@ class Branches(nn.Module):
 
     def conv(self, site: Site, kernel_size: int, *, drop: bool = False) -> ConvNormAct:
         return site.recipe.conv(
-            site.in_chs, site.out_chs, kernel_size, stride=site.stride,
-            groups=site.groups(site.in_chs), act=False, drop=drop,
-        )  # fmt: skip
+            site.in_chs,
+            site.out_chs,
+            kernel_size,
+            stride=site.stride,
+            groups=site.groups(site.in_chs),
+            act=False,
+            drop=drop,
+        )
 
     def add_end(self, site: Site) -> None:
         drop = site.drop_path if self.same else 0.0
@@ -504,9 +531,11 @@ class ByobNet(Backbone):
         self._reduction = 2 if not last and not stem.pool else 4
         if self._reduction == 2:
             site = Site(recipe, in_chs, stem.widths[0], stride=2)
-            whole = stem.block(site) if stem.block else recipe.conv(
-                in_chs, site.out_chs, stem.kernel_size, stride=2
-            )  # fmt: skip
+            whole = (
+                stem.block(site)
+                if stem.block
+                else recipe.conv(in_chs, site.out_chs, stem.kernel_size, stride=2)
+            )
             self.add_stage("stem", whole, channels=site.out_chs, reduction=2)
         else:
             self.stem = nn.Sequential()
@@ -545,9 +574,15 @@ class ByobNet(Backbone):
                 if row.attention:
                     changes["attention"] = get_attention(row.attention)
                 here = Site(
-                    dataclasses.replace(site.recipe, **changes), site.in_chs, row.channels, stride,
-                    row.group_size, row.ratio, next(drops), site.size,
-                )  # fmt: skip
+                    dataclasses.replace(site.recipe, **changes),
+                    site.in_chs,
+                    row.channels,
+                    stride,
+                    row.group_size,
+                    row.ratio,
+                    next(drops),
+                    site.size,
+                )
                 blocks.append(row.block(here))
                 assert site.size is not None
                 size = (-(-site.size[0] // stride), -(-site.size[1] // stride))
@@ -666,9 +701,14 @@ WIDTHS = (256, 512, 1024, 2048)
 
 
 def rows(
-    block: Block, depths: Sequence[int], widths: Sequence[int] = WIDTHS, *, first: int = 1,
-    group_size: int = 0, ratio: float = 0.25,
-) -> tuple[Row, ...]:  # fmt: skip
+    block: Block,
+    depths: Sequence[int],
+    widths: Sequence[int] = WIDTHS,
+    *,
+    first: int = 1,
+    group_size: int = 0,
+    ratio: float = 0.25,
+) -> tuple[Row, ...]:
     """A row for each stage; the first one's stride is ``first``."""
     return tuple(
         Row(block, depth, width, 2 if i else first, group_size, ratio)
@@ -677,9 +717,14 @@ def rows(
 
 
 def mixed(
-    pattern: str, channels: int, mixer: Block, *, block: Block = Bottleneck, group_size: int = 0,
+    pattern: str,
+    channels: int,
+    mixer: Block,
+    *,
+    block: Block = Bottleneck,
+    group_size: int = 0,
     ratio: float = 0.25,
-) -> tuple[Row, ...]:  # fmt: skip
+) -> tuple[Row, ...]:
     """A stage of bottlenecks (``.``) and self-attention (``@``)."""
     kinds = {".": block, "@": mixer}
     return tuple(Row(kinds[c], 1, channels, 2, group_size, ratio) for c in pattern)
@@ -745,8 +790,10 @@ def clip(depths: Sequence[int], width: int = 64, *, img_size: int = 224) -> dict
     return dict(
         stages=rows(Bottleneck, depths, [width * 4 * 2**i for i in range(4)]),
         stem=Stem((width // 2, width // 2, width), pool="avg2"),
-        shortcut="avg", aa_layer="avg", img_size=img_size,
-    )  # fmt: skip
+        shortcut="avg",
+        aa_layer="avg",
+        img_size=img_size,
+    )
 
 
 CLIP: dict[str, dict[str, Any]] = {
@@ -789,9 +836,11 @@ def stages33(mixer: Block) -> tuple[Any, ...]:
 def stages50(pattern: str, early: Block, middle: Block, late: Block) -> tuple[Any, ...]:
     """ResNet-50 with self-attention in the last three stages; ``pattern`` of the second."""
     return (
-        Row(Bottleneck, 3, 256, 1, 0, 0.25), mixed(pattern, 512, early),
-        mixed(".@.@.@", 1024, middle), mixed(".@.", 2048, late),
-    )  # fmt: skip
+        Row(Bottleneck, 3, 256, 1, 0, 0.25),
+        mixed(pattern, 512, early),
+        mixed(".@.@.@", 1024, middle),
+        mixed(".@.", 2048, late),
+    )
 
 
 HALO_Z = partial(halo(2, block_size=7, qk_ratio=0.33), bottle_in=True, linear_out=True)
@@ -810,7 +859,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             Row(Bottleneck, 5, 640, group_size=1, ratio=3),
             Row(Bottleneck, 4, 640, stride=1, group_size=1, ratio=3),
         ),
-        stem=Stem((32,)), num_features=2560,
+        stem=Stem((32,)),
+        num_features=2560,
     ),
     "gernet_m": dict(
         stages=(
@@ -820,7 +870,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             Row(Bottleneck, 4, 640, group_size=1, ratio=3),
             Row(Bottleneck, 1, 640, stride=1, group_size=1, ratio=3),
         ),
-        stem=Stem((32,)), num_features=2560,
+        stem=Stem((32,)),
+        num_features=2560,
     ),
     "gernet_s": dict(
         stages=(
@@ -830,7 +881,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             Row(Bottleneck, 2, 560, group_size=1, ratio=3),
             Row(Bottleneck, 1, 256, stride=1, group_size=1, ratio=3),
         ),
-        stem=Stem((13,)), num_features=1920,
+        stem=Stem((13,)),
+        num_features=1920,
     ),
     "repvgg_a0": dict(
         stages=repvgg((2, 4, 14, 1), (48, 96, 192, 1280)), stem=Stem((48,), block=RepVggBlock)
@@ -875,7 +927,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
             *rows(Bottleneck, (2, 4, 6), (256, 512, 1536), group_size=32),
             Row(Bottleneck, 4, 1536, group_size=1),
         ),
-        stem=Stem((16, 32, 64, 128), linear=2), num_features=2048, act_layer="silu",
+        stem=Stem((16, 32, 64, 128), linear=2),
+        num_features=2048,
+        act_layer="silu",
     ),
     "resnet61q": dict(
         stages=(
@@ -884,7 +938,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
             Row(partial(Bottleneck, extra_conv=True), 6, 1536, group_size=32, ratio=0.25),
             Row(partial(Bottleneck, extra_conv=True), 4, 1536, group_size=1),
         ),
-        stem=Stem((16, 32, 64, 128)), num_features=2048, act_layer="silu",
+        stem=Stem((16, 32, 64, 128)),
+        num_features=2048,
+        act_layer="silu",
     ),
     "resnext26ts": TS26,
     "gcresnext26ts": dict(attn_layer=GlobalContext, **TS26),
@@ -900,8 +956,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         stages=rows(Bottleneck, (3, 4, 6, 3)), stem=TIERED, attn_layer=GlobalContext
     ),
     "gcresnext50ts": dict(
-        stages=rows(Bottleneck, (3, 4, 6, 3), group_size=32), stem=TIERED_POOL,
-        act_layer="silu", attn_layer=GlobalContext,
+        stages=rows(Bottleneck, (3, 4, 6, 3), group_size=32),
+        stem=TIERED_POOL,
+        act_layer="silu",
+        attn_layer=GlobalContext,
     ),
     "regnetz_b16": dict(stages=Z_B, stem=Stem((32,)), num_features=1536, **Z),
     "regnetz_c16": dict(stages=Z_C, stem=Stem((32,)), num_features=1536, **Z),
@@ -937,7 +995,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
             Row(BasicBlock, 1, 128, group_size=32, ratio=0.25),
             Row(Bottleneck, 1, 256, group_size=64, ratio=0.25),
         ),
-        stem=Stem((24,)), shortcut="avg", attn_layer=SE4,
+        stem=Stem((24,)),
+        shortcut="avg",
+        attn_layer=SE4,
     ),
     "botnet26t_256": dict(stages=stages26(bot()), img_size=256, **S26),
     "sebotnet33ts_256": dict(stages=stages33(bot()), img_size=256, **S33),
@@ -962,7 +1022,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
             mixed("...@...@...@", 192, HALO_Z, block=REGNETZ, group_size=16, ratio=3),
             Row(HALO_Z, 2, 288, 2, 16, 3),
         ),
-        stem=Stem((32,)), num_features=1536, **Z,
+        stem=Stem((32,)),
+        num_features=1536,
+        **Z,
     ),
     "lamhalobotnet50ts_256": dict(
         stages=stages50(".@.@", local(13), halo(), bot()), img_size=256, **S50
@@ -970,6 +1032,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "halo2botnet50ts_256": dict(
         stages=stages50(".@.@", halo(), halo(), bot()), img_size=256, **S50
     ),
-}  # fmt: skip
+}
 
 FAMILY = Family(model=ByobNet, variants=VARIANTS, weights=weights_table("byobnet"))

@@ -99,9 +99,15 @@ class Stage(nn.Module):
     """A norm and a 2x2 convolution to half the size, where it is halved, then blocks."""
 
     def __init__(
-        self, in_chs: int, chs: int, *, stride: int, kernel_size: int, recipe: Recipe,
+        self,
+        in_chs: int,
+        chs: int,
+        *,
+        stride: int,
+        kernel_size: int,
+        recipe: Recipe,
         drop_paths: Sequence[float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or in_chs != chs:
@@ -208,9 +214,13 @@ class ConvNeXt(Backbone):
         for i, (chs, kernel, depth) in enumerate(zip(dims, kernels, depths, strict=True)):
             stride = 2 if i or reduction == 2 else 1
             stage = Stage(
-                in_chs, chs, stride=stride, kernel_size=kernel, recipe=recipe,
+                in_chs,
+                chs,
+                stride=stride,
+                kernel_size=kernel,
+                recipe=recipe,
                 drop_paths=[next(drops) for _ in range(depth)],
-            )  # fmt: skip
+            )
             reduction *= stride
             self.add_stage(f"stages.{i}", stage, channels=chs, reduction=reduction)
             in_chs = chs
@@ -232,8 +242,7 @@ class ConvNeXt(Backbone):
         """Returns its reduction."""
         if kind not in STEMS:
             raise ArgumentError(
-                f"stem_type={kind!r}: one of {', '.join(STEMS)} is expected."
-                + nearest(kind, STEMS)
+                f"stem_type={kind!r}: one of {', '.join(STEMS)} is expected." + nearest(kind, STEMS)
             )
         if kind != "patch" and patch_size is not None:
             raise ArgumentError(f"patch_size={patch_size!r}: stem_type={kind!r} has no patches.")
@@ -295,40 +304,43 @@ V2: dict[str, Any] = {"use_grn": True, "ls_init_value": None}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "convnext_zepto_rms": dict(
-        depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d",
+        depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d"
     ),
     "convnext_zepto_rms_ols": dict(
-        depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), conv_mlp=True, norm_layer="simplenorm2d",
+        depths=(2, 2, 4, 2),
+        dims=(32, 64, 128, 256),
+        conv_mlp=True,
+        norm_layer="simplenorm2d",
         stem_type="overlap_act",
     ),
     "convnext_atto": dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True),
     "convnext_atto_ols": dict(
-        depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True, stem_type="overlap_tiered",
+        depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True, stem_type="overlap_tiered"
     ),
     "convnext_atto_rms": dict(
-        depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True, norm_layer="rmsnorm2d",
+        depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True, norm_layer="rmsnorm2d"
     ),
     "convnext_femto": dict(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), conv_mlp=True),
     "convnext_femto_ols": dict(
-        depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), conv_mlp=True, stem_type="overlap_tiered",
+        depths=(2, 2, 6, 2), dims=(48, 96, 192, 384), conv_mlp=True, stem_type="overlap_tiered"
     ),
     "convnext_pico": dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), conv_mlp=True),
     "convnext_pico_ols": dict(
-        depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), conv_mlp=True, stem_type="overlap_tiered",
+        depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), conv_mlp=True, stem_type="overlap_tiered"
     ),
     "convnext_nano": dict(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640), conv_mlp=True),
     "convnext_nano_ols": dict(
-        depths=(2, 2, 8, 2), dims=(80, 160, 320, 640), conv_mlp=True, stem_type="overlap",
+        depths=(2, 2, 8, 2), dims=(80, 160, 320, 640), conv_mlp=True, stem_type="overlap"
     ),
     "convnext_tiny_hnf": dict(
-        depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), head_norm_first=True, conv_mlp=True,
+        depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), head_norm_first=True, conv_mlp=True
     ),
     "convnext_tiny": dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
     "convnext_small": dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
     "convnext_base": dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
     "convnext_large": dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
     "convnext_large_mlp": dict(
-        depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536), head_hidden_size=1536,
+        depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536), head_hidden_size=1536
     ),
     "convnext_xlarge": dict(depths=(3, 3, 27, 3), dims=(256, 512, 1024, 2048)),
     "convnext_xxlarge": dict(depths=(3, 4, 30, 3), dims=(384, 768, 1536, 3072), norm_eps=1e-05),
@@ -342,13 +354,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "convnextv2_large": dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536), **V2),
     "convnextv2_huge": dict(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816), **V2),
     "test_convnext": dict(
-        depths=(1, 2, 4, 2), dims=(24, 32, 48, 64), norm_eps=1e-05, act_layer="gelu_tanh",
+        depths=(1, 2, 4, 2), dims=(24, 32, 48, 64), norm_eps=1e-05, act_layer="gelu_tanh"
     ),
     "test_convnext2": dict(
-        depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, act_layer="gelu_tanh",
+        depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, act_layer="gelu_tanh"
     ),
     "test_convnext3": dict(
-        depths=(1, 1, 1, 1), dims=(32, 64, 96, 128), norm_eps=1e-05, kernel_sizes=(7, 5, 5, 3),
+        depths=(1, 1, 1, 1),
+        dims=(32, 64, 96, 128),
+        norm_eps=1e-05,
+        kernel_sizes=(7, 5, 5, 3),
         act_layer="silu",
     ),
 }

@@ -107,9 +107,12 @@ class DenseNet(Backbone):
             return with_act(*norm_and_act(plain, channels, act))
 
         layer = partial(
-            DenseLayer, growth_rate=growth_rate, expansion=bn_size, norm=norm,
+            DenseLayer,
+            growth_rate=growth_rate,
+            expansion=bn_size,
+            norm=norm,
             drop_rate=proj_drop_rate,
-        )  # fmt: skip
+        )
         width = self._add_stem(growth_rate, deep_stem, norm)
         pool: nn.Module = nn.MaxPool2d(3, 2, 1)
         if aa_layer:
@@ -122,9 +125,7 @@ class DenseNet(Backbone):
                 self.features.add_module(f"denseblock{i}", block)
                 self.add_stage("features.norm5", norm(width), channels=width, reduction=2 * 2**i)
             else:
-                self.add_stage(
-                    f"features.denseblock{i}", block, channels=width, reduction=2 * 2**i
-                )
+                self.add_stage(f"features.denseblock{i}", block, channels=width, reduction=2 * 2**i)
                 narrow = transition(width, width // 2, norm)
                 self.features.add_module(f"transition{i}", narrow)
                 width //= 2

@@ -222,6 +222,7 @@ SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {
 
 # The networks ----------------------------------------------------------------------------------
 
+
 class Open(NamedTuple):
     """A block halfway: its hidden map, its input, and itself to go on."""
 
@@ -292,9 +293,7 @@ class EfficientNet(Backbone):
             se_of_input=arch.se_of_input,
             layer_scale=arch.layer_scale,
         )
-        self.conv_stem = conv2d(
-            in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=pad_type
-        )
+        self.conv_stem = conv2d(in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=pad_type)
         self.bn1, self.act1 = recipe.norm_act(arch.stem)
         out_chs = self._add_blocks(plan(arch), arch.stem, recipe, drop_path_rate, widths)
         self.add_tail(out_chs, arch, recipe, global_pool)
@@ -332,9 +331,11 @@ class EfficientNet(Backbone):
             if self._ends[i] and self.feature_location == "expansion":
                 module, hook_type = last.hidden_at()
                 self.add_level(
-                    f"{name}.{len(blocks) - 1}.{module}", channels=last.hidden_channels,
-                    reduction=reduction, hook_type=hook_type,
-                )  # fmt: skip
+                    f"{name}.{len(blocks) - 1}.{module}",
+                    channels=last.hidden_channels,
+                    reduction=reduction,
+                    hook_type=hook_type,
+                )
             elif self._ends[i]:
                 self.add_level(name, channels=last.out_channels, reduction=reduction)
         return last.out_channels
@@ -621,11 +622,7 @@ EDGETPU_V2_XS = (
     "ir_r1_k3_s1_e8_c192"
 )
 MOBILENET_V1 = (
-    "dsa_r1_k3_s1_c64\n"
-    "dsa_r2_k3_s2_c128\n"
-    "dsa_r2_k3_s2_c256\n"
-    "dsa_r6_k3_s2_c512\n"
-    "dsa_r2_k3_s2_c1024"
+    "dsa_r1_k3_s1_c64\ndsa_r2_k3_s2_c128\ndsa_r2_k3_s2_c256\ndsa_r6_k3_s2_c512\ndsa_r2_k3_s2_c1024"
 )
 MOBILENET_V2 = (
     "ds_r1_k3_s1_c16\n"
@@ -895,16 +892,20 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
     ),
     "efficientnet_b3": dict(arch=Arch(B0, 1.2, 1.4, stem=40, head=1536), act_layer="silu"),
     "efficientnet_b3_g8_gn": dict(
-        arch=Arch(B0, 1.2, 1.4, stem=48, head=1536, divisor=16, group_size=8), act_layer="silu",
+        arch=Arch(B0, 1.2, 1.4, stem=48, head=1536, divisor=16, group_size=8),
+        act_layer="silu",
         norm_layer=partial(GroupNorm, group_size=16),
     ),
     "efficientnet_b3_gn": dict(
-        arch=Arch(B0, 1.2, 1.4, stem=48, head=1536, divisor=16), act_layer="silu",
+        arch=Arch(B0, 1.2, 1.4, stem=48, head=1536, divisor=16),
+        act_layer="silu",
         norm_layer=partial(GroupNorm, group_size=16),
     ),
     "efficientnet_b3_pruned": dict(
-        arch=Arch(B0, 1.2, 1.4, stem=40, head=1536), act_layer="silu",
-        widths="efficientnet_b3_pruned", **TF,
+        arch=Arch(B0, 1.2, 1.4, stem=40, head=1536),
+        act_layer="silu",
+        widths="efficientnet_b3_pruned",
+        **TF,
     ),
     "efficientnet_b4": dict(arch=Arch(B0, 1.4, 1.8, stem=48, head=1792), act_layer="silu"),
     "efficientnet_b5": dict(arch=Arch(B0, 1.6, 2.2, stem=48, head=2048), act_layer="silu"),
@@ -976,15 +977,18 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
         arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu"
     ),
     "test_efficientnet_evos": dict(
-        arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
+        arch=Arch(TEST, stem=24, head=256, round_limit=0.0),
+        act_layer="silu",
         norm_layer=partial(EvoNormS0, group_size=8, eps=1e-5),
     ),
     "test_efficientnet_gn": dict(
-        arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
+        arch=Arch(TEST, stem=24, head=256, round_limit=0.0),
+        act_layer="silu",
         norm_layer=partial(GroupNorm, group_size=8),
     ),
     "test_efficientnet_ln": dict(
-        arch=Arch(TEST, stem=24, head=256, round_limit=0.0), act_layer="silu",
+        arch=Arch(TEST, stem=24, head=256, round_limit=0.0),
+        act_layer="silu",
         norm_layer=partial(LayerNorm2d, eps=1e-5),
     ),
     "tf_efficientnet_b0": dict(arch=Arch(B0), act_layer="silu", **TF),
@@ -1045,14 +1049,17 @@ EFFICIENTNETS: dict[str, dict[str, Any]] = {
 MOBILENETS: dict[str, dict[str, Any]] = {
     "fbnetv3_b": dict(
         arch=Arch(FBNET_V3_B, stem=16, head=1984, round_limit=0.95, head_bias=False),
-        act_layer="hard_swish", se_layer=FBNET_SE,
+        act_layer="hard_swish",
+        se_layer=FBNET_SE,
     ),
     "fbnetv3_d": dict(
         arch=Arch(FBNET_V3_D, stem=24, head=1984, round_limit=0.95, head_bias=False),
-        act_layer="hard_swish", se_layer=FBNET_SE,
+        act_layer="hard_swish",
+        se_layer=FBNET_SE,
     ),
     "fbnetv3_g": dict(
-        arch=Arch(FBNET_V3_G, head=1984, round_limit=0.95, head_bias=False), act_layer="hard_swish",
+        arch=Arch(FBNET_V3_G, head=1984, round_limit=0.95, head_bias=False),
+        act_layer="hard_swish",
         se_layer=FBNET_SE,
     ),
     "lcnet_035": dict(
@@ -1062,7 +1069,8 @@ MOBILENETS: dict[str, dict[str, Any]] = {
         arch=Arch(LCNET, 0.5, stem=8, se_of_input=False), act_layer="hard_swish", se_layer=LCNET_SE
     ),
     "lcnet_075": dict(
-        arch=Arch(LCNET, 0.75, stem=16, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(LCNET, 0.75, stem=16, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=LCNET_SE,
     ),
     "lcnet_100": dict(
@@ -1072,30 +1080,37 @@ MOBILENETS: dict[str, dict[str, Any]] = {
         arch=Arch(LCNET, 1.5, stem=24, se_of_input=False), act_layer="hard_swish", se_layer=LCNET_SE
     ),
     "mobilenetv3_large_075": dict(
-        arch=Arch(V3_LARGE, 0.75, stem=16, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(V3_LARGE, 0.75, stem=16, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=V3_SE,
     ),
     "mobilenetv3_large_100": dict(
         arch=Arch(V3_LARGE, stem=16, se_of_input=False), act_layer="hard_swish", se_layer=V3_SE
     ),
     "mobilenetv3_large_150d": dict(
-        arch=Arch(V3_LARGE, 1.5, 1.2, stem=24, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(V3_LARGE, 1.5, 1.2, stem=24, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=V3_SE,
     ),
     "mobilenetv3_rw": dict(
-        arch=Arch(V3_RW, stem=16, se_of_input=False, head_bias=False), act_layer="hard_swish",
-        se_layer=HARD_SE, bn_eps=1e-3,
+        arch=Arch(V3_RW, stem=16, se_of_input=False, head_bias=False),
+        act_layer="hard_swish",
+        se_layer=HARD_SE,
+        bn_eps=1e-3,
     ),
     "mobilenetv3_small_050": dict(
-        arch=Arch(V3_SMALL, 0.5, stem=16, head=1024, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(V3_SMALL, 0.5, stem=16, head=1024, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=V3_SE,
     ),
     "mobilenetv3_small_075": dict(
-        arch=Arch(V3_SMALL, 0.75, stem=16, head=1024, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(V3_SMALL, 0.75, stem=16, head=1024, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=V3_SE,
     ),
     "mobilenetv3_small_100": dict(
-        arch=Arch(V3_SMALL, stem=16, head=1024, se_of_input=False), act_layer="hard_swish",
+        arch=Arch(V3_SMALL, stem=16, head=1024, se_of_input=False),
+        act_layer="hard_swish",
         se_layer=V3_SE,
     ),
     "mobilenetv4_conv_aa_large": dict(
@@ -1124,21 +1139,29 @@ MOBILENETS: dict[str, dict[str, Any]] = {
         arch=Arch(V4_HYBRID_MEDIUM, 0.75, layer_scale=1e-05, head_norm=True)
     ),
     "tf_mobilenetv3_large_075": dict(
-        arch=Arch(V3_LARGE, 0.75, stem=16, se_of_input=False), act_layer="hard_swish",
-        se_layer=V3_SE, **TF,
+        arch=Arch(V3_LARGE, 0.75, stem=16, se_of_input=False),
+        act_layer="hard_swish",
+        se_layer=V3_SE,
+        **TF,
     ),
     "tf_mobilenetv3_large_100": dict(
-        arch=Arch(V3_LARGE, stem=16, se_of_input=False), act_layer="hard_swish", se_layer=V3_SE,
+        arch=Arch(V3_LARGE, stem=16, se_of_input=False),
+        act_layer="hard_swish",
+        se_layer=V3_SE,
         **TF,
     ),
     "tf_mobilenetv3_large_minimal_100": dict(arch=Arch(V3_LARGE_MINIMAL, stem=16), **TF),
     "tf_mobilenetv3_small_075": dict(
-        arch=Arch(V3_SMALL, 0.75, stem=16, head=1024, se_of_input=False), act_layer="hard_swish",
-        se_layer=V3_SE, **TF,
+        arch=Arch(V3_SMALL, 0.75, stem=16, head=1024, se_of_input=False),
+        act_layer="hard_swish",
+        se_layer=V3_SE,
+        **TF,
     ),
     "tf_mobilenetv3_small_100": dict(
-        arch=Arch(V3_SMALL, stem=16, head=1024, se_of_input=False), act_layer="hard_swish",
-        se_layer=V3_SE, **TF,
+        arch=Arch(V3_SMALL, stem=16, head=1024, se_of_input=False),
+        act_layer="hard_swish",
+        se_layer=V3_SE,
+        **TF,
     ),
     "tf_mobilenetv3_small_minimal_100": dict(arch=Arch(V3_SMALL_MINIMAL, stem=16, head=1024), **TF),
     "hardcorenas_a": dict(

@@ -78,18 +78,31 @@ class SplitAttention(Attention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, kv_heads: int | None = None, key_bias: bool = True,
-        qkv_bias: bool = True, qk_norm: Layer | None = None, scale_norm: Layer | None = None,
-        attn_drop: float = 0.0, proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kv_heads: int | None = None,
+        key_bias: bool = True,
+        qkv_bias: bool = True,
+        qk_norm: Layer | None = None,
+        scale_norm: Layer | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
         # plain values, which add_projections reads
         self.kv_heads, self.key_bias = kv_heads or num_heads, key_bias
         if num_heads % self.kv_heads:
             raise ArgumentError(f"{self.kv_heads} kv_heads cannot be shared by {num_heads} heads.")
         super().__init__(
-            dim, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, scale_norm=scale_norm,
-            attn_drop=attn_drop, proj_drop=proj_drop,
-        )  # fmt: skip
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            scale_norm=scale_norm,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+        )
 
     def add_projections(self, dim: int, width: int, *, bias: bool) -> None:
         shared = width // self.num_heads * self.kv_heads
@@ -120,9 +133,15 @@ class Block(nn.Module):
     gamma_2: nn.Parameter | None
 
     def __init__(
-        self, dim: int, *, attn: nn.Module, mlp: nn.Module, norm: Layer,
-        init_values: tuple[float | None, float | None], drop_path: float,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        *,
+        attn: nn.Module,
+        mlp: nn.Module,
+        norm: Layer,
+        init_values: tuple[float | None, float | None],
+        drop_path: float,
+    ) -> None:
         super().__init__()
         self.norm1 = norm(dim)
         self.attn = attn
@@ -147,9 +166,15 @@ class PostNormBlock(nn.Module):
     """The norms at the end of the branches, which have no scales then."""
 
     def __init__(
-        self, dim: int, *, attn: nn.Module, mlp: nn.Module, norm: Layer,
-        init_values: tuple[float | None, float | None], drop_path: float,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        *,
+        attn: nn.Module,
+        mlp: nn.Module,
+        norm: Layer,
+        init_values: tuple[float | None, float | None],
+        drop_path: float,
+    ) -> None:
         super().__init__()
         if init_values != (None, None):
             raise ArgumentError(f"init_values={init_values}: this block has no scales.")
@@ -196,8 +221,10 @@ class Rope:
             ArgumentError: an unknown ``kind``, or what it does not have.
         """
         common: dict[str, Any] = {
-            "temperature": self.temperature, "indexing": self.indexing, "augment": self.augment,
-        }  # fmt: skip
+            "temperature": self.temperature,
+            "indexing": self.indexing,
+            "augment": self.augment,
+        }
         if self.kind == "mixed":
             if (self.rotate_half, self.offset, self.reference) != (False, 0.0, None):
                 raise ArgumentError(f"{self}: mixed has no rotate_half, offset or reference.")
@@ -234,20 +261,45 @@ class Eva(VisionTransformer):
     """
 
     def __init__(
-        self, *, img_size: int | Size = 224, patch_size: int | Size = 16, in_chans: int = 3,
-        num_classes: int = 1000, global_pool: str = "avg", embed_dim: int = 768, depth: int = 12,
-        num_heads: int = 12, num_kv_heads: int | Sequence[int] | None = None,
-        mlp_ratio: float = 4.0, qkv_bias: bool = True, init_values: float | None = None,
-        attn_only_layer_scale: bool = False, class_token: bool = True, num_reg_tokens: int = 0,
-        no_embed_class: bool = False, abs_pos_embed: bool = True, rope: Rope | None = None,
-        pre_norm: bool = False, final_norm: bool = True, fc_norm: bool | None = None,
-        attn_pool_num_heads: int | None = None, attn_pool_mlp_ratio: float | None = None,
-        dynamic_img_size: bool = True, dynamic_img_pad: bool = False, dense_norm: bool = False,
-        drop_rate: float = 0.0, pos_drop_rate: float = 0.0, proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0, head_init_scale: float = 0.001,
-        norm_layer: str | Layer = "layernorm", attn_layer: Layer = KeylessAttention,
-        mlp_layer: Layer = Mlp, block_fn: Layer = Block,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        img_size: int | Size = 224,
+        patch_size: int | Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        num_kv_heads: int | Sequence[int] | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+        attn_only_layer_scale: bool = False,
+        class_token: bool = True,
+        num_reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        abs_pos_embed: bool = True,
+        rope: Rope | None = None,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        fc_norm: bool | None = None,
+        attn_pool_num_heads: int | None = None,
+        attn_pool_mlp_ratio: float | None = None,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        dense_norm: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        head_init_scale: float = 0.001,
+        norm_layer: str | Layer = "layernorm",
+        attn_layer: Layer = KeylessAttention,
+        mlp_layer: Layer = Mlp,
+        block_fn: Layer = Block,
+    ) -> None:
         Backbone.__init__(self, in_chans=in_chans)  # the parts of a ViT, put together otherwise
         norm = get_norm(norm_layer)
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
@@ -255,18 +307,26 @@ class Eva(VisionTransformer):
         self.no_embed_class, self.abs_pos_embed = no_embed_class, abs_pos_embed
         self.pool_include_prefix = False
         self.patch_embed = PatchEmbed(
-            patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
-            bias=not pre_norm, pad=dynamic_img_pad,
-        )  # fmt: skip
+            patch_size,
+            img_size=img_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            bias=not pre_norm,
+            pad=dynamic_img_pad,
+        )
         self.add_tokens(embed_dim)
         self.pos_drop, self.patch_drop = nn.Dropout(pos_drop_rate), PatchDropout()
         width = head_width(embed_dim, num_heads)
         self.rope = rope.build(width, heads=num_heads, depth=depth) if rope else None
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
         attn = partial(
-            attn_layer, embed_dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
+            attn_layer,
+            embed_dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop_rate,
             proj_drop=proj_drop_rate,
-        )  # fmt: skip
+        )
         mlp = partial(mlp_layer, embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate)
         scales = (init_values, None if attn_only_layer_scale else init_values)
         block = partial(block_fn, embed_dim, norm=norm, init_values=scales)
@@ -278,17 +338,22 @@ class Eva(VisionTransformer):
             check_arguments(attn_layer, fewer, what="num_kv_heads")
             one = attn(**fewer)
             self.add_stage(
-                f"blocks.{i}", block(attn=one, mlp=mlp(), drop_path=rate), channels=embed_dim,
+                f"blocks.{i}",
+                block(attn=one, mlp=mlp(), drop_path=rate),
+                channels=embed_dim,
                 reduction=self.patch_embed.reduction,
-            )  # fmt: skip
+            )
         after = global_pool == "avg" if fc_norm is None else fc_norm
         self.norm = norm(embed_dim) if final_norm and not after else nn.Identity()
         self.attn_pool = None
         if global_pool == "map":
             self.attn_pool = LatentPool(
-                embed_dim, attn_pool_num_heads or num_heads, norm=norm, act=nn.GELU,
+                embed_dim,
+                attn_pool_num_heads or num_heads,
+                norm=norm,
+                act=nn.GELU,
                 mlp_ratio=attn_pool_mlp_ratio or mlp_ratio,
-            )  # fmt: skip
+            )
         self.fc_norm = norm(embed_dim) if final_norm and after else nn.Identity()
         self.add_head(
             embed_dim, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
@@ -323,9 +388,12 @@ class Eva(VisionTransformer):
         if self.rope is None:
             return [{}] * depth
         turns = self.rope(
-            grid, prefix=self.num_prefix_tokens, depth=depth, device=device,
+            grid,
+            prefix=self.num_prefix_tokens,
+            depth=depth,
+            device=device,
             density=self.patch_embed.dense,
-        )  # fmt: skip
+        )
         return [{"turn": turn} for turn in turns]
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
@@ -380,52 +448,87 @@ LARGE: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 HUGE: dict[str, Any] = {"embed_dim": 1280, "depth": 32}
 GIANT: dict[str, Any] = {"embed_dim": 1536, "depth": 40, "num_heads": 24}
 EVA_GIANT: dict[str, Any] = {
-    "patch_size": 14, "embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 6144 / 1408,
+    "patch_size": 14,
+    "embed_dim": 1408,
+    "depth": 40,
+    "num_heads": 16,
+    "mlp_ratio": 6144 / 1408,
 }
 EVA02_SMALL: dict[str, Any] = {
-    "patch_size": 14, "mlp_ratio": 8 / 3, "mlp_layer": packed_swiglu,
+    "patch_size": 14,
+    "mlp_ratio": 8 / 3,
+    "mlp_layer": packed_swiglu,
     "rope": Rope(reference=(16, 16)),
 }
 EVA02: dict[str, Any] = {
-    "mlp_ratio": 8 / 3, "attn_layer": SPLIT, "mlp_layer": partial(SwiGlu, norm=LAYER_NORM_6),
+    "mlp_ratio": 8 / 3,
+    "attn_layer": SPLIT,
+    "mlp_layer": partial(SwiGlu, norm=LAYER_NORM_6),
     "rope": Rope(reference=(16, 16)),
 }
 EVA02_CLIP: dict[str, Any] = {**EVA02, "attn_layer": SPLIT_NORMED, "global_pool": "token"}
 ROPE_GAP: dict[str, Any] = {
-    "img_size": 256, "init_values": 1e-05, "class_token": False, "abs_pos_embed": False,
+    "img_size": 256,
+    "init_values": 1e-05,
+    "class_token": False,
+    "abs_pos_embed": False,
     "rope": Rope(reference=(16, 16)),
 }
 ROPE_VIT: dict[str, Any] = {
-    "attn_layer": Attention, "init_values": 1e-05, "global_pool": "token", "abs_pos_embed": False,
+    "attn_layer": Attention,
+    "init_values": 1e-05,
+    "global_pool": "token",
+    "abs_pos_embed": False,
     "rope": Rope(temperature=100, indexing="xy"),
 }
 ROPE_APE: dict[str, Any] = {**ROPE_VIT, "abs_pos_embed": True, "no_embed_class": True}
 MIXED: dict[str, Any] = {**ROPE_VIT, "rope": Rope("mixed", temperature=10, indexing="xy")}
 MIXED_APE: dict[str, Any] = {**MIXED, "abs_pos_embed": True, "no_embed_class": True}
 DINOV3: dict[str, Any] = {
-    "init_values": 1e-05, "abs_pos_embed": False, "num_reg_tokens": 4, "fc_norm": False,
-    "rope": Rope("centred", temperature=100, rotate_half=True), "norm_layer": LAYER_NORM_5,
+    "init_values": 1e-05,
+    "abs_pos_embed": False,
+    "num_reg_tokens": 4,
+    "fc_norm": False,
+    "rope": Rope("centred", temperature=100, rotate_half=True),
+    "norm_layer": LAYER_NORM_5,
     "dense_norm": True,
 }
 LINGBOT: dict[str, Any] = {**DINOV3, "global_pool": "token"}
 SAPIENS2: dict[str, Any] = {
-    "img_size": (1024, 768), "init_values": 1.0, "attn_only_layer_scale": True,
-    "abs_pos_embed": False, "num_reg_tokens": 8, "global_pool": "token",
+    "img_size": (1024, 768),
+    "init_values": 1.0,
+    "attn_only_layer_scale": True,
+    "abs_pos_embed": False,
+    "num_reg_tokens": 8,
+    "global_pool": "token",
     "rope": Rope("centred", temperature=100, rotate_half=True, augment=Augment(rescale=2.0)),
-    "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6), "mlp_layer": packed_swiglu,
-    "norm_layer": RMS_NORM_6, "dense_norm": True,
+    "attn_layer": partial(SplitAttention, qk_norm=RMS_NORM_6),
+    "mlp_layer": packed_swiglu,
+    "norm_layer": RMS_NORM_6,
+    "dense_norm": True,
 }
 PE: dict[str, Any] = {"attn_layer": Attention, "pre_norm": True, "norm_layer": LAYER_NORM_5}
 PE_GIGANTIC: dict[str, Any] = {
-    **PE, "patch_size": 14, "embed_dim": 1536, "depth": 50, "num_heads": 16,
-    "mlp_ratio": 8960 / 1536, "class_token": False, "rope": Rope(indexing="xy", reference=(32, 32)),
+    **PE,
+    "patch_size": 14,
+    "embed_dim": 1536,
+    "depth": 50,
+    "num_heads": 16,
+    "mlp_ratio": 8960 / 1536,
+    "class_token": False,
+    "rope": Rope(indexing="xy", reference=(32, 32)),
 }
 PE_CORE: dict[str, Any] = {
-    **PE, "global_pool": "map", "attn_pool_num_heads": 8, "attn_pool_mlp_ratio": 4.0,
+    **PE,
+    "global_pool": "map",
+    "attn_pool_num_heads": 8,
+    "attn_pool_mlp_ratio": 4.0,
     "rope": Rope(indexing="xy", offset=1.0, reference=(24, 24)),
 }
 PE_SPATIAL: dict[str, Any] = {
-    **PE, "final_norm": False, "rope": Rope(indexing="xy", offset=1.0, reference=(32, 32)),
+    **PE,
+    "final_norm": False,
+    "rope": Rope(indexing="xy", offset=1.0, reference=(32, 32)),
 }
 PE_LANG: dict[str, Any] = {**PE_SPATIAL, "init_values": 0.1}
 
@@ -440,8 +543,13 @@ VARIANTS: dict[str, Any] = {
     "eva02_base_patch14_448": dict(**EVA02, img_size=448, patch_size=14),
     "eva02_base_patch16_clip_224": dict(**EVA02_CLIP),
     "eva02_enormous_patch14_clip_224": dict(
-        patch_size=14, embed_dim=1792, depth=64, num_heads=16, mlp_ratio=15360 / 1792,
-        global_pool="token", block_fn=PostNormBlock,
+        patch_size=14,
+        embed_dim=1792,
+        depth=64,
+        num_heads=16,
+        mlp_ratio=15360 / 1792,
+        global_pool="token",
+        block_fn=PostNormBlock,
     ),
     "eva02_large_patch14_224": dict(**LARGE, **EVA02, patch_size=14),
     "eva02_large_patch14_448": dict(**LARGE, **EVA02, img_size=448, patch_size=14),
@@ -456,11 +564,19 @@ VARIANTS: dict[str, Any] = {
     "eva_giant_patch14_560": dict(**EVA_GIANT),
     "eva_giant_patch14_clip_224": dict(**EVA_GIANT, global_pool="token"),
     "vit_5b_patch16_sapiens2": dict(
-        **SAPIENS2, embed_dim=2432, depth=56, num_heads=32,
+        **SAPIENS2,
+        embed_dim=2432,
+        depth=56,
+        num_heads=32,
         num_kv_heads=shared_in_the_middle(32, 56),
     ),
     "vit_7b_patch16_dinov3": dict(
-        **DINOV3, embed_dim=4096, depth=40, num_heads=32, mlp_ratio=2, qkv_bias=False,
+        **DINOV3,
+        embed_dim=4096,
+        depth=40,
+        num_heads=32,
+        mlp_ratio=2,
+        qkv_bias=False,
         mlp_layer=partial(SwiGlu, align_to=64),
     ),
     "vit_base_patch16_dinov3": dict(**DINOV3, qkv_bias=False),
@@ -473,19 +589,19 @@ VARIANTS: dict[str, Any] = {
     "vit_base_patch16_rope_reg1_gap_256": dict(**ROPE_GAP, num_reg_tokens=1),
     "vit_base_patch16_sapiens2": dict(**SAPIENS2),
     "vit_betwixt_patch16_rope_reg4_gap_256": dict(
-        **ROPE_GAP, embed_dim=640, num_heads=10, num_reg_tokens=4,
+        **ROPE_GAP, embed_dim=640, num_heads=10, num_reg_tokens=4
     ),
     "vit_giant_patch16_lingbot": dict(
-        **GIANT, **LINGBOT, mlp_ratio=8 / 3, qkv_bias=False, mlp_layer=SWIGLU_8,
+        **GIANT, **LINGBOT, mlp_ratio=8 / 3, qkv_bias=False, mlp_layer=SWIGLU_8
     ),
     "vit_giant_patch16_sapiens2": dict(
-        **GIANT, **SAPIENS2, num_kv_heads=shared_in_the_middle(24, 40),
+        **GIANT, **SAPIENS2, num_kv_heads=shared_in_the_middle(24, 40)
     ),
     "vit_huge_patch16_sapiens2": dict(
-        **HUGE, **SAPIENS2, num_heads=16, num_kv_heads=shared_in_the_middle(16, 32),
+        **HUGE, **SAPIENS2, num_heads=16, num_kv_heads=shared_in_the_middle(16, 32)
     ),
     "vit_huge_plus_patch16_dinov3": dict(
-        **HUGE, **DINOV3, num_heads=20, qkv_bias=False, mlp_layer=SWIGLU_8,
+        **HUGE, **DINOV3, num_heads=20, qkv_bias=False, mlp_layer=SWIGLU_8
     ),
     "vit_huge_plus_patch16_dinov3_qkvb": dict(**HUGE, **DINOV3, num_heads=20, mlp_layer=SWIGLU_8),
     "vit_large_patch16_dinov3": dict(**LARGE, **DINOV3, qkv_bias=False),
@@ -496,28 +612,28 @@ VARIANTS: dict[str, Any] = {
     "vit_large_patch16_rope_mixed_224": dict(**LARGE, **MIXED),
     "vit_large_patch16_rope_mixed_ape_224": dict(**LARGE, **MIXED_APE),
     "vit_large_patch16_sapiens2": dict(
-        **LARGE, **SAPIENS2, num_kv_heads=shared_in_the_middle(16, 24),
+        **LARGE, **SAPIENS2, num_kv_heads=shared_in_the_middle(16, 24)
     ),
     "vit_medium_patch16_rope_reg1_gap_256": dict(
-        **ROPE_GAP, embed_dim=512, num_heads=8, num_reg_tokens=1,
+        **ROPE_GAP, embed_dim=512, num_heads=8, num_reg_tokens=1
     ),
     "vit_mediumd_patch16_rope_reg1_gap_256": dict(
-        **ROPE_GAP, embed_dim=512, depth=20, num_heads=8, num_reg_tokens=1, qkv_bias=False,
+        **ROPE_GAP, embed_dim=512, depth=20, num_heads=8, num_reg_tokens=1, qkv_bias=False
     ),
     "vit_pe_core_base_patch16_224": dict(
-        **{**PE_CORE, "rope": Rope(indexing="xy", offset=1.0, reference=(14, 14))},
+        **{**PE_CORE, "rope": Rope(indexing="xy", offset=1.0, reference=(14, 14))}
     ),
     "vit_pe_core_gigantic_patch14_448": dict(
-        **PE_GIGANTIC, global_pool="map", attn_pool_num_heads=8, attn_pool_mlp_ratio=4.0,
+        **PE_GIGANTIC, global_pool="map", attn_pool_num_heads=8, attn_pool_mlp_ratio=4.0
     ),
     "vit_pe_core_large_patch14_336": dict(**LARGE, **PE_CORE, patch_size=14),
     "vit_pe_core_small_patch16_384": dict(**SMALL, **PE_CORE),
     "vit_pe_core_tiny_patch16_384": dict(**TINY, **PE_CORE),
     "vit_pe_lang_gigantic_patch14_448": dict(
-        **{**PE_GIGANTIC, "depth": 47}, init_values=0.1, final_norm=False,
+        **{**PE_GIGANTIC, "depth": 47}, init_values=0.1, final_norm=False
     ),
     "vit_pe_lang_large_patch14_448": dict(
-        **PE_LANG, patch_size=14, embed_dim=1024, depth=23, num_heads=16,
+        **PE_LANG, patch_size=14, embed_dim=1024, depth=23, num_heads=16
     ),
     "vit_pe_spatial_base_patch16_512": dict(**PE_SPATIAL),
     "vit_pe_spatial_gigantic_patch14_448": dict(**PE_GIGANTIC, init_values=0.1, final_norm=False),

@@ -99,9 +99,7 @@ class UnitAttention(nn.Module):
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (N * windows, heads, L, C)
         windows = self.window is not None
-        x = attend(
-            q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=windows
-        )
+        x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=windows)
         del q, k, v  # half of the memory at the peak
         x = torch.unflatten(join_heads(x), 1, small)
         return self.proj(x if self.window is None else join_windows(x, shape))
@@ -118,14 +116,26 @@ class Block(Phased):
     """
 
     def __init__(
-        self, dim: int, out: int, *, num_heads: int, window: Size | None, stride: int,
-        project: bool, mlp_ratio: float, init_values: float | None, norm: Layer, drop_path: float,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        out: int,
+        *,
+        num_heads: int,
+        window: Size | None,
+        stride: int,
+        project: bool,
+        mlp_ratio: float,
+        init_values: float | None,
+        norm: Layer,
+        drop_path: float,
+    ) -> None:
         super().__init__()
         self.stride = self.pooling = stride
         self.widens = dim != out
         if self.widens and not project and out != 2 * dim:
-            raise ArgumentError(f"use_expand_proj=False: {dim} channels become {out}, not twice as many.")
+            raise ArgumentError(
+                f"use_expand_proj=False: {dim} channels become {out}, not twice as many."
+            )
         self.norm1 = norm(dim)
         self.proj = nn.Linear(dim, out) if self.widens and project else None
         self.attn = UnitAttention(dim, out, num_heads=num_heads, window=window, stride=stride)
@@ -214,7 +224,9 @@ class Hiera(Backbone):
         self.img_size = to_pair(img_size)
         stride = to_pair(patch_stride)
         self.grid_size = (self.img_size[0] // stride[0], self.img_size[1] // stride[1])
-        patches = nn.Conv2d(in_chans, embed_dim, to_pair(patch_kernel), stride, to_pair(patch_padding))
+        patches = nn.Conv2d(
+            in_chans, embed_dim, to_pair(patch_kernel), stride, to_pair(patch_padding)
+        )
         self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
         window = to_pair(mask_unit_size)
         if any(side % q_stride**q_pool for side in window):
@@ -233,11 +245,20 @@ class Hiera(Backbone):
                 num_heads = int(num_heads * head_mul) if first else num_heads
                 pool = q_stride if first and i <= q_pool else 1
                 within = mask_unit_attn[i - 1 if first else i]
-                self.blocks.append(Block(
-                    dim, out, num_heads=num_heads, window=window if within else None, stride=pool,
-                    project=use_expand_proj, mlp_ratio=mlp_ratio, init_values=init_values,
-                    norm=norm, drop_path=drops[i][j],
-                ))  # fmt: skip
+                self.blocks.append(
+                    Block(
+                        dim,
+                        out,
+                        num_heads=num_heads,
+                        window=window if within else None,
+                        stride=pool,
+                        project=use_expand_proj,
+                        mlp_ratio=mlp_ratio,
+                        init_values=init_values,
+                        norm=norm,
+                        drop_path=drops[i][j],
+                    )
+                )
                 dim, reduction = out, reduction * pool
                 window = (window[0] // pool, window[1] // pool)
             self.add_level(f"blocks.{len(self.blocks) - 1}", channels=dim, reduction=reduction)
@@ -321,9 +342,11 @@ class Hiera(Backbone):
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = {
-            "head.projection.": "head.fc.", "encoder_norm.": "head.norm.", "norm.": "head.norm.",
+            "head.projection.": "head.fc.",
+            "encoder_norm.": "head.norm.",
+            "norm.": "head.norm.",
             "pos_embed_abs": "pos_embed",
-        }  # fmt: skip
+        }
         found = {}
         for key, value in state.items():
             old = next((old for old in names if key.startswith(old)), "")
@@ -337,9 +360,13 @@ class Hiera(Backbone):
 
 
 ABSWIN: dict[str, Any] = dict(
-    img_size=256, embed_dim=96, num_heads=1, abs_win_pos_embed=True, init_values=1e-5,
+    img_size=256,
+    embed_dim=96,
+    num_heads=1,
+    abs_win_pos_embed=True,
+    init_values=1e-5,
     weight_init="jax",
-)  # fmt: skip
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "hiera_tiny_224": dict(embed_dim=96, num_heads=1, stages=(1, 2, 7, 2)),
@@ -349,7 +376,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hiera_large_224": dict(embed_dim=144, num_heads=2, stages=(2, 6, 36, 4)),
     "hiera_huge_224": dict(embed_dim=256, num_heads=4, stages=(2, 6, 36, 4)),
     "hiera_small_abswin_256": dict(
-        stages=(1, 2, 11, 2), global_pos_size=(16, 16), use_expand_proj=False, **ABSWIN,
+        stages=(1, 2, 11, 2), global_pos_size=(16, 16), use_expand_proj=False, **ABSWIN
     ),
     "hiera_base_abswin_256": dict(stages=(2, 3, 16, 3), **ABSWIN),
 }

@@ -35,9 +35,15 @@ class Attention(nn.Module):
     fused_attn = True
 
     def __init__(
-        self, dim: int, num_heads: int, *, sr_ratio: int, qkv_bias: bool, attn_drop: float,
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        sr_ratio: int,
+        qkv_bias: bool,
+        attn_drop: float,
         proj_drop: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         head_width(dim, num_heads)
         self.num_heads = num_heads
@@ -169,8 +175,10 @@ class PyramidVisionTransformerV2(Backbone):
         norm, act = get_norm(norm_layer), get_act(act_layer)
         attention = partial(
             LinearAttention if linear else Attention,
-            qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
-        )  # fmt: skip
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop_rate,
+            proj_drop=proj_drop_rate,
+        )
         self.patch_embed = OverlapPatchEmbed(in_chans, embed_dims[0], patch_size=7, stride=4)
         self.stages = nn.Sequential()
         drops = drop_path_rates(drop_path_rate, depths)
@@ -181,10 +189,14 @@ class PyramidVisionTransformerV2(Backbone):
         in_chs, reduction = embed_dims[0], 4
         for i, dim in enumerate(embed_dims):
             block = partial(
-                Block, dim, norm=norm,
+                Block,
+                dim,
+                norm=norm,
                 attention=partial(attention, num_heads=heads[i], sr_ratio=ratios[i]),
-                mlp=partial(ConvMlp, hidden=int(dim * hidden[i]), act=act, relu=linear, drop=proj_drop_rate),
-            )  # fmt: skip
+                mlp=partial(
+                    ConvMlp, hidden=int(dim * hidden[i]), act=act, relu=linear, drop=proj_drop_rate
+                ),
+            )
             downsample: nn.Module = nn.Identity()
             if i:
                 downsample = OverlapPatchEmbed(in_chs, dim, patch_size=3, stride=2)

@@ -136,9 +136,15 @@ class Bottleneck(nn.Module):
     linear = False
 
     def __init__(
-        self, in_chs: int, out_chs: int, *, stride: int, group_size: int, recipe: Recipe,
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        stride: int,
+        group_size: int,
+        recipe: Recipe,
         drop_path: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         mid = int(round(out_chs * recipe.bottle_ratio))
         conv = partial(ConvNormAct, norm=recipe.norm, act=recipe.act)
@@ -176,9 +182,15 @@ class PreBottleneck(nn.Module):
     linear = True
 
     def __init__(
-        self, in_chs: int, out_chs: int, *, stride: int, group_size: int, recipe: Recipe,
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        stride: int,
+        group_size: int,
+        recipe: Recipe,
         drop_path: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         mid = int(round(out_chs * recipe.bottle_ratio))
         project = partial(nn.Conv2d, kernel_size=1, bias=False)
@@ -261,9 +273,13 @@ class RegNet(Backbone):
             blocks = Blocks()
             for j in range(1, depth + 1):
                 unit = block(
-                    width, out_chs, stride=2 if j == 1 else 1, group_size=group_size,
-                    recipe=recipe, drop_path=next(drops),
-                )  # fmt: skip
+                    width,
+                    out_chs,
+                    stride=2 if j == 1 else 1,
+                    group_size=group_size,
+                    recipe=recipe,
+                    drop_path=next(drops),
+                )
                 blocks.add_module(f"b{j}", unit)
                 width = out_chs
             self.add_stage(f"s{i}", blocks, channels=width, reduction=2 * 2**i)
@@ -271,9 +287,11 @@ class RegNet(Backbone):
         if num_features:
             self.final_conv = conv(width, num_features)
         self.add_head(
-            num_features or width, num_classes=num_classes, global_pool=global_pool,
+            num_features or width,
+            num_classes=num_classes,
+            global_pool=global_pool,
             drop_rate=drop_rate,
-        )  # fmt: skip
+        )
         self.init_weights(zero_init_last=zero_init_last)
 
     def init_weights(self, *, zero_init_last: bool = True) -> None:
@@ -321,7 +339,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "regnety_006": dict(design=Design(15, 48, 32.54, 2.32, 16), se_ratio=0.25),
     "regnety_008": dict(design=Design(14, 56, 38.84, 2.4, 16), se_ratio=0.25),
     "regnety_008_tv": dict(
-        design=Design(14, 56, 38.84, 2.4, 16, group_min_ratio=0.9), se_ratio=0.25,
+        design=Design(14, 56, 38.84, 2.4, 16, group_min_ratio=0.9), se_ratio=0.25
     ),
     "regnety_016": dict(design=Design(27, 48, 20.71, 2.65, 24), se_ratio=0.25),
     "regnety_032": dict(design=Design(21, 80, 42.63, 2.66, 24), se_ratio=0.25),
@@ -329,7 +347,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "regnety_064": dict(design=Design(25, 112, 33.22, 2.27, 72), se_ratio=0.25),
     "regnety_080": dict(design=Design(17, 192, 76.82, 2.19, 56), se_ratio=0.25),
     "regnety_080_tv": dict(
-        design=Design(17, 192, 76.82, 2.19, 56, group_min_ratio=0.9), se_ratio=0.25,
+        design=Design(17, 192, 76.82, 2.19, 56, group_min_ratio=0.9), se_ratio=0.25
     ),
     "regnety_120": dict(design=Design(19, 168, 73.36, 2.37, 112), se_ratio=0.25),
     "regnety_160": dict(design=Design(18, 200, 106.23, 2.48, 112), se_ratio=0.25),
@@ -338,28 +356,46 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "regnety_1280": dict(design=Design(27, 456, 160.83, 2.52, 264), se_ratio=0.25),
     "regnety_2560": dict(design=Design(27, 640, 230.83, 2.53, 373), se_ratio=0.25),
     "regnety_040_sgn": dict(
-        design=Design(22, 96, 31.41, 2.24, 64), se_ratio=0.25, act_layer="silu",
+        design=Design(22, 96, 31.41, 2.24, 64),
+        se_ratio=0.25,
+        act_layer="silu",
         norm_layer=partial(GroupNorm, group_size=16),
     ),
     "regnetv_040": dict(
-        design=Design(22, 96, 31.41, 2.24, 64), block=PreBottleneck, se_ratio=0.25,
-        act_layer="silu",
+        design=Design(22, 96, 31.41, 2.24, 64), block=PreBottleneck, se_ratio=0.25, act_layer="silu"
     ),
     "regnetv_064": dict(
-        design=Design(25, 112, 33.22, 2.27, 72), block=PreBottleneck, se_ratio=0.25,
-        downsample="avg", act_layer="silu",
+        design=Design(25, 112, 33.22, 2.27, 72),
+        block=PreBottleneck,
+        se_ratio=0.25,
+        downsample="avg",
+        act_layer="silu",
     ),
     "regnetz_005": dict(
-        design=Design(21, 16, 10.7, 2.51, 4, bottle_ratio=4.0), block=LinearBottleneck,
-        se_ratio=0.25, downsample=None, num_features=1024, act_layer="silu", zero_init_last=False,
+        design=Design(21, 16, 10.7, 2.51, 4, bottle_ratio=4.0),
+        block=LinearBottleneck,
+        se_ratio=0.25,
+        downsample=None,
+        num_features=1024,
+        act_layer="silu",
+        zero_init_last=False,
     ),
     "regnetz_040": dict(
-        design=Design(28, 48, 14.5, 2.226, 8, bottle_ratio=4.0), block=LinearBottleneck,
-        se_ratio=0.25, downsample=None, act_layer="silu", zero_init_last=False,
+        design=Design(28, 48, 14.5, 2.226, 8, bottle_ratio=4.0),
+        block=LinearBottleneck,
+        se_ratio=0.25,
+        downsample=None,
+        act_layer="silu",
+        zero_init_last=False,
     ),
     "regnetz_040_h": dict(
-        design=Design(28, 48, 14.5, 2.226, 8, bottle_ratio=4.0), block=LinearBottleneck,
-        se_ratio=0.25, downsample=None, num_features=1536, act_layer="silu", zero_init_last=False,
+        design=Design(28, 48, 14.5, 2.226, 8, bottle_ratio=4.0),
+        block=LinearBottleneck,
+        se_ratio=0.25,
+        downsample=None,
+        num_features=1536,
+        act_layer="silu",
+        zero_init_last=False,
     ),
 }
 

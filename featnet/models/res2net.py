@@ -72,9 +72,7 @@ class ScaleBottleneck(Residual):
 
 
 def _parts(base_width: int, scale: int, **more: Any) -> dict[str, Any]:
-    return dict(
-        block=ScaleBottleneck, base_width=base_width, block_args={"scale": scale}, **more
-    )  # fmt: skip
+    return dict(block=ScaleBottleneck, base_width=base_width, block_args={"scale": scale}, **more)
 
 
 D: dict[str, Any] = {"stem": Stem((32, 32, 64)), "avg_down": True}

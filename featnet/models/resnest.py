@@ -30,9 +30,7 @@ class SplitAttention(nn.Module):
         self.radix, self.groups = radix, recipe.cardinality
         split = channels * radix
         squeezed = make_divisible(split * 0.25, minimum=32)
-        self.conv = nn.Conv2d(
-            channels, split, 3, stride, 1, groups=self.groups * radix, bias=False
-        )  # fmt: skip
+        self.conv = nn.Conv2d(channels, split, 3, stride, 1, groups=self.groups * radix, bias=False)
         self.bn0 = recipe.norm(split)
         self.drop = recipe.drop_block()
         self.act0 = recipe.act(inplace=True)

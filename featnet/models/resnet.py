@@ -301,7 +301,9 @@ class ResNet(Backbone):
             for stride in (2 if i else 1, *(1,) * (depth - 1)):
                 shortcut = None
                 if stride > 1 or in_chs != out_chs:
-                    project = pool_shortcut if avg_down else partial(conv_shortcut, down_kernel_size)
+                    project = (
+                        pool_shortcut if avg_down else partial(conv_shortcut, down_kernel_size)
+                    )
                     shortcut = project(in_chs, out_chs, stride, recipe.norm)
                 drop = next(drops)
                 blocks.append(make(in_chs, width, stride=stride, shortcut=shortcut, drop_path=drop))
@@ -492,7 +494,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         block=Bottleneck, depths=(3, 4, 23, 3), cardinality=64, base_width=4, attn_layer="se"
     ),
     "senet154": dict(
-        block=Bottleneck, depths=(3, 8, 36, 3), cardinality=64, base_width=4, stem=WIDE, attn_layer="se", down_kernel_size=3, reduce_first=2
+        block=Bottleneck,
+        depths=(3, 8, 36, 3),
+        cardinality=64,
+        base_width=4,
+        stem=WIDE,
+        attn_layer="se",
+        down_kernel_size=3,
+        reduce_first=2,
     ),
     "resnetblur18": dict(block=BasicBlock, depths=(2, 2, 2, 2), aa_layer="blur"),
     "resnetblur50": dict(block=Bottleneck, depths=(3, 4, 6, 3), aa_layer="blur"),
@@ -506,10 +515,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
         block=Bottleneck, depths=(3, 4, 6, 3), attn_layer="se", aa_layer="avg", **D
     ),
     "seresnextaa101d_32x8d": dict(
-        block=Bottleneck, depths=(3, 4, 23, 3), cardinality=32, base_width=8, attn_layer="se", aa_layer="avg", **D
+        block=Bottleneck,
+        depths=(3, 4, 23, 3),
+        cardinality=32,
+        base_width=8,
+        attn_layer="se",
+        aa_layer="avg",
+        **D,
     ),
     "seresnextaa201d_32x8d": dict(
-        block=Bottleneck, depths=(3, 24, 36, 4), cardinality=32, base_width=8, stem=WIDE, avg_down=True, attn_layer="se", aa_layer="avg"
+        block=Bottleneck,
+        depths=(3, 24, 36, 4),
+        cardinality=32,
+        base_width=8,
+        stem=WIDE,
+        avg_down=True,
+        attn_layer="se",
+        aa_layer="avg",
     ),
     "resnetrs50": dict(block=Bottleneck, depths=(3, 4, 6, 3), **RS),
     "resnetrs101": dict(block=Bottleneck, depths=(3, 4, 23, 3), **RS),
@@ -519,8 +541,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnetrs350": dict(block=Bottleneck, depths=(4, 36, 72, 4), **RS),
     "resnetrs420": dict(block=Bottleneck, depths=(4, 44, 87, 4), **RS),
     "test_resnet": dict(
-        block=(BasicBlock, BasicBlock, Bottleneck, BasicBlock), depths=(1, 1, 1, 1),
-        planes=(32, 48, 48, 96), stem=Stem((16, 16, 32)), avg_down=True
+        block=(BasicBlock, BasicBlock, Bottleneck, BasicBlock),
+        depths=(1, 1, 1, 1),
+        planes=(32, 48, 48, 96),
+        stem=Stem((16, 16, 32)),
+        avg_down=True,
     ),
 }
 

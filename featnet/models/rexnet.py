@@ -14,15 +14,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import (
-    Blocks,
-    ConvNormAct,
-    DropPath,
-    Layer,
-    SqueezeExcite,
-    get_act,
-    make_divisible,
-)
+from ..layers import Blocks, ConvNormAct, DropPath, Layer, SqueezeExcite, get_act, make_divisible
 from ..registry import Family, weights_table
 
 DEPTHS, STRIDES = (1, 2, 2, 3, 3, 5), (1, 2, 2, 2, 1, 2)
@@ -131,9 +123,15 @@ class RexNet(Backbone):
                 hidden = make_divisible(int(mid_chs * se_ratio), ch_div)
                 attention = SqueezeExcite(mid_chs, rd_channels=hidden, norm=nn.BatchNorm2d)
             block = LinearBottleneck(
-                in_chs, out_chs, mid_chs=mid_chs, stride=stride, attention=attention,
-                act=act, act_dw=act_dw, drop_path=drop_path_rate * i / (total - 1),
-            )  # fmt: skip
+                in_chs,
+                out_chs,
+                mid_chs=mid_chs,
+                stride=stride,
+                attention=attention,
+                act=act,
+                act_dw=act_dw,
+                drop_path=drop_path_rate * i / (total - 1),
+            )
             in_chs, reduction = out_chs, reduction * stride
             if i + 1 == total or strides[i + 1] > 1:  # the last one at its resolution
                 name = f"features.{i}"

@@ -159,9 +159,13 @@ class SENet(Backbone):
                     )
                 blocks.append(
                     block(
-                        in_chs, planes, groups=groups, reduction=reduction,
-                        stride=stride, shortcut=shortcut,
-                    )  # fmt: skip
+                        in_chs,
+                        planes,
+                        groups=groups,
+                        reduction=reduction,
+                        stride=stride,
+                        shortcut=shortcut,
+                    )
                 )
                 in_chs = out_chs
             self.add_stage(f"layer{i + 1}", Blocks(*blocks), channels=out_chs, reduction=4 * 2**i)
@@ -202,7 +206,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "legacy_seresnet101": dict(block=SEResNetBottleneck, depths=(3, 4, 23, 3)),
     "legacy_seresnet152": dict(block=SEResNetBottleneck, depths=(3, 8, 36, 3)),
     "legacy_senet154": dict(
-        block=SENetBottleneck, depths=(3, 8, 36, 3), groups=64, stem_widths=(64, 64, 128), down_kernel_size=3
+        block=SENetBottleneck,
+        depths=(3, 8, 36, 3),
+        groups=64,
+        stem_widths=(64, 64, 128),
+        down_kernel_size=3,
     ),
     "legacy_seresnext26_32x4d": dict(block=SEResNeXtBottleneck, depths=(2, 2, 2, 2), groups=32),
     "legacy_seresnext50_32x4d": dict(block=SEResNeXtBottleneck, depths=(3, 4, 6, 3), groups=32),

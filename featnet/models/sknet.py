@@ -31,9 +31,15 @@ def conv_norm(
 ) -> nn.Module:
     """A convolution that keeps the size, its norm, and what comes ``after`` under these names."""
     conv = nn.Conv2d(
-        in_chs, out_chs, kernel, recipe.conv_stride(stride), dilation * (kernel // 2), dilation,
-        groups=recipe.cardinality if kernel > 1 else 1, bias=False,
-    )  # fmt: skip
+        in_chs,
+        out_chs,
+        kernel,
+        recipe.conv_stride(stride),
+        dilation * (kernel // 2),
+        dilation,
+        groups=recipe.cardinality if kernel > 1 else 1,
+        bias=False,
+    )
     return nn.Sequential(OrderedDict([("conv", conv), ("bn", recipe.norm(out_chs)), *after]))
 
 
@@ -86,9 +92,14 @@ class SelectiveKernel(nn.Module):
             )
             self.paths.append(
                 conv_norm(
-                    self.split or in_chs, out_chs, 3, recipe,
-                    stride=stride, dilation=dilation, after=after,
-                )  # fmt: skip
+                    self.split or in_chs,
+                    out_chs,
+                    3,
+                    recipe,
+                    stride=stride,
+                    dilation=dilation,
+                    after=after,
+                )
             )
         squeezed = make_divisible(out_chs * rd_ratio, rd_divisor)
         self.attn = SelectiveAttention(out_chs, count, squeezed, recipe)
@@ -159,10 +170,7 @@ class SelectiveBottleneck(Residual):
 
 
 def _selective(**options: Any) -> dict[str, Any]:
-    return {
-        "block_args": {"select": partial(SelectiveKernel, **options)},
-        "zero_init_last": False,
-    }
+    return {"block_args": {"select": partial(SelectiveKernel, **options)}, "zero_init_last": False}
 
 
 SMALL = _selective(rd_ratio=1 / 8, rd_divisor=16)
@@ -174,7 +182,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "skresnet34": dict(block=SelectiveBasic, depths=(3, 4, 6, 3), **SMALL),
     "skresnet50": dict(block=SelectiveBottleneck, depths=(3, 4, 6, 3), **SPLIT),
     "skresnet50d": dict(
-        block=SelectiveBottleneck, depths=(3, 4, 6, 3), stem=Stem((32, 32, 64)), avg_down=True, **SPLIT
+        block=SelectiveBottleneck,
+        depths=(3, 4, 6, 3),
+        stem=Stem((32, 32, 64)),
+        avg_down=True,
+        **SPLIT,
     ),
     "skresnext50_32x4d": dict(
         block=SelectiveBottleneck, depths=(3, 4, 6, 3), cardinality=32, base_width=4, **WHOLE

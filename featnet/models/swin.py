@@ -63,9 +63,17 @@ class WindowAttention(nn.Module):
     scale: float | None = None
 
     def __init__(
-        self, dim: int, num_heads: int, *, window: Size, shift: Size, head_dim: int | None = None,
-        qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window: Size,
+        shift: Size,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__()
         self.num_heads, self.window, self.shift = num_heads, window, shift
         self.memo = Memo()
@@ -120,9 +128,15 @@ class WindowAttention(nn.Module):
         # each window of a shifted map has its own
         bias = self.masked(self.bias(), n, filled) if shifted else self.bias()[None]
         y = attend(
-            q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, scale=self.scale,
+            q,
+            k,
+            v,
+            drop=self.attn_drop,
+            fused=self.fused_attn,
+            bias=bias,
+            scale=self.scale,
             windows=True,
-        )  # fmt: skip
+        )
         y = join_windows(torch.unflatten(join_heads(y), 1, self.window), (n, height, width))
         y = self.proj_drop(self.proj(y))
         return y.roll(self.shift, (1, 2)) if shifted else y
@@ -240,9 +254,15 @@ class WindowTransformer(Backbone):
         self.size_divisibility = self.patch_embed.multiple
 
     def add_stages(
-        self, dims: Sequence[int], *, windows: Sequence[Size], always_partition: bool,
-        drop_paths: Sequence[Sequence[float]], block: Make, merge: Make,
-    ) -> None:  # fmt: skip
+        self,
+        dims: Sequence[int],
+        *,
+        windows: Sequence[Size],
+        always_partition: bool,
+        drop_paths: Sequence[Sequence[float]],
+        block: Make,
+        merge: Make,
+    ) -> None:
         """Add the stages.
 
         Args:
@@ -278,8 +298,10 @@ class WindowTransformer(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stage = rf"^{self.trunk}\.(\d+)"
         within = [
-            (rf"{stage}\.downsample", (0,)), (rf"{stage}\.\w+\.(\d+)", None), (r"^norm", (99999,)),
-        ]  # fmt: skip
+            (rf"{stage}\.downsample", (0,)),
+            (rf"{stage}\.\w+\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
         return {"stem": r"^patch_embed", "blocks": stage if coarse else within}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -294,8 +316,9 @@ class WindowTransformer(Backbone):
             if ends:
                 key = re.sub(
                     r"layers\.(\d+)\.downsample",
-                    lambda m: f"layers.{int(m[1]) + 1}.downsample", key,
-                )  # fmt: skip
+                    lambda m: f"layers.{int(m[1]) + 1}.downsample",
+                    key,
+                )
             found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)] = value
         return found
 
@@ -354,23 +377,35 @@ class SwinTransformer(WindowTransformer):
         head_dims = head_dim if isinstance(head_dim, Sequence) else (head_dim,) * stages
         ratios = mlp_ratio if isinstance(mlp_ratio, Sequence) else (mlp_ratio,) * stages
 
-        def block(i: int, j: int, dim: int, *, window: Size, shift: Size, drop_path: float) -> Block:
+        def block(
+            i: int, j: int, dim: int, *, window: Size, shift: Size, drop_path: float
+        ) -> Block:
             attention = partial(
-                WindowAttention, num_heads=num_heads[i], window=window, shift=shift,
-                head_dim=head_dims[i], qkv_bias=qkv_bias, attn_drop=attn_drop_rate,
+                WindowAttention,
+                num_heads=num_heads[i],
+                window=window,
+                shift=shift,
+                head_dim=head_dims[i],
+                qkv_bias=qkv_bias,
+                attn_drop=attn_drop_rate,
                 proj_drop=proj_drop_rate,
-            )  # fmt: skip
+            )
             mlp = partial(Mlp, hidden=int(dim * ratios[i]), act=act, drop=proj_drop_rate)
             return Block(dim, attention=attention, mlp=mlp, norm=norm, drop_path=drop_path)
 
         self.add_patches(patch_size, dims[0], img_size=img_size, norm=norm, pad=dynamic_img_pad)
         self.add_stages(
-            dims, windows=stage_windows(window_size, stages), always_partition=always_partition,
+            dims,
+            windows=stage_windows(window_size, stages),
+            always_partition=always_partition,
             drop_paths=drop_path_rates(drop_path_rate, depths),
-            block=block, merge=partial(PatchMerging, norm=norm),
-        )  # fmt: skip
+            block=block,
+            merge=partial(PatchMerging, norm=norm),
+        )
         self.norm = norm(dims[-1])
-        self.add_head(dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+        self.add_head(
+            dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+        )
         init_linear(self)
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
@@ -392,14 +427,18 @@ class SwinTransformer(WindowTransformer):
 def for_window(table: torch.Tensor, window: Size) -> torch.Tensor:
     """(distances, heads) of any square window, or of this one -> of this one."""
     side = (math.isqrt(table.shape[0]) + 1) // 2
-    if table.shape[0] == (2 * window[0] - 1) * (2 * window[1] - 1) or (2 * side - 1) ** 2 != len(table):
+    if table.shape[0] == (2 * window[0] - 1) * (2 * window[1] - 1) or (2 * side - 1) ** 2 != len(
+        table
+    ):
         return table
     return RelativePositions((side, side), prefix=False).resample(table, window)
 
 
 def widths(embed_dim: int | Sequence[int], stages: int) -> list[int]:
     """Channels of each stage, from those of the first or of all."""
-    return [embed_dim * 2**i for i in range(stages)] if isinstance(embed_dim, int) else list(embed_dim)
+    return (
+        [embed_dim * 2**i for i in range(stages)] if isinstance(embed_dim, int) else list(embed_dim)
+    )
 
 
 def init_linear(model: nn.Module) -> None:

@@ -56,13 +56,26 @@ class ContinuousAttention(CosineAttention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, window: Size, shift: Size, qkv_bias: bool,
-        pretrained: int, attn_drop: float, proj_drop: float,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window: Size,
+        shift: Size,
+        qkv_bias: bool,
+        pretrained: int,
+        attn_drop: float,
+        proj_drop: float,
+    ) -> None:
         super().__init__(
-            dim, num_heads, window=window, shift=shift, qkv_bias=False, attn_drop=attn_drop,
+            dim,
+            num_heads,
+            window=window,
+            shift=shift,
+            qkv_bias=False,
+            attn_drop=attn_drop,
             proj_drop=proj_drop,
-        )  # fmt: skip
+        )
         self.pretrained: Size = (pretrained, pretrained) if pretrained else window
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
@@ -181,21 +194,31 @@ class SwinTransformerV2(WindowTransformer):
             i: int, j: int, dim: int, *, window: Size, shift: Size, drop_path: float
         ) -> PostNormBlock:
             attention = partial(
-                ContinuousAttention, num_heads=num_heads[i], window=window, shift=shift,
-                qkv_bias=qkv_bias, pretrained=pretrained_window_sizes[i],
-                attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
-            )  # fmt: skip
+                ContinuousAttention,
+                num_heads=num_heads[i],
+                window=window,
+                shift=shift,
+                qkv_bias=qkv_bias,
+                pretrained=pretrained_window_sizes[i],
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+            )
             mlp = partial(Mlp, hidden=int(dim * mlp_ratio), act=act, drop=proj_drop_rate)
             return PostNormBlock(dim, attention=attention, mlp=mlp, norm=norm, drop_path=drop_path)
 
         self.add_patches(patch_size, dims[0], img_size=img_size, norm=norm, pad=dynamic_img_pad)
         self.add_stages(
-            dims, windows=stage_windows(window_size, stages), always_partition=always_partition,
+            dims,
+            windows=stage_windows(window_size, stages),
+            always_partition=always_partition,
             drop_paths=drop_path_rates(drop_path_rate, depths),
-            block=block, merge=partial(PostNormMerging, norm=norm),
-        )  # fmt: skip
+            block=block,
+            merge=partial(PostNormMerging, norm=norm),
+        )
         self.norm = norm(dims[-1])
-        self.add_head(dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+        self.add_head(
+            dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+        )
         init_linear(self)
         for module in self.modules():
             if isinstance(module, PostNormBlock):

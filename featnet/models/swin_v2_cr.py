@@ -24,9 +24,15 @@ class MetaAttention(CosineAttention):
     """With a bias that a small network gives for each distance's logarithm."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, window: Size, shift: Size, attn_drop: float,
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window: Size,
+        shift: Size,
+        attn_drop: float,
         proj_drop: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(
             dim, num_heads, window=window, shift=shift, attn_drop=attn_drop, proj_drop=proj_drop
         )
@@ -50,9 +56,16 @@ class Block(PostNormBlock):
     """A post-norm block, with a norm behind some that the identity goes through, too."""
 
     def __init__(
-        self, dim: int, *, attention: Make, mlp: Make, norm: Make, drop_path: float,
-        extra_norm: bool, init_values: float | None,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        *,
+        attention: Make,
+        mlp: Make,
+        norm: Make,
+        drop_path: float,
+        extra_norm: bool,
+        init_values: float | None,
+    ) -> None:
         super().__init__(dim, attention=attention, mlp=mlp, norm=norm, drop_path=drop_path)
         self.norm3 = norm(dim) if extra_norm else nn.Identity()
         if init_values is not None:
@@ -118,28 +131,44 @@ class SwinTransformerV2Cr(WindowTransformer):
         norm, stages = get_norm(norm_layer), len(depths)
         dims = widths(embed_dim, stages)
 
-        def block(i: int, j: int, dim: int, *, window: Size, shift: Size, drop_path: float) -> Block:
+        def block(
+            i: int, j: int, dim: int, *, window: Size, shift: Size, drop_path: float
+        ) -> Block:
             attention = partial(
-                MetaAttention, num_heads=num_heads[i], window=window, shift=shift,
-                attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
-            )  # fmt: skip
+                MetaAttention,
+                num_heads=num_heads[i],
+                window=window,
+                shift=shift,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+            )
             mlp = partial(Mlp, hidden=int(dim * mlp_ratio), drop=proj_drop_rate)
             periodic = bool(extra_norm_period) and (j + 1) % extra_norm_period == 0
             last = j + 1 == depths[i] and (extra_norm_stage or i + 1 == stages)
             return Block(
-                dim, attention=attention, mlp=mlp, norm=norm, drop_path=drop_path,
-                extra_norm=periodic or last, init_values=init_values,
-            )  # fmt: skip
+                dim,
+                attention=attention,
+                mlp=mlp,
+                norm=norm,
+                drop_path=drop_path,
+                extra_norm=periodic or last,
+                init_values=init_values,
+            )
 
         self.add_patches(patch_size, dims[0], img_size=img_size, norm=norm, pad=dynamic_img_pad)
         if window_size is None:
             window_size = windows_by_ratio(self.patch_embed.grid_size, window_ratio, stages)
         self.add_stages(
-            dims, windows=stage_windows(window_size, stages), always_partition=always_partition,
+            dims,
+            windows=stage_windows(window_size, stages),
+            always_partition=always_partition,
             drop_paths=drop_path_rates(drop_path_rate, depths),
-            block=block, merge=partial(PatchMerging, norm=norm),
-        )  # fmt: skip
-        self.add_head(dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+            block=block,
+            merge=partial(PatchMerging, norm=norm),
+        )
+        self.add_head(
+            dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+        )
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found = {}

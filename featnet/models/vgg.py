@@ -91,9 +91,7 @@ class VGG(Backbone):
         self.pre_logits = ConvMlp(
             in_chs, HIDDEN, hidden_chs=int(HIDDEN * mlp_ratio), act=act, drop_rate=drop_rate
         )
-        self.add_head(
-            in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
-        )
+        self.add_head(in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -109,30 +109,60 @@ class VisionTransformer(Backbone):
     head: nn.Module
 
     def __init__(
-        self, *, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16,
-        in_chans: int = 3, num_classes: int = 1000, global_pool: str = "token",
-        embed_dim: int = 768, depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0,
-        qkv_bias: bool = True, qk_norm: bool = False, scale_norm: bool = False,
-        proj_bias: bool = True, init_values: float | None = None, class_token: bool = True,
-        reg_tokens: int = 0, no_embed_class: bool = False, pre_norm: bool = False,
-        final_norm: bool = True, fc_norm: bool | None = None, pool_include_prefix: bool = False,
-        dynamic_img_size: bool = True, dynamic_img_pad: bool = False, dense_norm: bool = False,
-        drop_rate: float = 0.0, pos_drop_rate: float = 0.0, patch_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0,
-        embed_layer: Layer = PatchEmbed, embed_norm_layer: str | Layer | None = None,
-        norm_layer: str | Layer = "layernorm", act_layer: str | Layer = "gelu",
-        block_fn: Layer = Block, mlp_layer: Layer = Mlp, attn_layer: Layer = Attention,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        proj_bias: bool = True,
+        init_values: float | None = None,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        fc_norm: bool | None = None,
+        pool_include_prefix: bool = False,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        dense_norm: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        embed_layer: Layer = PatchEmbed,
+        embed_norm_layer: str | Layer | None = None,
+        norm_layer: str | Layer = "layernorm",
+        act_layer: str | Layer = "gelu",
+        block_fn: Layer = Block,
+        mlp_layer: Layer = Mlp,
+        attn_layer: Layer = Attention,
+    ) -> None:
         super().__init__(in_chans=in_chans)
         norm = get_norm(norm_layer)
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
         self.has_class_token, self.num_reg_tokens = class_token, reg_tokens
         self.no_embed_class, self.pool_include_prefix = no_embed_class, pool_include_prefix
         embed: Any = embed_layer(
-            patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
-            bias=not pre_norm, pad=dynamic_img_pad,
+            patch_size,
+            img_size=img_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            bias=not pre_norm,
+            pad=dynamic_img_pad,
             norm=get_norm(embed_norm_layer) if embed_norm_layer else None,
-        )  # fmt: skip
+        )
         self.patch_embed = embed
         self.first_conv = f"patch_embed.{self.patch_embed.first_conv}"
         self.add_tokens(embed_dim)
@@ -140,12 +170,23 @@ class VisionTransformer(Backbone):
         self.patch_drop = PatchDropout(patch_drop_rate, prefix=self.num_prefix_tokens)
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
         recipe = Recipe(
-            num_heads, norm=norm, act=get_act(act_layer), attn=attn_layer, mlp=mlp_layer,
-            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_norm=qk_norm, scale_norm=scale_norm,
-            proj_bias=proj_bias, init_values=init_values, proj_drop=proj_drop_rate,
+            num_heads,
+            norm=norm,
+            act=get_act(act_layer),
+            attn=attn_layer,
+            mlp=mlp_layer,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            scale_norm=scale_norm,
+            proj_bias=proj_bias,
+            init_values=init_values,
+            proj_drop=proj_drop_rate,
             attn_drop=attn_drop_rate,
-        )  # fmt: skip
-        self.add_blocks(partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate)
+        )
+        self.add_blocks(
+            partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate
+        )
         after = global_pool in ("avg", "avgmax", "max") if fc_norm is None else fc_norm
         self.norm = norm(embed_dim) if final_norm and not after else nn.Identity()
         self.attn_pool: nn.Module | None = None
@@ -273,9 +314,11 @@ class VisionTransformer(Backbone):
     def make_pool(self, global_pool: str) -> GlobalPool:
         allowed = [p for p in SEQUENCE_POOLS if self.has_class_token or p != "token"]
         return SequencePool(
-            global_pool, prefix=self.num_prefix_tokens, over_prefix=self.pool_include_prefix,
+            global_pool,
+            prefix=self.num_prefix_tokens,
+            over_prefix=self.pool_include_prefix,
             allowed=[*allowed, "map"] if self.attn_pool is not None else allowed,
-        )  # fmt: skip
+        )
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
@@ -323,14 +366,23 @@ class VisionTransformer(Backbone):
         self.pos_embed = nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad)
 
     def get_intermediate_layers(
-        self, x: torch.Tensor, n: int | Sequence[int] = 1, *, reshape: bool = False,
-        return_prefix_tokens: bool = False, norm: bool | None = None,
-    ) -> list[Any]:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool | None = None,
+    ) -> list[Any]:
         """Levels as DINO's models give them: (N, L, C), or with ``reshape`` (N, C, h, w)."""
         return self.forward_intermediates(
-            x, n, norm=norm, output_fmt="NCHW" if reshape else "NLC", intermediates_only=True,
+            x,
+            n,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
             return_prefix_tokens=return_prefix_tokens,
-        )  # fmt: skip
+        )
 
 
 class DistilledVisionTransformer(VisionTransformer):
@@ -399,32 +451,56 @@ BETWIXT: dict[str, Any] = {"embed_dim": 640, "num_heads": 10}
 PLUS: dict[str, Any] = {"embed_dim": 896, "num_heads": 14}
 SO150M: dict[str, Any] = {"embed_dim": 896, "depth": 18, "num_heads": 14, "mlp_ratio": 2.572}
 SO150M2: dict[str, Any] = {
-    "embed_dim": 832, "depth": 21, "num_heads": 13, "mlp_ratio": 2.6153846153846154,
+    "embed_dim": 832,
+    "depth": 21,
+    "num_heads": 13,
+    "mlp_ratio": 2.6153846153846154,
 }
 SO400M: dict[str, Any] = {"embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362}
 AIM: dict[str, Any] = {
-    "class_token": False, "fc_norm": False, "global_pool": "avg", "qkv_bias": False,
-    "proj_bias": False, "act_layer": "silu", "norm_layer": RMS_NORM_5,
-    "embed_norm_layer": RMS_NORM_5, "mlp_layer": SwiGlu, "patch_size": 14,
+    "class_token": False,
+    "fc_norm": False,
+    "global_pool": "avg",
+    "qkv_bias": False,
+    "proj_bias": False,
+    "act_layer": "silu",
+    "norm_layer": RMS_NORM_5,
+    "embed_norm_layer": RMS_NORM_5,
+    "mlp_layer": SwiGlu,
+    "patch_size": 14,
 }
 BEIT3: dict[str, Any] = {"scale_norm": True, "global_pool": "avg", "norm_layer": LAYER_NORM_5}
 XP: dict[str, Any] = {
-    "pre_norm": True, "no_embed_class": True, "norm_layer": "rmsnorm",
-    "block_fn": ParallelScalingBlock, "qkv_bias": False, "qk_norm": True,
+    "pre_norm": True,
+    "no_embed_class": True,
+    "norm_layer": "rmsnorm",
+    "block_fn": ParallelScalingBlock,
+    "qkv_bias": False,
+    "qk_norm": True,
 }
 REG_GAP: dict[str, Any] = {
-    "class_token": False, "no_embed_class": True, "global_pool": "avg", "init_values": 1e-05,
+    "class_token": False,
+    "no_embed_class": True,
+    "global_pool": "avg",
+    "init_values": 1e-05,
 }
 CLIP: dict[str, Any] = {"pre_norm": True, "norm_layer": LAYER_NORM_5}
 MAP: dict[str, Any] = {"class_token": False, "global_pool": "map"}
 GAP: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 GIANT2: dict[str, Any] = {
-    "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334,
-    "mlp_layer": SWIGLU_PACKED, "act_layer": "silu",
+    "embed_dim": 1536,
+    "depth": 40,
+    "num_heads": 24,
+    "mlp_ratio": 5.33334,
+    "mlp_layer": SWIGLU_PACKED,
+    "act_layer": "silu",
 }
 DINO2: dict[str, Any] = {"patch_size": 14, "init_values": 1e-05, "dense_norm": True}
 TIPS2: dict[str, Any] = {
-    "patch_size": 14, "init_values": 1.0, "reg_tokens": 1, "no_embed_class": True,
+    "patch_size": 14,
+    "init_values": 1.0,
+    "reg_tokens": 1,
+    "no_embed_class": True,
     "dense_norm": True,
 }
 RADIO: dict[str, Any] = {"img_size": 512, "no_embed_class": True, "final_norm": False}
@@ -446,7 +522,7 @@ VARIANTS: dict[str, Any] = {
     "beit3_base_patch16_224": dict(**BEIT3),
     "beit3_giant_patch14_224": dict(**GIANT, **BEIT3, patch_size=14, mlp_ratio=4.3637),
     "beit3_giant_patch14_336": dict(
-        **GIANT, **BEIT3, img_size=336, patch_size=14, mlp_ratio=4.3637,
+        **GIANT, **BEIT3, img_size=336, patch_size=14, mlp_ratio=4.3637
     ),
     "beit3_large_patch16_224": dict(**LARGE, **BEIT3),
     "eva_large_patch14_196": dict(**LARGE, patch_size=14, global_pool="avg"),
@@ -456,16 +532,35 @@ VARIANTS: dict[str, Any] = {
     "flexivit_small": dict(**SMALL, no_embed_class=True),
     "test_vit": dict(embed_dim=64, depth=6, num_heads=2, mlp_ratio=3),
     "test_vit2": dict(
-        embed_dim=64, depth=8, num_heads=2, mlp_ratio=3, class_token=False, reg_tokens=1,
-        global_pool="avg", init_values=1e-05,
+        embed_dim=64,
+        depth=8,
+        num_heads=2,
+        mlp_ratio=3,
+        class_token=False,
+        reg_tokens=1,
+        global_pool="avg",
+        init_values=1e-05,
     ),
     "test_vit3": dict(
-        **MAP, embed_dim=96, depth=9, num_heads=3, mlp_ratio=2, reg_tokens=1,
-        pool_include_prefix=True, init_values=1e-05,
+        **MAP,
+        embed_dim=96,
+        depth=9,
+        num_heads=3,
+        mlp_ratio=2,
+        reg_tokens=1,
+        pool_include_prefix=True,
+        init_values=1e-05,
     ),
     "test_vit4": dict(
-        embed_dim=96, depth=9, num_heads=3, mlp_ratio=3, class_token=False, reg_tokens=1,
-        global_pool="avg", init_values=1e-05, norm_layer="rmsnorm",
+        embed_dim=96,
+        depth=9,
+        num_heads=3,
+        mlp_ratio=3,
+        class_token=False,
+        reg_tokens=1,
+        global_pool="avg",
+        init_values=1e-05,
+        norm_layer="rmsnorm",
     ),
     "vit_base_patch8_224": dict(patch_size=8),
     "vit_base_patch14_dinov2": dict(**DINO2),
@@ -483,10 +578,13 @@ VARIANTS: dict[str, Any] = {
     "vit_base_patch16_plus_clip_240": dict(**PLUS, **CLIP),
     "vit_base_patch16_radio_v3": dict(**RADIO, init_values=1e-05, reg_tokens=7),
     "vit_base_patch16_reg4_gap_256": dict(
-        class_token=False, no_embed_class=True, global_pool="avg", reg_tokens=4,
+        class_token=False, no_embed_class=True, global_pool="avg", reg_tokens=4
     ),
     "vit_base_patch16_rpn_224": dict(
-        qkv_bias=False, init_values=1e-05, class_token=False, block_fn=ResPostBlock,
+        qkv_bias=False,
+        init_values=1e-05,
+        class_token=False,
+        block_fn=ResPostBlock,
         global_pool="avg",
     ),
     "vit_base_patch16_siglip_224": dict(**MAP),
@@ -514,10 +612,10 @@ VARIANTS: dict[str, Any] = {
     "vit_betwixt_patch16_reg4_gap_384": dict(**BETWIXT, **REG_GAP, reg_tokens=4),
     "vit_betwixt_patch32_clip_224": dict(**BETWIXT, **CLIP, patch_size=32),
     "vit_dlittle_patch16_reg1_gap_256": dict(
-        **LITTLE, **REG_GAP, reg_tokens=1, attn_layer=DiffAttention,
+        **LITTLE, **REG_GAP, reg_tokens=1, attn_layer=DiffAttention
     ),
     "vit_dpwee_patch16_reg1_gap_256": dict(
-        **PWEE, **REG_GAP, reg_tokens=1, block_fn=DiffParallelScalingBlock,
+        **PWEE, **REG_GAP, reg_tokens=1, block_fn=DiffParallelScalingBlock
     ),
     "vit_dwee_patch16_reg1_gap_256": dict(**WEE, **REG_GAP, reg_tokens=1, attn_layer=DiffAttention),
     "vit_giant_patch14_224": dict(**GIANT, patch_size=14, mlp_ratio=4.363636363636363),
@@ -527,44 +625,47 @@ VARIANTS: dict[str, Any] = {
     "vit_giant_patch14_reg4_dinov2": dict(**GIANT2, **DINO2, reg_tokens=4, no_embed_class=True),
     "vit_giant_patch16_gap_224": dict(**GIANT, **GAP, mlp_ratio=4.363636363636363),
     "vit_giant_patch16_radio_v3": dict(
-        **RADIO, embed_dim=1536, depth=40, num_heads=24, reg_tokens=7,
+        **RADIO, embed_dim=1536, depth=40, num_heads=24, reg_tokens=7
     ),
     "vit_giantopt_patch16_siglip_256": dict(
-        **MAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh",
+        **MAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh"
     ),
     "vit_giantopt_patch16_siglip_384": dict(
-        **MAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh",
+        **MAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh"
     ),
     "vit_giantopt_patch16_siglip_gap_256": dict(
-        **GAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh",
+        **GAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh"
     ),
     "vit_giantopt_patch16_siglip_gap_384": dict(
-        **GAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh",
+        **GAP, embed_dim=1536, depth=40, num_heads=16, act_layer="gelu_tanh"
     ),
     "vit_gigantic_patch14_224": dict(
-        patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48, num_heads=16,
+        patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48, num_heads=16
     ),
     "vit_gigantic_patch14_clip_224": dict(
-        **CLIP, patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48,
-        num_heads=16,
+        **CLIP, patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48, num_heads=16
     ),
     "vit_gigantic_patch14_clip_378": dict(
-        **CLIP, patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48,
-        num_heads=16,
+        **CLIP, patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48, num_heads=16
     ),
     "vit_gigantic_patch14_clip_quickgelu_224": dict(
-        **CLIP, patch_size=14, embed_dim=1664, mlp_ratio=4.923076923076923, depth=48,
-        num_heads=16, act_layer="quick_gelu",
+        **CLIP,
+        patch_size=14,
+        embed_dim=1664,
+        mlp_ratio=4.923076923076923,
+        depth=48,
+        num_heads=16,
+        act_layer="quick_gelu",
     ),
     "vit_huge_patch14_224": dict(**HUGE, patch_size=14),
     "vit_huge_patch14_clip_224": dict(**HUGE, **CLIP, patch_size=14),
     "vit_huge_patch14_clip_336": dict(**HUGE, **CLIP, patch_size=14),
     "vit_huge_patch14_clip_378": dict(**HUGE, **CLIP, patch_size=14),
     "vit_huge_patch14_clip_quickgelu_224": dict(
-        **HUGE, **CLIP, patch_size=14, act_layer="quick_gelu",
+        **HUGE, **CLIP, patch_size=14, act_layer="quick_gelu"
     ),
     "vit_huge_patch14_clip_quickgelu_378": dict(
-        **HUGE, **CLIP, patch_size=14, act_layer="quick_gelu",
+        **HUGE, **CLIP, patch_size=14, act_layer="quick_gelu"
     ),
     "vit_huge_patch14_gap_224": dict(**HUGE, **GAP, patch_size=14),
     "vit_huge_patch14_xp_224": dict(**HUGE, **XP, patch_size=14),
@@ -576,10 +677,10 @@ VARIANTS: dict[str, Any] = {
     "vit_large_patch14_clip_224": dict(**LARGE, **CLIP, patch_size=14),
     "vit_large_patch14_clip_336": dict(**LARGE, **CLIP, patch_size=14),
     "vit_large_patch14_clip_quickgelu_224": dict(
-        **LARGE, **CLIP, patch_size=14, act_layer="quick_gelu",
+        **LARGE, **CLIP, patch_size=14, act_layer="quick_gelu"
     ),
     "vit_large_patch14_clip_quickgelu_336": dict(
-        **LARGE, **CLIP, patch_size=14, act_layer="quick_gelu",
+        **LARGE, **CLIP, patch_size=14, act_layer="quick_gelu"
     ),
     "vit_large_patch14_dinov2": dict(**LARGE, **DINO2),
     "vit_large_patch14_reg1_tipsv2": dict(**LARGE, **TIPS2),
@@ -608,13 +709,13 @@ VARIANTS: dict[str, Any] = {
     "vit_mediumd_patch16_reg4_gap_256": dict(**MEDIUM, **REG_GAP, depth=20, reg_tokens=4),
     "vit_mediumd_patch16_reg4_gap_384": dict(**MEDIUM, **REG_GAP, depth=20, reg_tokens=4),
     "vit_pwee_patch16_reg1_gap_256": dict(
-        **PWEE, **REG_GAP, reg_tokens=1, block_fn=ParallelScalingBlock,
+        **PWEE, **REG_GAP, reg_tokens=1, block_fn=ParallelScalingBlock
     ),
     "vit_small_patch8_224": dict(**SMALL, patch_size=8),
     "vit_small_patch14_dinov2": dict(**SMALL, **DINO2),
     "vit_small_patch14_reg4_dinov2": dict(**SMALL, **DINO2, reg_tokens=4, no_embed_class=True),
     "vit_small_patch16_18x2_224": dict(
-        **SMALL, depth=18, init_values=1e-05, block_fn=ParallelThingsBlock,
+        **SMALL, depth=18, init_values=1e-05, block_fn=ParallelThingsBlock
     ),
     "vit_small_patch16_36x1_224": dict(**SMALL, depth=36, init_values=1e-05),
     "vit_small_patch16_224": dict(**SMALL),
@@ -622,22 +723,34 @@ VARIANTS: dict[str, Any] = {
     "vit_small_patch32_224": dict(**SMALL, patch_size=32),
     "vit_small_patch32_384": dict(**SMALL, patch_size=32),
     "vit_so150m2_patch16_reg1_gap_256": dict(
-        **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1,
+        **SO150M2,
+        init_values=1e-05,
+        qkv_bias=False,
+        class_token=False,
+        reg_tokens=1,
         global_pool="avg",
     ),
     "vit_so150m2_patch16_reg1_gap_384": dict(
-        **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1,
+        **SO150M2,
+        init_values=1e-05,
+        qkv_bias=False,
+        class_token=False,
+        reg_tokens=1,
         global_pool="avg",
     ),
     "vit_so150m2_patch16_reg1_gap_448": dict(
-        **SO150M2, init_values=1e-05, qkv_bias=False, class_token=False, reg_tokens=1,
+        **SO150M2,
+        init_values=1e-05,
+        qkv_bias=False,
+        class_token=False,
+        reg_tokens=1,
         global_pool="avg",
     ),
     "vit_so150m_patch16_reg4_gap_256": dict(**SO150M, **GAP, reg_tokens=4),
     "vit_so150m_patch16_reg4_gap_384": dict(**SO150M, **GAP, reg_tokens=4),
     "vit_so150m_patch16_reg4_map_256": dict(**SO150M, **MAP, reg_tokens=4),
     "vit_so400m_patch14_reg1_tipsv2": dict(
-        **TIPS2, embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.736111111111111,
+        **TIPS2, embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.736111111111111
     ),
     "vit_so400m_patch14_siglip_224": dict(**SO400M, **MAP, patch_size=14),
     "vit_so400m_patch14_siglip_378": dict(**SO400M, **MAP, patch_size=14),
@@ -648,8 +761,7 @@ VARIANTS: dict[str, Any] = {
     "vit_so400m_patch14_siglip_gap_448": dict(**SO400M, **GAP, patch_size=14),
     "vit_so400m_patch14_siglip_gap_896": dict(**SO400M, **GAP, patch_size=14),
     "vit_so400m_patch16_radio_v4": dict(
-        **RADIO, embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.736111111111111,
-        reg_tokens=9,
+        **RADIO, embed_dim=1152, depth=27, num_heads=16, mlp_ratio=3.736111111111111, reg_tokens=9
     ),
     "vit_so400m_patch16_siglip_256": dict(**SO400M, **MAP, act_layer="gelu_tanh"),
     "vit_so400m_patch16_siglip_384": dict(**SO400M, **MAP, act_layer="gelu_tanh"),

@@ -107,10 +107,13 @@ class Stem(nn.Sequential):
     first_conv, width, reduction, multiple = "conv", 64, 4, 1
 
     def __init__(self, in_chans: int) -> None:
-        super().__init__(OrderedDict(
-            conv=StdConv2d(in_chans, 64, 7, stride=2), norm=norm_act(64),
-            pool=SameMaxPool2d(3, stride=2),
-        ))  # fmt: skip
+        super().__init__(
+            OrderedDict(
+                conv=StdConv2d(in_chans, 64, 7, stride=2),
+                norm=norm_act(64),
+                pool=SameMaxPool2d(3, stride=2),
+            )
+        )
 
 
 class StdResNet(nn.Sequential):
@@ -199,10 +202,18 @@ class HybridEmbed(PatchEmbed):
     """
 
     def __init__(
-        self, patch_size: int | Size, *, trunk: Callable[[int], Any], img_size: int | Size,
-        in_chans: int, embed_dim: int, bias: bool = True, norm: Layer | None = None,
-        pad: bool = False, project: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        patch_size: int | Size,
+        *,
+        trunk: Callable[[int], Any],
+        img_size: int | Size,
+        in_chans: int,
+        embed_dim: int,
+        bias: bool = True,
+        norm: Layer | None = None,
+        pad: bool = False,
+        project: bool = True,
+    ) -> None:
         nn.Module.__init__(self)
         self.patch_size, self.img_size, self.pad = to_pair(patch_size), to_pair(img_size), pad
         self.backbone = trunk(in_chans)
@@ -258,10 +269,11 @@ def resnet(variant: str, *, level: int = 4) -> Layer:
 CONV_STEM: dict[str, Any] = {
     "no_embed_class": True,
     "embed_layer": partial(
-        HybridEmbed, project=False,
+        HybridEmbed,
+        project=False,
         trunk=partial(ConvStem, widths=(192, 192, 768), kernels=(4, 2, 2)),
     ),
-}  # fmt: skip
+}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "vit_base_mci_224": dict(**CONV_STEM, patch_size=1),
@@ -275,16 +287,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_small_r26_s32_224": dict(**SMALL, embed_layer=bit((2, 2, 2, 2)), patch_size=1),
     "vit_small_r26_s32_384": dict(**SMALL, embed_layer=bit((2, 2, 2, 2)), patch_size=1),
     "vit_small_resnet26d_224": dict(
-        embed_layer=resnet("resnet26d"), depth=8, num_heads=8, mlp_ratio=3, patch_size=1,
+        embed_layer=resnet("resnet26d"), depth=8, num_heads=8, mlp_ratio=3, patch_size=1
     ),
     "vit_small_resnet50d_s16_224": dict(
-        embed_layer=resnet("resnet50d", level=3), depth=8, num_heads=8, mlp_ratio=3, patch_size=1,
+        embed_layer=resnet("resnet50d", level=3), depth=8, num_heads=8, mlp_ratio=3, patch_size=1
     ),
     "vit_tiny_r_s16_p8_224": dict(
-        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8,
+        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8
     ),
     "vit_tiny_r_s16_p8_384": dict(
-        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8,
+        **TINY, embed_layer=partial(HybridEmbed, trunk=Stem), patch_size=8
     ),
 }
 

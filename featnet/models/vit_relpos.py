@@ -63,14 +63,28 @@ class RelativeAttention(Attention):
     """Attention with relative positions of its own, unless it is given a bias."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, rel_pos: Layer | None, qkv_bias: bool = True,
-        proj_bias: bool = True, qk_norm: Layer | None = None, scale_norm: Layer | None = None,
-        attn_drop: float = 0.0, proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        rel_pos: Layer | None,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        qk_norm: Layer | None = None,
+        scale_norm: Layer | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__(
-            dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias, qk_norm=qk_norm,
-            scale_norm=scale_norm, attn_drop=attn_drop, proj_drop=proj_drop,
-        )  # fmt: skip
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            proj_bias=proj_bias,
+            qk_norm=qk_norm,
+            scale_norm=scale_norm,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+        )
         self.rel_pos = rel_pos(num_heads) if rel_pos else None
         for name in ("attn_drop", "norm", "proj", "proj_drop"):  # keep checkpoints' order
             self._modules[name] = self._modules.pop(name)
@@ -94,36 +108,65 @@ class VisionTransformerRelPos(VisionTransformer):
     """
 
     def __init__(
-        self, *, img_size: int | Size = 224, patch_size: int | Size = 16, in_chans: int = 3,
-        num_classes: int = 1000, global_pool: str = "avg", embed_dim: int = 768, depth: int = 12,
-        num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = True, qk_norm: bool = False,
-        init_values: float | None = 1e-6, class_token: bool = False, fc_norm: bool = False,
-        rel_pos_dim: int = 128, shared_rel_pos: bool = False, dynamic_img_size: bool = True,
-        dynamic_img_pad: bool = False, drop_rate: float = 0.0, proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0,
-        norm_layer: str | Layer = "layernorm", act_layer: str | Layer = "gelu",
+        self,
+        *,
+        img_size: int | Size = 224,
+        patch_size: int | Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        init_values: float | None = 1e-6,
+        class_token: bool = False,
+        fc_norm: bool = False,
+        rel_pos_dim: int = 128,
+        shared_rel_pos: bool = False,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | Layer = "layernorm",
+        act_layer: str | Layer = "gelu",
         block_fn: Layer = Block,
-    ) -> None:  # fmt: skip
+    ) -> None:
         Backbone.__init__(self, in_chans=in_chans)  # the parts of a ViT, put together otherwise
         norm, self.strict = get_norm(norm_layer), not dynamic_img_size
         self.has_class_token, self.num_reg_tokens = class_token, 0
         self.no_embed_class, self.pool_include_prefix = False, False
         self.patch_embed = PatchEmbed(
-            patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
+            patch_size,
+            img_size=img_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
             pad=dynamic_img_pad,
-        )  # fmt: skip
+        )
         self.add_tokens(embed_dim)
         rel_pos = partial(RelativeMlp, hidden=rel_pos_dim, prefix=self.num_prefix_tokens)
         self.shared_rel_pos = rel_pos(num_heads) if shared_rel_pos else None
         self.pos_drop, self.patch_drop = nn.Dropout(0.0), PatchDropout()
         self.norm_pre = nn.Identity()
         recipe = Recipe(
-            num_heads, norm=norm, act=get_act(act_layer), mlp_ratio=mlp_ratio, qkv_bias=qkv_bias,
+            num_heads,
+            norm=norm,
+            act=get_act(act_layer),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
             attn=partial(RelativeAttention, rel_pos=None if shared_rel_pos else rel_pos),
-            qk_norm=qk_norm, init_values=init_values, proj_drop=proj_drop_rate,
+            qk_norm=qk_norm,
+            init_values=init_values,
+            proj_drop=proj_drop_rate,
             attn_drop=attn_drop_rate,
-        )  # fmt: skip
-        self.add_blocks(partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate)
+        )
+        self.add_blocks(
+            partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate
+        )
         self.norm = nn.Identity() if fc_norm else norm(embed_dim)
         self.attn_pool = None
         self.fc_norm = norm(embed_dim) if fc_norm else nn.Identity()
@@ -157,7 +200,7 @@ class VisionTransformerRelPos(VisionTransformer):
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "test_vit_relpos": dict(
-        embed_dim=96, depth=9, num_heads=3, mlp_ratio=2, qkv_bias=False, fc_norm=True,
+        embed_dim=96, depth=9, num_heads=3, mlp_ratio=2, qkv_bias=False, fc_norm=True
     ),
     "vit_relpos_base_patch16_224": dict(qkv_bias=False, fc_norm=True),
     "vit_relpos_base_patch16_cls_224": dict(qkv_bias=False, class_token=True, global_pool="token"),
@@ -165,26 +208,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_relpos_base_patch16_plus_240": dict(embed_dim=896, num_heads=14),
     "vit_relpos_base_patch16_rpn_224": dict(qkv_bias=False, block_fn=ResPostBlock),
     "vit_relpos_base_patch32_plus_rpn_256": dict(
-        patch_size=32, embed_dim=896, num_heads=14, block_fn=ResPostBlock,
+        patch_size=32, embed_dim=896, num_heads=14, block_fn=ResPostBlock
     ),
     "vit_relpos_medium_patch16_224": dict(embed_dim=512, num_heads=8, qkv_bias=False, fc_norm=True),
     "vit_relpos_medium_patch16_cls_224": dict(
-        embed_dim=512, num_heads=8, qkv_bias=False, fc_norm=False, rel_pos_dim=256,
-        class_token=True, global_pool="token",
+        embed_dim=512,
+        num_heads=8,
+        qkv_bias=False,
+        fc_norm=False,
+        rel_pos_dim=256,
+        class_token=True,
+        global_pool="token",
     ),
     "vit_relpos_medium_patch16_rpn_224": dict(
-        embed_dim=512, num_heads=8, qkv_bias=False, block_fn=ResPostBlock,
+        embed_dim=512, num_heads=8, qkv_bias=False, block_fn=ResPostBlock
     ),
     "vit_relpos_small_patch16_224": dict(embed_dim=384, num_heads=6, qkv_bias=False, fc_norm=True),
     "vit_relpos_small_patch16_rpn_224": dict(
-        embed_dim=384, num_heads=6, qkv_bias=False, block_fn=ResPostBlock,
+        embed_dim=384, num_heads=6, qkv_bias=False, block_fn=ResPostBlock
     ),
     "vit_srelpos_medium_patch16_224": dict(
-        embed_dim=512, num_heads=8, qkv_bias=False, fc_norm=False, rel_pos_dim=512,
+        embed_dim=512,
+        num_heads=8,
+        qkv_bias=False,
+        fc_norm=False,
+        rel_pos_dim=512,
         shared_rel_pos=True,
     ),
     "vit_srelpos_small_patch16_224": dict(
-        embed_dim=384, num_heads=6, qkv_bias=False, fc_norm=False, rel_pos_dim=384,
+        embed_dim=384,
+        num_heads=6,
+        qkv_bias=False,
+        fc_norm=False,
+        rel_pos_dim=384,
         shared_rel_pos=True,
     ),
 }

@@ -67,10 +67,18 @@ class Attention(nn.Module):
     fused_attn = True
 
     def __init__(
-        self, dim: int, num_heads: int, *, size: Size | None, qkv_bias: bool = True,
-        proj_bias: bool = True, qk_norm: Layer | None = None, scale_norm: Layer | None = None,
-        attn_drop: float = 0.0, proj_drop: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        size: Size | None,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        qk_norm: Layer | None = None,
+        scale_norm: Layer | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__()
         assert scale_norm is None
         self.num_heads, width = num_heads, head_width(dim, num_heads)
@@ -148,34 +156,66 @@ class VisionTransformerSAM(VisionTransformer):
     last_fc = "head.fc"
 
     def __init__(
-        self, *, img_size: int | Size = 1024, patch_size: int | Size = 16, in_chans: int = 3,
-        num_classes: int = 768, global_pool: str = "avg", embed_dim: int = 768, depth: int = 12,
-        num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = True, qk_norm: bool = False,
-        init_values: float | None = None, pre_norm: bool = False, use_abs_pos: bool = True,
-        use_rel_pos: bool = False, window_size: int = 14,
-        global_attn_indexes: Sequence[int] = (), neck_chans: int | None = 256,
-        dynamic_img_size: bool = True, dynamic_img_pad: bool = False, drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0, norm_layer: str | Layer = nn.LayerNorm,
-        act_layer: str | Layer = "gelu", mlp_layer: Layer = Mlp,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        img_size: int | Size = 1024,
+        patch_size: int | Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 768,
+        global_pool: str = "avg",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        init_values: float | None = None,
+        pre_norm: bool = False,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = False,
+        window_size: int = 14,
+        global_attn_indexes: Sequence[int] = (),
+        neck_chans: int | None = 256,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | Layer = nn.LayerNorm,
+        act_layer: str | Layer = "gelu",
+        mlp_layer: Layer = Mlp,
+    ) -> None:
         Backbone.__init__(self, in_chans=in_chans)  # the parts of a ViT, put together otherwise
         norm, self.strict = get_norm(norm_layer), not dynamic_img_size
         self.embed_dim = embed_dim
         self.patch_embed = PatchEmbed(
-            patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dim,
-            bias=not pre_norm, pad=dynamic_img_pad,
-        )  # fmt: skip
+            patch_size,
+            img_size=img_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            bias=not pre_norm,
+            pad=dynamic_img_pad,
+        )
         grid = self.patch_embed.grid_size
         learnt = nn.Parameter(torch.zeros(1, *grid, embed_dim)) if use_abs_pos else None
         self.pos_embed = learnt
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
         recipe = Recipe(
-            num_heads, norm=norm, act=get_act(act_layer), attn=Attention, mlp=mlp_layer,
-            mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, qk_norm=qk_norm, init_values=init_values,
-            proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
-        )  # fmt: skip
+            num_heads,
+            norm=norm,
+            act=get_act(act_layer),
+            attn=Attention,
+            mlp=mlp_layer,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            init_values=init_values,
+            proj_drop=proj_drop_rate,
+            attn_drop=attn_drop_rate,
+        )
         windows = [0 if i in global_attn_indexes else window_size for i in range(depth)]
         sizes = ((w, w) if w else grid for w in windows)
         rows = iter([(w, s if use_rel_pos else None) for w, s in zip(windows, sizes, strict=True)])
@@ -191,9 +231,11 @@ class VisionTransformerSAM(VisionTransformer):
         self.neck: nn.Module = LayerNorm2d(embed_dim)
         if neck_chans:
             self.neck = nn.Sequential(
-                nn.Conv2d(embed_dim, neck_chans, 1, bias=False), LayerNorm2d(neck_chans),
-                nn.Conv2d(neck_chans, neck_chans, 3, padding=1, bias=False), LayerNorm2d(neck_chans),
-            )  # fmt: skip
+                nn.Conv2d(embed_dim, neck_chans, 1, bias=False),
+                LayerNorm2d(neck_chans),
+                nn.Conv2d(neck_chans, neck_chans, 3, padding=1, bias=False),
+                LayerNorm2d(neck_chans),
+            )
         self.add_head(
             self.neck_chans, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
         )
@@ -245,15 +287,24 @@ class VisionTransformerSAM(VisionTransformer):
 VARIANTS: dict[str, dict[str, Any]] = {
     "samvit_base_patch16": dict(global_attn_indexes=(2, 5, 8, 11), use_rel_pos=True),
     "samvit_base_patch16_224": dict(
-        global_attn_indexes=(2, 5, 8, 11), use_rel_pos=True, use_abs_pos=False, img_size=224,
+        global_attn_indexes=(2, 5, 8, 11),
+        use_rel_pos=True,
+        use_abs_pos=False,
+        img_size=224,
         neck_chans=None,
     ),
     "samvit_huge_patch16": dict(
-        embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31),
+        embed_dim=1280,
+        depth=32,
+        num_heads=16,
+        global_attn_indexes=(7, 15, 23, 31),
         use_rel_pos=True,
     ),
     "samvit_large_patch16": dict(
-        embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23),
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        global_attn_indexes=(5, 11, 17, 23),
         use_rel_pos=True,
     ),
 }

@@ -149,11 +149,17 @@ class VovNet(Backbone):
             stage.add_module("blocks", blocks)
             for j in range(depth):
                 block = OsaBlock(
-                    width, out, mid_chs=mid, layers=layers, conv=conv, pointwise=pointwise,
+                    width,
+                    out,
+                    mid_chs=mid,
+                    layers=layers,
+                    conv=conv,
+                    pointwise=pointwise,
                     reduce=depthwise and width != mid,
                     attention=attention if j == depth - 1 else None,
-                    residual=residual and j > 0, drop_path=next(drops),
-                )  # fmt: skip
+                    residual=residual and j > 0,
+                    drop_path=next(drops),
+                )
                 blocks.append(block)
                 width = out
             self.add_stage(f"stages.{i}", stage, channels=out, reduction=4 * 2**i)

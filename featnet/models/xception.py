@@ -166,9 +166,12 @@ class AlignedBlock(Block):
         if row.shortcut:  # the first must leave the block's input as it is
             self.stack.add_module(f"act{i}", build_act(act) if i > 1 else act())
         conv = SeparableConv(
-            in_chs, out_chs, stride=row.stride if i == 3 else 1, norm=norm,
+            in_chs,
+            out_chs,
+            stride=row.stride if i == 3 else 1,
+            norm=norm,
             act=None if row.shortcut else act,
-        )  # fmt: skip
+        )
         self.stack.add_module(f"conv{i}", conv)
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,9 +197,11 @@ class PreAlignedBlock(AlignedBlock):
         self, i: int, in_chs: int, out_chs: int, row: Row, norm: Layer, act: Layer
     ) -> None:
         conv = PreSeparableConv(
-            in_chs, out_chs, stride=row.stride if i == 3 else 1,
+            in_chs,
+            out_chs,
+            stride=row.stride if i == 3 else 1,
             norm=self.first_norm(in_chs, norm, act) if i > 1 else nn.Identity(),
-        )  # fmt: skip
+        )
         self.stack.add_module(f"conv{i}", conv)
 
 
@@ -403,9 +408,7 @@ VARIANTS: dict[str, Any] = {
     "xception65": dict(rows=(*ENTRY, *MIDDLE * 16, *EXIT), norm_layer=TF),
     "xception71": dict(rows=(*ENTRY_71, *MIDDLE * 16, *EXIT), norm_layer=TF),
     "xception41p": dict(rows=(*ENTRY, *MIDDLE * 8, *EXIT), block=PreAlignedBlock),
-    "xception65p": dict(
-        rows=(*ENTRY, *MIDDLE * 16, *EXIT), block=PreAlignedBlock, norm_layer=TF
-    ),
+    "xception65p": dict(rows=(*ENTRY, *MIDDLE * 16, *EXIT), block=PreAlignedBlock, norm_layer=TF),
 }
 
 FAMILY = Family(model=XceptionAligned, variants=VARIANTS, weights=weights_table("xception"))
