@@ -112,7 +112,7 @@ def noise(model: nn.Module, seed: int = 0) -> State:
             state[name] = tensor.clone()
         elif tensor.ndim > 1:  # a weight: the variance that keeps the variance
             state[name] = value * (2.0 / tensor[0].numel()) ** 0.5
-        elif name.endswith("bias") or name.endswith("running_mean"):
+        elif name.endswith(("bias", "running_mean")):
             state[name] = value * 0.1
         else:  # scales and variances: positive
             state[name] = 1.0 + 0.1 * value.tanh()

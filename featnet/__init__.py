@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from .discovery import discover as discover
     from .exporting import ExportReport as ExportReport
     from .exporting import export as export
-    from .tapping import extract as extract
-    from .tapping import list_taps as list_taps
     from .extractors import FeatureDictNet as FeatureDictNet
     from .extractors import FeatureListNet as FeatureListNet
     from .factory import build_model_with_cfg as build_model_with_cfg
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from .reparam import reparameterize as reparameterize
     from .sources import prefetch as prefetch
     from .stride import set_output_stride as set_output_stride
+    from .tapping import extract as extract
+    from .tapping import list_taps as list_taps
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"

@@ -83,14 +83,11 @@ def finish(
         new_classes: a classifier that the weights lack is left as it is.
         auto_mapping: match a checkpoint's names that were flattened or prefixed.
     """
-    if isinstance(model, Backbone):
-        if cfg is not None:
-            pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
-            model.pretrained_cfg = cfg.replace(
-                first_conv=model.first_conv,
-                classifier=model.last_fc,
-                pool_size=cfg.pool_size or pool,
-            )
+    if isinstance(model, Backbone) and cfg is not None:
+        pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
+        model.pretrained_cfg = cfg.replace(
+            first_conv=model.first_conv, classifier=model.last_fc, pool_size=cfg.pool_size or pool
+        )
     if output_stride is not None:
         if isinstance(model, Backbone):
             dilation.set_output_stride(model, output_stride)

@@ -83,10 +83,9 @@ class PathTracer(fx.Tracer):
             return self._inside
         own = target_name(node)
         numbered = _NUMBERED.match(node.name)
+        last = numbered.group(1) if numbered else node.name
         if _NUMBERED.match(own):
             last = own  # the number is part of the name, and counts nothing
-        else:
-            last = numbered.group(1) if numbered else node.name
         return f"{self._inside}.{last}" if self._inside else last
 
     def _free(self, base: str) -> str:

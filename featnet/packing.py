@@ -66,9 +66,10 @@ def pack(
 def pointwise(model: nn.Module, sizes: Mapping[str, torch.Size]) -> nn.Module:
     """Make, in place, every 1x1 convolution of a single position torch's own linear layer."""
     for name, layer in dict(model.named_modules()).items():
-        if name in sizes and type(layer) is nn.Conv2d and _is_plain(layer):
-            if _is_pointwise(layer) and _is_one_row(layer, sizes[name]):
-                replace(model, name, Pointwise(layer))
+        if name not in sizes or type(layer) is not nn.Conv2d or not _is_plain(layer):
+            continue
+        if _is_pointwise(layer) and _is_one_row(layer, sizes[name]):
+            replace(model, name, Pointwise(layer))
     return model
 
 

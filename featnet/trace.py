@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from . import shapes, structure
-from .watch import Places as Places, Seen, Stop as Stop, Watch, Which, tensors as tensors
+from .watch import Places as Places
+from .watch import Seen, Watch, Which
+from .watch import Stop as Stop
+from .watch import tensors as tensors
 
 
 @dataclasses.dataclass(frozen=True)

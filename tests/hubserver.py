@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.answer(404, b"")
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
     def read_chunks(self) -> bytes:
         body = b""

@@ -35,7 +35,7 @@ def extract(picture: Path, out: Path, *options: str, model: str = "resnet18") ->
 def refusal(capsys: pytest.CaptureFixture[str], code: int) -> str:
     """The one line on stderr of a command that gave up; nothing may be on stdout."""
     out, err = capsys.readouterr()
-    assert code == 2
+    assert code == 2 and not out
     assert err.startswith("featnet: error: ") and err.count("\n") == 1, err
     return err
 

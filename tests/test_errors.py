@@ -453,7 +453,7 @@ def test_an_input_too_small_says_the_smallest_that_works(
     # The last blur reflects by one: its map, at reduction 16, must be larger than 1
     for size in (1, 16):
         said = "The smallest square that works is 17 x 17."
-        refusal(InputSizeError, lambda: run(size), f"{size} x {size}", said)
+        refusal(InputSizeError, lambda size=size: run(size), f"{size} x {size}", said)
     run(17)
 
 

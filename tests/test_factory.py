@@ -727,7 +727,7 @@ def test_return_layers_of_what_was_pruned() -> None:
 def test_out_map(kind: str, out_map: Any, keys: list[str]) -> None:
     net = build(features_only=True, feature_cls=kind, out_indices=(3, 1), out_map=out_map)
     maps = net(helpers.picture(*X))
-    assert kind == "hook" and out_map is None or list(maps) == keys
+    assert (kind == "hook" and out_map is None) or list(maps) == keys
     assert net.feature_info.module_name() == ["layer3", "layer1"]
 
 

@@ -157,7 +157,9 @@ def differences(variant: str) -> dict[str, dict[str, int]]:
         before = old[name]
         if not isinstance(after, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
             continue
-        for kind, was, now in zip(("out", "in"), before.weight.shape, after.weight.shape):
+        for kind, was, now in zip(
+            ("out", "in"), before.weight.shape, after.weight.shape, strict=False
+        ):
             if was != now:
                 changes[kind][name] = now
         if isinstance(after, nn.Conv2d) and before.groups != after.groups:

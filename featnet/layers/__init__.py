@@ -35,6 +35,7 @@ from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
 __all__ = [
+    "SEQUENCE_POOLS",
     "Attention",
     "AttentionPool2d",
     "Augment",
@@ -78,7 +79,6 @@ __all__ = [
     "RmsNorm2d",
     "RotaryEmbedding",
     "Rotation",
-    "SEQUENCE_POOLS",
     "SamePadding",
     "SelfAttention",
     "SequencePool",

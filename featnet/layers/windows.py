@@ -95,7 +95,7 @@ def shift_mask(
         (count * windows, h * w, h * w), to be added to the products.
     """
     region = torch.zeros((), device=like.device)
-    for side, length, by in zip(size, window, shift, strict=True):
+    for side, by in zip(size, shift, strict=True):
         place = torch.arange(side, device=like.device)
         part = (
             (place >= side - by).to(like.dtype) if by else torch.zeros_like(place, dtype=like.dtype)

@@ -569,7 +569,7 @@ class ByobNet(Backbone):
             ahead = len(stages) - 1 - i
             stride, blocks = stage[0].stride, []
             self._reduction *= stride
-            for row in (row for row in stage for _ in range(row.depth)):
+            for row in (each for each in stage for _ in range(each.depth)):
                 changes: dict[str, Any] = {"drop_block": _drop_block(ahead, drop_block)}
                 if row.attention:
                     changes["attention"] = get_attention(row.attention)

@@ -5,6 +5,7 @@ Papers: HRNet (https://arxiv.org/abs/1908.07919), SSLD (https://arxiv.org/abs/21
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -218,7 +219,7 @@ class HRNet(Backbone):
         """What brings the widened branches together, for the classifier."""
         wide = [planes * Bottleneck.expansion for planes in HEAD]
         self.downsamp_modules = nn.ModuleList(
-            conv_norm(a, b, 3, stride=2, bias=bias) for a, b in zip(wide, wide[1:], strict=False)
+            conv_norm(a, b, 3, stride=2, bias=bias) for a, b in itertools.pairwise(wide)
         )
         self.final_layer = conv_norm(wide[-1], 2048, 1, bias=bias)
 

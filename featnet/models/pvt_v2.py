@@ -237,7 +237,9 @@ class PyramidVisionTransformerV2(Backbone):
         for key, value in state.items():
             key = key.replace("patch_embed1.", "patch_embed.").replace("dwconv.dwconv.", "dwconv.")
             for old, new in (("patch_embed", "downsample"), ("block", "blocks"), ("norm", "norm")):
-                key = re.sub(rf"^{old}(\d+)", lambda m: f"stages.{int(m[1]) - 1}.{new}", key)
+                key = re.sub(
+                    rf"^{old}(\d+)", lambda m, new=new: f"stages.{int(m[1]) - 1}.{new}", key
+                )
             found[key] = value
         return found
 

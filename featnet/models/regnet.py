@@ -120,7 +120,7 @@ class Recipe:
     def attention(self, in_chs: int, channels: int) -> nn.Module:
         if not self.se_ratio:
             return nn.Identity()
-        hidden = int(round(in_chs * self.se_ratio))
+        hidden = round(in_chs * self.se_ratio)
         return SqueezeExcite(channels, rd_channels=hidden, act=partial(build_act, self.act))
 
     def connect(self, project: Layer, in_chs: int, out_chs: int, stride: int) -> nn.Module | None:
@@ -146,7 +146,7 @@ class Bottleneck(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        mid = int(round(out_chs * recipe.bottle_ratio))
+        mid = round(out_chs * recipe.bottle_ratio)
         conv = partial(ConvNormAct, norm=recipe.norm, act=recipe.act)
         project = partial(conv, act=None)
         self.conv1 = conv(in_chs, mid)
@@ -192,7 +192,7 @@ class PreBottleneck(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        mid = int(round(out_chs * recipe.bottle_ratio))
+        mid = round(out_chs * recipe.bottle_ratio)
         project = partial(nn.Conv2d, kernel_size=1, bias=False)
 
         def norm(channels: int) -> nn.Module:

@@ -106,7 +106,9 @@ class RexNet(Backbone):
         super().__init__(in_chans=in_chans)
         act, act_dw = get_act(act_layer), get_act(dw_act_layer)
         depths = [math.ceil(depth * depth_mult) for depth in DEPTHS]
-        strides = [s for d, first in zip(depths, STRIDES) for s in (first, *(1,) * (d - 1))]
+        strides = [
+            s for d, first in zip(depths, STRIDES, strict=True) for s in (first, *(1,) * (d - 1))
+        ]
         total, plain = len(strides), depths[0] + depths[1]
         shrink = width_mult if width_mult < 1.0 else 1.0  # a narrow network starts as a normal one
 

@@ -358,7 +358,7 @@ class SwinTransformer(WindowTransformer):
         embed_dim: int | Sequence[int] = 96,
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
-        head_dim: int | None | Sequence[int | None] = None,
+        head_dim: int | Sequence[int | None] | None = None,
         window_size: WindowSize = 7,
         always_partition: bool = False,
         mlp_ratio: float | Sequence[float] = 4.0,

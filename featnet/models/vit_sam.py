@@ -8,7 +8,7 @@ Papers: Segment Anything (https://arxiv.org/abs/2304.02643), plain backbones for
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
