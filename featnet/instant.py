@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_IS_META = torch.Tensor.is_meta.__get__
+_IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -237,9 +237,8 @@ class PyramidVisionTransformerV2(Backbone):
         for key, value in state.items():
             key = key.replace("patch_embed1.", "patch_embed.").replace("dwconv.dwconv.", "dwconv.")
             for old, new in (("patch_embed", "downsample"), ("block", "blocks"), ("norm", "norm")):
-                key = re.sub(
-                    rf"^{old}(\d+)", lambda m, new=new: f"stages.{int(m[1]) - 1}.{new}", key
-                )
+                if match := re.match(rf"{old}(\d+)(.*)", key):
+                    key = f"stages.{int(match[1]) - 1}.{new}{match[2]}"
             found[key] = value
         return found
 
