@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import helpers
 
 import featnet
-from featnet.dilation import set_output_stride
+from featnet.dilation.rule import set_output_stride
 
 AGREE = 1e-10
 

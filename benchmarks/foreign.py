@@ -158,7 +158,7 @@ def sweep() -> Iterator[Table]:
     from torchvision import models
     from torchvision.models.feature_extraction import get_graph_node_names
 
-    from featnet.instant import SkipInit
+    from featnet.checkpoints.instant import SkipInit
 
     different, total = [], 0
     start = time.perf_counter()

@@ -10,33 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
-    from .checkpoint import LoadReport as LoadReport
-    from .discovery import discover as discover
-    from .exporting import ExportReport as ExportReport
-    from .exporting import export as export
-    from .extractors import FeatureDictNet as FeatureDictNet
-    from .extractors import FeatureListNet as FeatureListNet
+    from .checkpoints.checkpoint import LoadReport as LoadReport
+    from .checkpoints.loading import convert_checkpoint as convert_checkpoint
+    from .checkpoints.loading import load_checkpoint as load_checkpoint
+    from .checkpoints.publish import push_to_hub as push_to_hub
+    from .checkpoints.publish import save_for_hub as save_for_hub
+    from .checkpoints.sources import prefetch as prefetch
+    from .deploy.exporting import ExportReport as ExportReport
+    from .deploy.exporting import export as export
+    from .deploy.optimizing import OptimizeReport as OptimizeReport
+    from .deploy.optimizing import optimize as optimize
+    from .deploy.reparam import reparameterize as reparameterize
+    from .dilation.stride import set_output_stride as set_output_stride
+    from .extraction import adapters as adapters
+    from .extraction.discovery import discover as discover
+    from .extraction.extractors import FeatureDictNet as FeatureDictNet
+    from .extraction.extractors import FeatureListNet as FeatureListNet
+    from .extraction.fx.graph import create_feature_extractor as create_feature_extractor
+    from .extraction.fx.graph import get_graph_node_names as get_graph_node_names
+    from .extraction.fx.graphnet import GraphExtractor as GraphExtractor
+    from .extraction.hooknet import FeatureHookNet as FeatureHookNet
+    from .extraction.hooks import FeatureHooks as FeatureHooks
+    from .extraction.hooks import Tap as Tap
+    from .extraction.pyramid import SimplePyramid as SimplePyramid
+    from .extraction.tapping import extract as extract
+    from .extraction.tapping import list_taps as list_taps
     from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
     from .factory import feature_info as feature_info
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
-    from .graph import create_feature_extractor as create_feature_extractor
-    from .graph import get_graph_node_names as get_graph_node_names
-    from .graphnet import GraphExtractor as GraphExtractor
-    from .hooknet import FeatureHookNet as FeatureHookNet
-    from .hooks import FeatureHooks as FeatureHooks
-    from .hooks import Tap as Tap
     from .inputs import pad_to_divisor as pad_to_divisor
     from .inputs import unpad as unpad
-    from .loading import convert_checkpoint as convert_checkpoint
-    from .loading import load_checkpoint as load_checkpoint
-    from .optimizing import OptimizeReport as OptimizeReport
-    from .optimizing import optimize as optimize
-    from .publish import push_to_hub as push_to_hub
-    from .publish import save_for_hub as save_for_hub
-    from .pyramid import SimplePyramid as SimplePyramid
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -45,57 +51,52 @@ if TYPE_CHECKING:
     from .registry import list_pretrained as list_pretrained
     from .registry import register as register
     from .registry import register_model as register_model
-    from .reparam import reparameterize as reparameterize
-    from .sources import prefetch as prefetch
-    from .stride import set_output_stride as set_output_stride
-    from .tapping import extract as extract
-    from .tapping import list_taps as list_taps
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backbone": "backbone",
-    "ExportReport": "exporting",
+    "ExportReport": "deploy.exporting",
     "Family": "registry",
     "Feature": "features",
-    "FeatureDictNet": "extractors",
-    "FeatureHookNet": "hooknet",
-    "FeatureHooks": "hooks",
+    "FeatureDictNet": "extraction.extractors",
+    "FeatureHookNet": "extraction.hooknet",
+    "FeatureHooks": "extraction.hooks",
     "FeatureInfo": "features",
-    "FeatureListNet": "extractors",
-    "GraphExtractor": "graphnet",
-    "LoadReport": "checkpoint",
-    "OptimizeReport": "optimizing",
-    "SimplePyramid": "pyramid",
-    "Tap": "hooks",
+    "FeatureListNet": "extraction.extractors",
+    "GraphExtractor": "extraction.fx.graphnet",
+    "LoadReport": "checkpoints.checkpoint",
+    "OptimizeReport": "deploy.optimizing",
+    "SimplePyramid": "extraction.pyramid",
+    "Tap": "extraction.hooks",
     "Weights": "weights",
     "build_model_with_cfg": "factory",
-    "convert_checkpoint": "loading",
-    "create_feature_extractor": "graph",
+    "convert_checkpoint": "checkpoints.loading",
+    "create_feature_extractor": "extraction.fx.graph",
     "create_model": "factory",
-    "discover": "discovery",
-    "export": "exporting",
-    "extract": "tapping",
+    "discover": "extraction.discovery",
+    "export": "deploy.exporting",
+    "extract": "extraction.tapping",
     "feature_info": "factory",
-    "get_graph_node_names": "graph",
+    "get_graph_node_names": "extraction.fx.graph",
     "get_weights": "registry",
     "is_model": "registry",
     "list_models": "registry",
     "list_modules": "registry",
     "list_pretrained": "registry",
-    "list_taps": "tapping",
-    "load_checkpoint": "loading",
+    "list_taps": "extraction.tapping",
+    "load_checkpoint": "checkpoints.loading",
     "model_entrypoint": "factory",
-    "optimize": "optimizing",
+    "optimize": "deploy.optimizing",
     "pad_to_divisor": "inputs",
-    "prefetch": "sources",
-    "push_to_hub": "publish",
+    "prefetch": "checkpoints.sources",
+    "push_to_hub": "checkpoints.publish",
     "register": "registry",
     "register_model": "registry",
-    "reparameterize": "reparam",
-    "save_for_hub": "publish",
-    "set_output_stride": "stride",
+    "reparameterize": "deploy.reparam",
+    "save_for_hub": "checkpoints.publish",
+    "set_output_stride": "dilation.stride",
     "unpad": "inputs",
 }
 __all__ = sorted(_PUBLIC)
@@ -104,6 +105,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str) -> Any:
     import importlib
 
+    if name == "adapters":  # a module, under the name that users know it by
+        return importlib.import_module(".extraction.adapters", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'featnet' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)

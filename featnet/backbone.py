@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import trace
 from .errors import ArgumentError, check_rate
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
 from .layers import Blocks, GlobalPool, Tokens, recompute
+from .tracing import trace
 from .weights import Weights
 
 

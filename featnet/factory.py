@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import hub, instant, registry, sources
+from . import registry
+from .assembly import Place, build_network, finish, make_place
 from .backbone import Backbone
+from .checkpoints import hub, instant, sources
 from .errors import ArgumentError, CheckpointError, UnknownModelError
-from .extractors import FeatureNet
+from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
-from .loading import Place, build_network, finish, make_place
 from .weights import Weights
 
 # Arguments that only mean something with features_only

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import trace
 from .errors import ArgumentError, InputSizeError, nearest
+from .tracing import trace
 
 FORMATS = ("NCHW", "NHWC", "NLC")
 

@@ -11,7 +11,7 @@ import helpers
 import torch
 from torch import nn
 
-from featnet.instant import SkipInit
+from featnet.checkpoints.instant import SkipInit
 
 
 @functools.cache

@@ -25,9 +25,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import featnet
-from featnet import registry, shapes, trace
-from featnet.instant import SkipInit
+from featnet import registry
+from featnet.checkpoints.instant import SkipInit
 from featnet.layers import BlurPool2d, PatchConv
+from featnet.tracing import shapes, trace
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import featnet
-from featnet import adapters
 from featnet.errors import ArgumentError
+from featnet.extraction import adapters
 
 
 def net(**options: Any) -> Any:

@@ -19,42 +19,18 @@ PACKAGE = Path(featnet.__file__).parent
 ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Each part may import those of the rows above its own, and those of its own row.
+# A folder, or a file that is none's, may import those of the rows above its own, and its own.
+# Within a folder nothing imports in circles.
 ORDER = (
     {"errors"},
-    {"features", "weights", "layers", "layout", "shapes", "structure", "watch"},
-    {"registry", "backbone", "inputs", "trace"},
-    {"files", "mindspore", "npz", "instant", "writing"},
-    {
-        "dilation",
-        "pools",
-        "stride",
-        "hooks",
-        "declared",
-        "extractors",
-        "hooknet",
-        "nodes",
-        "effects",
-        "graph",
-        "graphnet",
-        "discovery",
-        "tapping",
-        "adapters",
-        "conversion",
-        "keymap",
-        "checkpoint",
-        "hub",
-        "reparam",
-        "folding",
-        "packed",
-        "packing",
-        "optimizing",
-        "exporting",
-        "pyramid",
-    },
-    {"loading", "sources", "publish"},
+    {"features", "layers", "tracing", "weights"},
+    {"inputs", "registry"},
+    {"backbone"},
+    {"checkpoints", "extraction", "models"},
+    {"deploy", "dilation", "images", "training"},
+    {"assembly"},
     {"factory"},
-    {"cli"},
+    {"cli", "compat"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
@@ -137,10 +113,12 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             full = ".".join([*base, *([node.module] if node.module else [])])
-            if full == "featnet":
-                yield from (alias.name for alias in node.names)
-            elif full.startswith("featnet."):
-                yield full[8:]
+            if full == "featnet" or full.startswith("featnet."):
+                inside = full[8:]
+                for alias in node.names:
+                    name = f"{inside}.{alias.name}".strip(".")
+                    file = PACKAGE / f"{name.replace('.', '/')}.py"
+                    yield name if file.exists() or not inside else inside
 
 
 def relative(path: Path) -> str:
@@ -149,7 +127,7 @@ def relative(path: Path) -> str:
 
 def test_the_reader_of_imports_sees_them() -> None:
     found = set(imports(PACKAGE / "factory.py"))
-    assert {"hub", "registry", "backbone", "loading", "sources", "errors"} <= found
+    assert {"checkpoints.sources", "registry", "backbone", "assembly", "errors"} <= found
     assert "layers" in set(imports(PACKAGE / "models" / "resnet.py"))
 
 
@@ -159,34 +137,39 @@ CORE = [f for f in FILES if part(f) not in ("__init__", "models", "__main__")]
 @pytest.mark.parametrize("path", CORE, ids=relative)
 def test_the_core_imports_downwards(path: Path) -> None:
     own = part(path)
-    assert own in RANK, f"{own} has no place in DESIGN section 5's order"
+    assert own in RANK, f"{own} has no row in ORDER"
     for name in imports(path):
         other = name.partition(".")[0]
-        assert other != "models", f"{relative(path)} imports the family file {name}"
-        if other in ("__version__", "") or (own == "cli" and other in PUBLIC):
+        if other in ("__version__", "", own) or (own == "cli" and other in PUBLIC):
             continue
+        assert other != "models", f"{relative(path)} imports the family file {name}"
         assert other in RANK, f"{relative(path)} imports {name}"
-        assert RANK[other] <= RANK[own], f"{relative(path)} imports {name}, which is above it"
+        assert RANK[other] < RANK[own], f"{relative(path)} imports {name}, which is not below it"
 
 
-def test_core_parts_do_not_import_in_circles() -> None:
-    edges: dict[str, set[str]] = {}
-    for path in CORE:
-        edges.setdefault(part(path), set()).update(
-            n.partition(".")[0] for n in imports(path) if n.partition(".")[0] in RANK
-        )
+def test_nothing_is_imported_in_circles() -> None:
+    """Between files, whichever folder they are in."""
+    files = {relative(f).removesuffix(".py").replace("/", "."): f for f in FILES}
+    edges = {
+        name: {n for n in imports(path) if n in files and n != name} for name, path in files.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         assert name not in trail, f"circle: {' -> '.join((*trail, name))}"
-        if name in done:
-            return
-        for other in edges.get(name, set()) - {name}:
-            visit(other, (*trail, name))
-        done.add(name)
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*trail, name))
+            done.add(name)
 
     for name in edges:
         visit(name, ())
+
+
+def test_every_folder_says_what_is_in_it() -> None:
+    for folder in {f.parent for f in FILES}:
+        rule = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert rule and rule.split("\n\n")[0].endswith("."), f"{relative(folder)} has no rule"
 
 
 FAMILIES = [f for f in FILES if part(f) == "models" and f.stem != "__init__"]
@@ -283,7 +266,7 @@ def test_type_checkers_see_the_public_names() -> None:
         for alias in node.names
         if alias.asname
     }
-    assert sorted(seen) == PUBLIC
+    assert sorted(seen) == sorted([*PUBLIC, "adapters"])
 
 
 def test_the_index_is_current() -> None:
@@ -300,9 +283,9 @@ def test_files_stay_short(path: Path) -> None:
     if part(path) == "models":
         body = ast.parse(path.read_text(encoding="utf-8")).body
         code = [n for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
-        lines, limit = sum(n.end_lineno - n.lineno + 1 for n in code), 620
+        lines, limit = sum(n.end_lineno - n.lineno + 1 for n in code), 680
     else:
-        lines, limit = len(path.read_text(encoding="utf-8").split("\n")), 350
+        lines, limit = len(path.read_text(encoding="utf-8").split("\n")), 440
     assert lines <= limit, f"{relative(path)} has {lines} lines"
 
 

@@ -144,7 +144,7 @@ def test_extract_checkpoint(
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
 def test_picture_modes(mode: str, tmp_path: Path) -> None:
-    from featnet.cli.image import read_picture
+    from featnet.images.reading import read_picture
 
     path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
     if mode == "I;16":  # 16 bits a pixel: half of the range is mid-grey, not white
@@ -158,7 +158,7 @@ def test_picture_modes(mode: str, tmp_path: Path) -> None:
 
 
 def test_picture_is_turned_upright(tmp_path: Path) -> None:
-    from featnet.cli.image import read_picture
+    from featnet.images.reading import read_picture
 
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: a quarter turn clockwise shows it upright
@@ -167,7 +167,7 @@ def test_picture_is_turned_upright(tmp_path: Path) -> None:
 
 
 def test_network_size() -> None:
-    from featnet.cli.image import network_size
+    from featnet.images.reading import network_size
 
     assert network_size((300, 451), multiple=32) == (288, 448)
     assert network_size((3, 1000), multiple=32) == (32, 992)
@@ -177,7 +177,7 @@ def test_network_size() -> None:
 
 
 def test_components_find_the_structure() -> None:
-    from featnet.cli.render import to_rgb
+    from featnet.images.render import to_rgb
 
     ramp = torch.linspace(-1, 1, 20)
     direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
@@ -191,7 +191,7 @@ def test_components_find_the_structure() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 1, 1), (1, 4, 6), (2, 3, 3), (300, 2, 2), (3, 40, 2)])
 def test_components_of_any_shape(shape: tuple[int, int, int]) -> None:
-    from featnet.cli.render import to_rgb
+    from featnet.images.render import to_rgb
 
     feature = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert to_rgb(feature).shape == (*shape[1:], 3)
@@ -202,7 +202,7 @@ def test_components_of_any_shape(shape: tuple[int, int, int]) -> None:
 
 def test_few_positions_and_few_channels_agree() -> None:
     """The scores do not depend on which of the two symmetric matrices they came from."""
-    from featnet.cli.render import _principal_scores
+    from featnet.images.render import _principal_scores
 
     wide = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wide -= wide.mean(0)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import featnet
-from featnet import checkpoint, conversion, create_model, instant
+from featnet import create_model
+from featnet.checkpoints import checkpoint, conversion, instant
 from featnet.cli import main
 from featnet.errors import CheckpointError
 
@@ -128,7 +129,7 @@ def test_every_name_of_torchvisions(name: str, torchvision: Any) -> None:
             theirs = torchvision_model(name, num_classes=10)
     with torch.device("meta"):
         model = create_model(ALL[name], num_classes=10)
-    draft = checkpoint.fit(model, featnet.files.Contents(theirs.state_dict()))
+    draft = checkpoint.fit(model, featnet.checkpoints.files.Contents(theirs.state_dict()))
     found = {key: value.shape for key, value in draft.tensors.items()}
     assert found == {key: value.shape for key, value in model.state_dict().items()}
     assert not draft.dropped
@@ -323,7 +324,7 @@ def test_every_transformer_of_torchvisions(name: str, torchvision: Any) -> None:
     with torch.device("meta"):
         theirs = torchvision_model(name)
         model = create_model(TRANSFORMERS[name])
-    draft = checkpoint.fit(model, featnet.files.Contents(theirs.state_dict()))
+    draft = checkpoint.fit(model, featnet.checkpoints.files.Contents(theirs.state_dict()))
     found = {key: value.shape for key, value in draft.tensors.items()}
     assert found == {key: value.shape for key, value in model.state_dict().items()}
 
@@ -634,7 +635,7 @@ def test_the_resnet_of_clip(timm: Any) -> None:
     state = clip_resnet(wanted)
     theirs = timm.models.byobnet.checkpoint_filter_fn(dict(state), peer)
     assert all(v is wanted[k] for k, v in theirs.items()), "the double is wrong"
-    contents = featnet.files.Contents({**state, "text.x": torch.ones(1)})
+    contents = featnet.checkpoints.files.Contents({**state, "text.x": torch.ones(1)})
     draft = checkpoint.fit(model, contents)
     assert list(draft.tensors) == list(wanted) and draft.dropped == {
         "text.x": "outside of 'visual.'"

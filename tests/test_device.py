@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import featnet
-from featnet.dilation import set_output_stride
-from featnet.trace import tensors
+from featnet.dilation.rule import set_output_stride
+from featnet.tracing.trace import tensors
 
 COPIES = (torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.new_tensor)
 INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)

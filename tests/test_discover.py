@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import featnet
-from featnet import layout, trace
 from featnet.errors import ArgumentError, MissingFeatureError, TraceError
+from featnet.extraction import layout
 from featnet.features import Feature
+from featnet.tracing import trace
 
 # discover --------------------------------------------------------------------------------------
 

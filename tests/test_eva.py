@@ -15,7 +15,7 @@ from helpers import error, fill_noise, picture
 from torch import nn
 
 import featnet
-from featnet.checkpoint import load
+from featnet.checkpoints.checkpoint import load
 from featnet.errors import ArgumentError, CheckpointError, InputSizeError
 from featnet.layers import (
     Augment,

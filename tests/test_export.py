@@ -30,7 +30,9 @@ def test_pt2(tmp_path: Path, kind: str) -> None:
     x = picture(33, 65, batch=3)
     with torch.no_grad():
         found = program(x)
-        for a, b in zip(featnet.trace.tensors(found), featnet.trace.tensors(net(x)), strict=True):
+        for a, b in zip(
+            featnet.tracing.trace.tensors(found), featnet.tracing.trace.tensors(net(x)), strict=True
+        ):
             assert helpers.error(a, b) <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
@@ -101,7 +103,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         featnet.export(featnet.optimize(net), tmp_path / "a.pt2")
     with pytest.raises(ArgumentError, match="training mode"):
         featnet.export(net.train(), tmp_path / "a.pt2")
-    monkeypatch.setitem(featnet.exporting.NEEDED, "onnx", ("a_package_that_is_not_there",))
+    monkeypatch.setitem(featnet.deploy.exporting.NEEDED, "onnx", ("a_package_that_is_not_there",))
     with pytest.raises(FeatnetError, match=r"a_package.*pip install 'featnet\[onnx\]'"):
         featnet.export(net.eval(), tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
@@ -113,7 +115,7 @@ def test_a_file_that_does_not_run_is_not_kept(
     def run(x: torch.Tensor) -> list[torch.Tensor]:
         raise RuntimeError("no such reshape")
 
-    monkeypatch.setattr(featnet.exporting, "_runner", lambda kind, path: run)
+    monkeypatch.setattr(featnet.deploy.exporting, "_runner", lambda kind, path: run)
     with pytest.raises(FeatnetError, match=r"does not run at 2 x 3 x 64 x 96 or .*no such reshape"):
         featnet.export(noisy(), tmp_path / "a.pt2", example=picture(64, 96, batch=2))
     assert not list(tmp_path.iterdir())

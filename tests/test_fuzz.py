@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from featnet import checkpoint, create_model, files, hub, mindspore
+from featnet import create_model
+from featnet.checkpoints import checkpoint, files, hub, mindspore
 from featnet.errors import CheckpointError
 
 hypothesis = pytest.importorskip("hypothesis")

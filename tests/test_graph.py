@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import featnet
-from featnet import effects, nodes, structure
 from featnet.errors import ArgumentError, MissingFeatureError, TraceError
+from featnet.extraction.fx import effects, nodes
+from featnet.tracing import structure
 
 
 def extractor(model: nn.Module, *args: Any, **options: Any) -> Any:
@@ -244,7 +245,7 @@ def test_most_networks_need_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("featnet.graph.observe", no)
+    monkeypatch.setattr("featnet.extraction.fx.graph.observe", no)
     for name, taps in (
         ("resnet18", ["layer1", "layer4"]),
         ("mobilenet_v3_small", ["features.1"]),

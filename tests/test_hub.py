@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load, save
 
 import featnet
-from featnet import create_model, hub
+from featnet import create_model
+from featnet.checkpoints import hub
 from featnet.cli import main
 from featnet.errors import ArgumentError, CheckpointError, UnknownModelError
 
@@ -651,7 +652,7 @@ def test_a_classifier_that_was_replaced_is_saved_as_it_is(tmp_path: Path) -> Non
 
 NURSERY = """
 import json, os, signal, sys, traceback
-import torch, featnet.factory, featnet.publish, huggingface_hub.file_download
+import torch, featnet.factory, featnet.checkpoints.publish, huggingface_hub.file_download
 from huggingface_hub import constants
 torch.set_num_threads(1)
 

@@ -29,9 +29,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
-from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, structure, trace
-from featnet.dilation import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
+from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
+from featnet.dilation.rule import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
 from featnet.errors import InputSizeError
+from featnet.tracing import structure, trace
 
 KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 ALL = tuple(featnet.list_models())

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 import featnet
-from featnet import checkpoint, create_model
+from featnet import create_model
+from featnet.checkpoints import checkpoint
 from featnet.errors import CheckpointError
 
 NAME = "test_resnet"

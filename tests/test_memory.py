@@ -14,7 +14,7 @@ from torch import nn
 import featnet
 from benchmarks.memory import held, peak
 from featnet.errors import ArgumentError
-from featnet.structure import clone
+from featnet.tracing.structure import clone
 
 KINDS = (featnet.FeatureListNet, featnet.FeatureHookNet)
 

@@ -16,7 +16,8 @@ import helpers
 import pytest
 import torch
 
-from featnet import create_model, files, load_checkpoint, mindspore
+from featnet import create_model, load_checkpoint
+from featnet.checkpoints import files, mindspore
 from featnet.cli import main
 from featnet.errors import CheckpointError
 

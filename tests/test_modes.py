@@ -21,8 +21,8 @@ from torch import nn
 
 import featnet
 from featnet.errors import FeatnetError, InputSizeError
-from featnet.structure import clone
-from featnet.trace import tensors
+from featnet.tracing.structure import clone
+from featnet.tracing.trace import tensors
 
 FREE = torch.export.Dim.DYNAMIC
 DYNAMIC = ({0: FREE, 2: FREE, 3: FREE},)

@@ -12,7 +12,8 @@ import helpers
 import pytest
 import torch
 
-from featnet import convert_checkpoint, create_model, files
+from featnet import convert_checkpoint, create_model
+from featnet.checkpoints import files
 from featnet.errors import CheckpointError
 
 np = pytest.importorskip("numpy")

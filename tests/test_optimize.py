@@ -15,10 +15,17 @@ from helpers import fill_noise, picture
 from torch import nn
 
 import featnet
-from featnet import optimizing
+from featnet.deploy import optimizing
+from featnet.deploy.packed import (
+    POST_OPS,
+    Packed,
+    PackedConv2d,
+    PackedLinear,
+    PackedPointwise,
+    Pointwise,
+)
+from featnet.deploy.packing import can_pack
 from featnet.errors import ArgumentError, FeatnetError
-from featnet.packed import POST_OPS, Packed, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
-from featnet.packing import can_pack
 
 TOLERANCE = 1e-4
 
@@ -28,7 +35,7 @@ def noisy(name: str, **options: Any) -> Any:
 
 
 def maps(found: Any) -> list[torch.Tensor]:
-    return list(featnet.trace.tensors(found)) if not isinstance(found, list) else found
+    return list(featnet.tracing.trace.tensors(found)) if not isinstance(found, list) else found
 
 
 @torch.inference_mode()

@@ -19,9 +19,9 @@ from torch import nn
 
 import featnet
 from benchmarks.memory import peak
-from featnet import structure
-from featnet.dilation import set_output_stride
-from featnet.instant import SkipInit
+from featnet.checkpoints.instant import SkipInit
+from featnet.dilation.rule import set_output_stride
+from featnet.tracing import structure
 
 SIZES = ((96, 64), (65, 97))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # the peer's

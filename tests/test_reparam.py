@@ -14,7 +14,7 @@ from torch import nn
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, reparameterize
-from featnet.dilation import set_output_stride
+from featnet.dilation.rule import set_output_stride
 from featnet.errors import ArgumentError, MissingFeatureError
 from featnet.models.byobnet import ByobNet, MobileOneBlock, RepVggBlock, Row, Stem
 

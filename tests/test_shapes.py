@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from featnet import shapes
+from featnet.tracing import shapes
 
 MAP = torch.randn(2, 6, 8, 9)
 TOKENS = torch.randn(2, 5, 8)

@@ -17,7 +17,7 @@ from helpers import fill_noise, law_error, picture
 from torch import nn
 
 import featnet
-from featnet.dilation import set_output_stride
+from featnet.dilation.rule import set_output_stride
 from featnet.errors import ArgumentError, InputSizeError, OutputStrideError
 from featnet.layers import Phased, relative_bias, shift_mask, split_windows
 from featnet.models.hiera import UnitAttention

@@ -16,7 +16,7 @@ from torch import nn
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, create_model
-from featnet.checkpoint import load
+from featnet.checkpoints.checkpoint import load
 from featnet.errors import (
     ArgumentError,
     CheckpointError,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FeatnetError
-from .image import network_size, read_picture, to_input
+from ..images.reading import network_size, read_picture, to_input
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +229,7 @@ def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
 def _render(
     args: argparse.Namespace, picture: Any, info: Any, maps: Mapping[str, torch.Tensor]
 ) -> Any:
-    from .render import render
+    from ..images.render import render
 
     captions = [
         f"{module}  {feature.shape[1]} x {feature.shape[2]} x {feature.shape[3]}  /{reduction}"

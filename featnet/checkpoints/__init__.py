@@ -1,0 +1,1 @@
+"""Turn bytes into tensors under a model's names, and back."""

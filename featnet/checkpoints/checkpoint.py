@@ -1,0 +1,350 @@
+"""From tensors to a model: convert, adapt, check, assign; all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, nearest
+from ..weights import Weights
+from . import conversion, files, keymap
+from .conversion import Draft, one_error
+from .files import State, some
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint. Printing it gives a summary.
+
+    Attributes:
+        source: where it came from.
+        steps: what was done to all of it: averaged weights chosen, a prefix removed, another
+            library's names translated.
+        taken: names of the model's tensors that are the file's, value for value.
+        converted: names of those whose values were adapted, to what was done.
+        dropped: names of the file's tensors that were not taken, to why.
+        initial: names of the model's tensors that keep their initial values.
+    """
+
+    source: str
+    steps: tuple[str, ...]
+    taken: tuple[str, ...]
+    converted: Mapping[str, str]
+    dropped: Mapping[str, str]
+    initial: tuple[str, ...]
+
+    @property
+    def loaded(self) -> int:
+        """Number of tensors that were taken as they are."""
+        return len(self.taken)
+
+    def restrict(self, names: Collection[str]) -> LoadReport:
+        """What the report says of an extractor that keeps only these tensors of the network."""
+        left = [k for k in (*self.taken, *self.converted) if k not in names]
+        return dataclasses.replace(
+            self,
+            taken=tuple(k for k in self.taken if k in names),
+            converted={k: how for k, how in self.converted.items() if k in names},
+            dropped={**self.dropped, **dict.fromkeys(left, "no level needs it")},
+            initial=tuple(k for k in self.initial if k in names),
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors loaded"]
+        parts += [f"{len(self.converted)} converted"] * bool(self.converted)
+        parts += [f"{len(self.dropped)} dropped"] * bool(self.dropped)
+        parts += [f"{len(self.initial)} left at their initial values"] * bool(self.initial)
+        lines = [f"{self.source}: {', '.join(parts)}", *(f"  {step}" for step in self.steps)]
+        lines += [f"  converted {some(keys)}: {how}" for how, keys in _grouped(self.converted)]
+        lines += [f"  dropped {some(keys)}: {why}" for why, keys in _grouped(self.dropped)]
+        lines += [f"  initial {some(self.initial)}"] * bool(self.initial)
+        return "\n".join(lines)
+
+
+def _grouped(reasons: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        groups.setdefault(reason, []).append(key)
+    return groups.items()
+
+
+def read(path: str | Path) -> State:
+    """The tensors of a file; see :func:`featnet.checkpoints.files.read`."""
+    return files.read(path).tensors
+
+
+# Adaptation -------------------------------------------------------------------------------------
+
+
+def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
+    """A convolution's weight (O, C, kh, kw) for another number of input channels.
+
+    To one channel it is summed: a grey picture, repeated, gives the same. To others it is repeated
+    and scaled by ``C / in_chans``, so that the response keeps its size.
+    """
+    have = weight.shape[1]
+    if in_chans == have:
+        return weight
+    values = weight.float()
+    if in_chans == 1:
+        return values.sum(1, keepdim=True).to(weight.dtype)
+    repeated = values.repeat(1, math.ceil(in_chans / have), 1, 1)[:, :in_chans]
+    return (repeated * (have / in_chans)).to(weight.dtype)
+
+
+def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def first(names: str | tuple[str, ...]) -> str:
+    """Of one or several names the first."""
+    return _names(names)[0]
+
+
+def native_prefix(keys: Iterable[str], wanted: Collection[str]) -> str:
+    """What a wrapper put before the names that fit best: ``module.``, ``backbone.body.``, ..."""
+    names = list(keys)
+    ends = {end.partition(".")[0] for end in wanted}
+    hits: dict[str, int] = {"": 0}
+    for name in names:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if parts[at] in ends and ".".join(parts[at:]) in wanted:
+                prefix = ".".join([*parts[:at], ""]) if at else ""
+                hits[prefix] = hits.get(prefix, 0) + 1
+    return max(hits, key=lambda prefix: (hits[prefix], -len(prefix)))
+
+
+def _family_changes(draft: Draft, model: Any) -> None:
+    """What the family itself does: older layouts of its own, position tables of another size."""
+    change = getattr(model, "convert_state_dict", None)
+    if change is None:
+        return
+    before = draft.tensors
+    by_id = {id(value): key for key, value in before.items()}
+    after: Mapping[str, torch.Tensor] = change(before)
+    renamed = {by_id[id(v)]: k for k, v in after.items() if id(v) in by_id and by_id[id(v)] != k}
+    gone = [k for k in before if k not in after and k not in renamed]
+    for key in gone:
+        draft.drop(key, f"{type(model).__name__} has no use for it")
+    if renamed:
+        draft.rename(lambda key: renamed.get(key, key))
+        draft.steps.append(f"an older layout: {len(renamed)} tensors renamed")
+    for key, value in after.items():
+        old = draft.tensors.get(key)
+        if old is not value:
+            what = (
+                "made from others" if old is None else f"{list(old.shape)} to {list(value.shape)}"
+            )
+            draft.put(key, value, what)
+
+
+def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -> None:
+    for name in _names(getattr(model, "first_conv", ())):
+        key = f"{name}.weight"
+        old, new = draft.tensors.get(key), target.get(key)
+        if old is None or new is None or old.ndim != 4 or new.ndim != 4:
+            continue
+        if old.shape[1] != new.shape[1] and old.shape[0] == new.shape[0] and old.shape[1]:
+            adapted = adapt_input_conv(old, new.shape[1])
+            draft.put(key, adapted, f"{old.shape[1]} input channels to {new.shape[1]}")
+
+
+def _adapt_classes(
+    draft: Draft, model: Any, target: Mapping[str, torch.Tensor], offset: int
+) -> None:
+    for name in _names(getattr(model, "last_fc", ())):
+        for key in (f"{name}.weight", f"{name}.bias"):
+            old, new = draft.tensors.get(key), target.get(key)
+            if old is None:
+                continue
+            if new is None:
+                draft.drop(key, "the model has no classifier")
+            elif offset and old.ndim and old.shape[0] == new.shape[0] + offset:
+                draft.put(key, old[offset:], f"{offset} background class removed")
+            elif old.ndim and old.shape[0] != new.shape[0]:
+                draft.drop(key, f"{old.shape[0]} classes, the model has {new.shape[0]}")
+
+
+def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True) -> Draft:
+    """Tensors under the model's names, with the file's own input channels and classes.
+
+    Args:
+        auto_mapping: match names that were flattened or prefixed.
+
+    Raises:
+        CheckpointError: another library's network that computes something else than the model, or
+            tensors of shapes that it cannot have.
+    """
+    with one_error(model):
+        draft = Draft(contents.tensors, contents.steps)
+        if conversion.apply(draft, model, format=contents.format):
+            _family_changes(draft, model)
+            return draft
+        target = model.state_dict()
+        wanted = target.keys()
+        draft.strip(native_prefix(draft.tensors, wanted))
+        if auto_mapping:
+            keymap.apply(draft, target)
+        _family_changes(draft, model)
+        if draft.tensors.keys() >= wanted:
+            return draft
+        whole = Draft(contents.tensors, list(contents.steps))
+        _family_changes(whole, model)  # some layouts are known by the prefix that they bring
+        better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
+        return whole if better else draft
+
+
+def fit(
+    model: Any, contents: files.Contents, cfg: Weights | None = None, *, auto_mapping: bool = True
+) -> Draft:
+    """Tensors under the model's names, with its input channels and classes.
+
+    Nothing is written into the tensors or the model.
+
+    Raises:
+        CheckpointError: as :func:`translate`.
+    """
+    draft, target = translate(model, contents, auto_mapping=auto_mapping), model.state_dict()
+    _adapt_input(draft, model, target)
+    _adapt_classes(draft, model, target, (cfg.label_offset if cfg is not None else 0) or 0)
+    return draft
+
+
+# Loading ----------------------------------------------------------------------------------------
+
+
+def load(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor] | files.Contents,
+    *,
+    source: str,
+    cfg: Weights | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    spare: Callable[[], Collection[str]] = tuple,
+    auto_mapping: bool = True,
+) -> LoadReport:
+    """Put a state dict into a model, adapted; the tensors themselves where dtype and device fit.
+
+    Args:
+        device, dtype: of the tensors that are put in; by default as the model's.
+        spare: gives names of the model's tensors that may be absent, when something is.
+        auto_mapping: match names that were flattened or prefixed.
+
+    Raises:
+        CheckpointError: anything is missing, unexpected or of another shape. The model is then
+            what it was.
+    """
+    contents = state if isinstance(state, files.Contents) else files.Contents(dict(state))
+    target = model.state_dict()
+    draft = fit(model, contents, cfg, auto_mapping=auto_mapping)
+    found = draft.tensors
+    missing = _missing(model, draft, target, cfg)
+    if missing:
+        allowed = spare()
+        missing = [key for key in missing if key not in allowed]
+    unexpected = [k for k in found if k not in target]
+    misshaped = [
+        f"{k} {tuple(v.shape)}, not {tuple(target[k].shape)}"
+        for k, v in found.items()
+        if k in target and v.shape != target[k].shape
+    ] + [
+        f"{k} of {v.dtype}, not {target[k].dtype}"
+        for k, v in found.items()
+        if k in target and not _castable(v.dtype, target[k].dtype)
+    ]
+    if missing or unexpected or misshaped:
+        raise CheckpointError(_diff(model, source, contents, missing, unexpected, misshaped))
+    initial = tuple(k for k in target if k not in found)
+    unborn = [k for k in initial if target[k].is_meta] + [
+        name for name, b in model.named_buffers() if b.is_meta and name not in target
+    ]
+    if unborn and any(value.is_meta for value in target.values()):
+        raise CheckpointError(
+            f"The model is on the meta device, and {source!r} does not hold {some(unborn)}: build "
+            "it with create_model(..., checkpoint_path=) instead. Nothing was loaded."
+        )
+    ready = {k: _place(v, target[k], device, dtype) for k, v in found.items()}
+    # assign: a tensor that is mapped from a file is taken, not copied
+    model.load_state_dict(ready, strict=False, assign=True)
+    taken = tuple(k for k in ready if k not in draft.converted)
+    return LoadReport(source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial)
+
+
+def _missing(
+    model: Any, draft: Draft, target: Mapping[str, torch.Tensor], cfg: Weights | None
+) -> list[str]:
+    """What a file must have and has not."""
+    optional = set(draft.left_out)
+    if cfg is not None and not cfg.num_classes:  # nor, in some files, the norm before a classifier
+        beside = tuple(f"{n.rpartition('.')[0]}." for n in _names(model.last_fc) if "." in n)
+        optional |= _head(model) | {key for key in target if key.startswith(beside)}
+    return [
+        key
+        for key in target
+        if key not in draft.tensors
+        and key not in optional
+        and not key.endswith("num_batches_tracked")
+    ]
+
+
+def _head(model: Any) -> set[str]:
+    """Names of the classifier's tensors."""
+    names = _names(getattr(model, "last_fc", ()))
+    return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
+
+
+def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Between floating-point types values keep their meaning; counters may have become floats."""
+    if given.is_complex or given is torch.bool:
+        return given is wanted
+    return given.is_floating_point or not wanted.is_floating_point
+
+
+def _place(
+    value: torch.Tensor, like: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """The tensor on its device, in its dtype: itself, where it is so already."""
+    wanted = dtype if dtype is not None and like.is_floating_point() else like.dtype
+    where = device if device is not None else like.device
+    if where.type == "meta":
+        return value if dtype is None else value.to(wanted)
+    return value.to(where, wanted)
+
+
+def _diff(
+    model: nn.Module,
+    source: str,
+    contents: files.Contents,
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+) -> str:
+    total, name = len(contents.tensors), type(model).__name__
+    lines = [f"{source!r} does not fit {name} ({total} tensors); nothing was loaded."]
+    if missing:
+        lines.append(f"  missing ({len(missing)}): {some(missing)}")
+    if unexpected:
+        lines.append(f"  unexpected ({len(unexpected)}): {some(unexpected)}")
+        hint = nearest(unexpected[0], missing)
+        if hint:
+            lines.append(f"  {unexpected[0]}:{hint}")
+    if misshaped:
+        kind = "shape" if all("(" in item for item in misshaped) else "shape or kind"
+        lines.append(f"  of another {kind} ({len(misshaped)}): {some(misshaped)}")
+    if missing and set(missing) <= _head(model):
+        lines.append(
+            "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "
+            "features_only=True needs none."
+        )
+    layout = conversion.recognise(contents.tensors)
+    if layout is not None and layout[0].family not in {c.__name__ for c in type(model).__mro__}:
+        lines.append(f"  It looks like {layout[0].name}.")
+    return "\n".join(lines)

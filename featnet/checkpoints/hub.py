@@ -1,0 +1,224 @@
+"""Where the bytes of a checkpoint come from: a file, the hub, a url.
+
+They are fetched by the hub's own client (and torch.hub's, for urls), with their caches, tokens and
+offline settings; what is cached is used without asking the network.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..weights import Weights
+from . import files
+
+# What a repository or folder calls its weights, best first
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+ON_THE_HUB = WEIGHTS[:4]
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bool = False) -> Path:
+    """A local file with the weights: given, from the Hugging Face hub, or from their url.
+
+    Args:
+        refresh: ask the hub whether there is something newer than what is cached.
+
+    Raises:
+        CheckpointError: there is no source, it cannot be reached, or its hash is another.
+    """
+    if weights.file:
+        path = Path(weights.file)
+        path = in_folder(path) if path.is_dir() else path
+        return check_hash(path, weights.sha256) if path.is_file() else path
+    if weights.hf_hub_id:
+        name = weights.hf_hub_filename
+        path = _from_hub(weights.hf_hub_id, (name,) if name else ON_THE_HUB, cache_dir, refresh)
+        return check_hash(path, weights.sha256, owned=True)
+    if weights.url:
+        return check_hash(_from_url(weights.url, cache_dir), weights.sha256, owned=True)
+    name = f"{weights.architecture}.{weights.tag}".rstrip(".")
+    raise CheckpointError(f"There are no pretrained weights for {name!r}.")
+
+
+def in_folder(folder: Path) -> Path:
+    """The weights in a folder: a usual name, or else the only file with a usual ending.
+
+    Raises:
+        CheckpointError: none, or several.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    for ending in ENDINGS:
+        found = sorted(folder.glob(f"*{ending}"))
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{str(folder)!r} has {files.some(p.name for p in found)}: give one as "
+                "checkpoint_path=, or name it model.safetensors."
+            )
+        if found:
+            return found[0]
+    raise CheckpointError(f"{str(folder)!r} has no weights: {', '.join(WEIGHTS[:3])} ...")
+
+
+def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, refresh: bool) -> Path:
+    fetch = functools.partial(hub_file, repo, cache_dir=cache_dir, refresh=refresh, missing_ok=True)
+    for name in names:
+        path = fetch(name)
+        if path is None:
+            continue
+        if name.endswith(".index.json"):
+            # shards of the same commit, whatever has been pushed since
+            pinned = f"{repo.partition('@')[0]}@{path.parent.name}"
+            for shard in files.shards(path):
+                hub_file(pinned, shard, cache_dir)
+        return path
+    raise CheckpointError(f"The hub's {repo!r} has none of {', '.join(names)}.")
+
+
+def hub_file(
+    repo: str,
+    name: str,
+    cache_dir: str | Path | None = None,
+    refresh: bool = False,
+    missing_ok: bool = False,
+) -> Any:
+    """One file of a repository, from the cache or else from the hub; None where there is none and
+    that is allowed."""
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    repo_id, _, revision = repo.partition("@")
+    options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+    try:
+        cached = None if refresh else try_to_load_from_cache(repo_id, name, **options)
+        if isinstance(cached, str):
+            return Path(cached)
+        if cached is _CACHED_NO_EXIST and missing_ok:
+            return None
+        return Path(hf_hub_download(repo_id, name, library_name="featnet", **options))
+    except (HFValidationError, ValueError) as error:
+        raise CheckpointError(f"{repo!r} is no repository of the hub, org/name: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(repo, name, cache_dir, error) from error
+    except EntryNotFoundError as error:
+        if missing_ok:
+            return None
+        raise CheckpointError(f"The hub's {repo!r} has no {name}.") from error
+    except Exception as error:
+        raise _explained(repo, name, cache_dir, error) from error
+
+
+def _cache(cache_dir: str | Path | None) -> str:
+    from huggingface_hub import constants
+
+    return str(cache_dir or constants.HF_HUB_CACHE)
+
+
+def _unreachable(
+    repo: str, name: str, cache_dir: str | Path | None, error: BaseException
+) -> CheckpointError:
+    why = error.__cause__ or error
+    reason = str(why).strip().split("\n")[0] or type(why).__name__
+    return CheckpointError(
+        f"{name} of {repo!r} is not in the local cache ({_cache(cache_dir)}) and the hub cannot be "
+        f"reached: {reason} Fetch it where there is a network (featnet prefetch 'hf-hub:{repo}'), "
+        "or give a file: checkpoint_path=."
+    )
+
+
+def _explained(
+    repo: str, name: str, cache_dir: str | Path | None, error: Exception
+) -> CheckpointError:
+    """What went wrong at the hub, and what to do about it."""
+    from huggingface_hub import errors
+
+    repo_id, _, revision = repo.partition("@")
+    login = "'hf auth login', or the environment variable HF_TOKEN"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        text = f"is gated: accept its conditions on its page at the hub, then log in ({login})."
+    elif isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        text = f"does not exist, or is private: check the name, or log in ({login})."
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = f"has no revision {revision or 'main'!r}."
+    elif status == 429:
+        text = f"cannot be fetched now: too many requests. Wait, or log in ({login})."
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = f"does not fit on the disk of the cache, {_cache(cache_dir)}: cache_dir= or HF_HOME."
+    elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text = f"cannot be kept, {_cache(cache_dir)} cannot be written: cache_dir= or HF_HOME."
+    else:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        text = f"cannot be fetched: {reason}"
+    return CheckpointError(f"{name} of the hub's {repo_id!r}: the repository {text}")
+
+
+def _from_url(url: str, cache_dir: str | Path | None) -> Path:
+    import torch
+    from filelock import FileLock
+
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    name = url.partition("?")[0].rpartition("/")[2]
+    if not url.startswith(("https://", "http://", "file://")) or name in ("", ".", ".."):
+        raise CheckpointError(f"{url!r} is no url of a file.")
+    file = folder / name
+    if file.exists():
+        return file
+    found = torch.hub.HASH_REGEX.search(file.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # of several processes, one fetches it
+            if not file.exists():
+                torch.hub.download_url_to_file(url, str(file), found.group(1) if found else None)
+    except Exception as error:
+        raise CheckpointError(f"{url} cannot be fetched: {error}") from error
+    return file
+
+
+def check_hash(path: Path, sha256: str | None, *, owned: bool = False) -> Path:
+    """Compare a file with the (start of the) SHA-256 that was pinned; without one, do nothing.
+
+    Args:
+        owned: the file is a cache's: one with another hash is removed.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    if not sha256:
+        return path
+    if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise CheckpointError(f"sha256={sha256!r}: 8 to 64 hexadecimal digits are expected.")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
+    if found.startswith(sha256.lower()):
+        return path
+    if owned:
+        path.resolve().unlink(missing_ok=True)  # the blob, which the snapshot links to
+        path.unlink(missing_ok=True)
+    gone = " It was removed from the cache." if owned else ""
+    raise CheckpointError(f"{str(path)!r} has the SHA-256 {found}, not {sha256}.{gone}")

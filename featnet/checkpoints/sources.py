@@ -1,0 +1,189 @@
+"""What the name of a model stands for: the grammar of sources.
+
+A source is ``name`` or ``name.tag`` of the tables, ``hf-hub:org/name[@revision]`` or
+``local-dir:path``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from ..errors import ArgumentError, CheckpointError, UnknownModelError, nearest
+from ..weights import Weights
+from . import files, hub
+
+SOURCES = {
+    "hf-hub": "hf-hub",
+    "hf_hub": "hf-hub",
+    "local-dir": "local-dir",
+    "local_dir": "local-dir",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What stands behind the name of a model: ``kind`` is ``hf-hub`` or ``local-dir``."""
+
+    kind: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.place}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a ``config.json`` says: which network, with which arguments, and its checkpoint."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    weights: Weights
+    path: Path
+
+
+def parse(name: object) -> Source | None:
+    """The source that a name states; None for a name of the tables.
+
+    Raises:
+        UnknownModelError: an unknown source, nothing behind it, or what looks like a path.
+    """
+    if not isinstance(name, str):
+        return None
+    kind, colon, place = name.partition(":")
+    if colon and re.fullmatch(r"[A-Za-z][A-Za-z_-]+", kind):  # one letter is a drive of Windows
+        if kind.lower() not in SOURCES:
+            raise UnknownModelError(
+                f"Unknown source {kind!r} of {name!r}: hf-hub:org/name[@revision] or "
+                f"local-dir:path is expected.{nearest(kind.lower(), SOURCES)}"
+            )
+        if not place.strip():
+            raise UnknownModelError(f"{name!r} has nothing behind the colon.")
+        return Source(SOURCES[kind.lower()], place)
+    if any(c in name for c in "/\\:"):
+        raise UnknownModelError(
+            f"Unknown model {name!r}: say 'hf-hub:{name}' for a repository of the hub, or "
+            f"'local-dir:{name}' for a folder."
+        )
+    return None
+
+
+def config(source: Source, *, cache_dir: str | Path | None = None) -> Config:
+    """The ``config.json`` of a repository or a folder.
+
+    Raises:
+        CheckpointError: it cannot be had, or is none.
+    """
+    if source.kind == "local-dir":
+        path = Path(source.place) / "config.json"
+        if not path.is_file():
+            what = "has no config.json" if path.parent.is_dir() else "does not exist"
+            raise CheckpointError(f"{str(source)!r}: the folder {what}.")
+        where: dict[str, Any] = {"file": source.place}
+    else:
+        path = hub.hub_file(source.place, "config.json", cache_dir)
+        where = {"hf_hub_id": source.place}
+    try:
+        return _config(files.read_json(path), path, where)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        if isinstance(error, (CheckpointError, ArgumentError)):
+            raise
+        raise CheckpointError(f"{str(path)!r} is no config.json of a model: {error!r}.") from error
+
+
+def _config(content: Any, path: Path, where: Mapping[str, Any]) -> Config:
+    if not isinstance(content, dict):
+        raise TypeError("an object is expected")
+    if "architecture" not in content:
+        kind = content.get("model_type") or ", ".join(map(str, content.get("architectures") or ()))
+        hint = (
+            f" It is one of transformers, {kind}: build the same network by its name here, "
+            "and give the file as checkpoint_path=."
+            if kind
+            else ""
+        )
+        raise CheckpointError(f"{str(path)!r} names no architecture.{hint}")
+    name = content["architecture"]
+    if not isinstance(name, str):
+        raise TypeError(f"architecture is {name!r}")
+    # older files are flat: the fields of pretrained_cfg beside the architecture
+    fields = dict(content.get("pretrained_cfg", content))
+    if content.get("num_classes") is not None:
+        fields["num_classes"] = content["num_classes"]
+    arguments = {k: _tuples(v) for k, v in (content.get("model_args") or {}).items()}
+    architecture, _, tag = name.partition(".")
+    sources = ("url", "file", "hf_hub_id", "hf_hub_filename", "custom_load", "architecture")
+    known = {f.name for f in dataclasses.fields(Weights)} - set(sources)
+    kept = {k: _tuples(v) for k, v in fields.items() if k in known and v is not None}
+    if not isinstance(kept.get("num_classes", 0), int):
+        raise TypeError(f"num_classes is {kept['num_classes']!r}")
+    kept.setdefault("tag", tag)
+    return Config(
+        architecture, arguments, Weights(architecture=architecture, **{**kept, **where}), path
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def entry(
+    name: str, *, tag: str | None = None, cache_dir: str | Path | None = None
+) -> registry.Entry:
+    """What a name of any source stands for.
+
+    Raises:
+        UnknownModelError, CheckpointError: there is no such model, or it cannot be had.
+    """
+    source = parse(name)
+    if source is None:
+        return registry.find(name, tag=tag)
+    if tag is not None:
+        raise ArgumentError(f"{name!r} has a config.json; pretrained_cfg={tag!r} contradicts it.")
+    found = config(source, cache_dir=cache_dir)
+    try:
+        base = registry.find(found.architecture)
+        if not base.is_function:
+            registry.check_arguments(base.build, found.arguments, what="model_args")
+    except (UnknownModelError, ArgumentError) as error:
+        raise type(error)(f"{str(found.path)!r}: {error}") from error
+    row = {**base.row, **found.arguments}
+    return dataclasses.replace(base, row=row, weights=found.weights, arguments=found.arguments)
+
+
+def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None) -> dict[str, Path]:
+    """Fetch checkpoints, so that ``create_model(name, pretrained=True)`` needs no network later.
+
+    The hub's client shows the progress. What is cached already is only compared with the hub's.
+
+    Args:
+        names: one or several names of any source.
+        cache_dir: in place of the hub's cache; ``create_model`` is to be told the same.
+
+    Returns:
+        name to local file.
+
+    Raises:
+        UnknownModelError: there is no such model. All names are looked at before any is fetched.
+        CheckpointError: it has no checkpoint, or it cannot be had.
+    """
+    listed = [names] if isinstance(names, str) else list(names)
+    table = {name: registry.get_weights(name) for name in listed if parse(name) is None}
+    found = {}
+    for name in listed:
+        source = parse(name)
+        if source is None:
+            cfg = table[name]
+        elif source.kind == "hf-hub":
+            hub.hub_file(source.place, "config.json", cache_dir, refresh=True)
+            cfg = config(source, cache_dir=cache_dir).weights
+        else:
+            cfg = config(source).weights
+        if cfg is None:
+            raise CheckpointError(f"There are no pretrained weights for {name!r}.")
+        found[name] = hub.locate(cfg, cache_dir=cache_dir, refresh=True)
+    return found

@@ -1,0 +1,1 @@
+"""Prepare a finished network for a machine: fold, pack, re-parameterise, export."""

@@ -1,0 +1,289 @@
+"""``export``: a network as a file for other runtimes, checked after it was written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, FeatnetError, InputSizeError, nearest
+from ..extraction.extractors import FeatureNet
+from ..tracing import trace
+from .packed import Packed
+
+FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
+AXES = {"batch": 0, "height": 2, "width": 3}
+TOLERANCE = {"onnx": 1e-3, "pt2": 1e-5, "aoti": 1e-3}  # float32, relative to the largest value
+NEEDED = {"onnx": ("onnx", "onnxscript")}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What :func:`export` wrote.
+
+    Attributes:
+        path, format, bytes: of the file; ONNX weights beyond 2 GB lie beside it.
+        inputs, outputs: names; of an extractor's outputs those of the levels.
+        dynamic: the axes whose sizes are free.
+        checked: sizes (N, C, H, W) at which the file was run and compared; none where the runtime
+            is not installed.
+        difference: of its outputs from the network's, largest, relative to the largest value.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    checked: tuple[tuple[int, ...], ...]
+    difference: float
+
+    def __str__(self) -> str:
+        sizes = ", ".join("x".join(map(str, size)) for size in self.checked)
+        proof = f"differs by {self.difference:.1e} at {sizes}" if sizes else "not run: no runtime"
+        return (
+            f"{self.path}: {self.format}, {self.bytes:,} bytes, {', '.join(self.inputs)} -> "
+            f"{', '.join(self.outputs)}; free: {', '.join(self.dynamic) or 'nothing'}; {proof}"
+        )
+
+
+def export(
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    example: torch.Tensor | None = None,
+    dynamic: Sequence[str] = ("batch", "height", "width"),
+) -> ExportReport:
+    """Write a network as ONNX (``.onnx``), as a torch.export program (``.pt2``), or compiled by
+    AOTInductor (``format="aoti"``), and run what was written against it at a size that the export
+    has not seen.
+
+    Args:
+        net: a Backbone, an extractor, or any module that takes (N, C, H, W), in eval mode.
+        path: the file, which is replaced only when all went well.
+        format: ``onnx``, ``pt2``, ``aoti``; by default what the path's suffix says.
+        example: a batch of at least two, on the network's device. By default noise of a size that
+            the network takes.
+        dynamic: the axes that stay free, of ``batch``, ``height`` and ``width``.
+
+    Raises:
+        ArgumentError: an unknown format or axis, training mode, a packed network (see
+            :func:`featnet.optimize`), which only runs here.
+        InputSizeError: an example that the network cannot take.
+        FeatnetError: a package that is missing (and how to get it), a network that cannot be
+            exported with these axes (and why), a file that gives other numbers.
+    """
+    path = Path(path)
+    kind = _format(path, format)
+    for axis in dynamic:
+        if axis not in AXES:
+            raise ArgumentError(
+                f"dynamic={tuple(dynamic)}: {axis!r} is none of {', '.join(AXES)}."
+                + nearest(axis, AXES)
+            )
+    _check(net)
+    missing = [name for name in NEEDED.get(kind, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FeatnetError(
+            f"Writing {kind} needs {', '.join(missing)}: pip install 'featnet[{kind}]'."
+        )
+    x = _example(net, example)
+    outputs = _names(net)
+    axes = {AXES[axis]: torch.export.Dim.DYNAMIC for axis in dynamic}
+    with torch.no_grad(), _quiet():
+        try:
+            program = torch.export.export(net, (x,), dynamic_shapes=(axes,), strict=True)
+        except Exception as error:
+            raise FeatnetError(
+                f"{type(net).__name__} cannot be exported with {', '.join(dynamic) or 'no axis'} "
+                f"free: {_first_line(error)}"
+            ) from error
+    if not path.parent.is_dir():
+        raise FeatnetError(f"{path.parent} is not a folder to write to.")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        with torch.no_grad(), _quiet():
+            WRITERS[kind](program, x, draft, outputs)
+            run = _runner(kind, draft)
+            pairs = [(x, net(x)), _other(net, x, dynamic)] if run is not None else []
+            try:
+                worst = max((_difference(run(y), want) for y, want in pairs if run), default=0.0)
+            except Exception as error:
+                raise FeatnetError(
+                    f"The {kind} file does not run at {' or '.join(_sides(y) for y, _ in pairs)}; it was "
+                    f"not kept: {_first_line(error)}"
+                ) from error
+        if not worst <= TOLERANCE[kind]:
+            raise FeatnetError(
+                f"The {kind} file differs from the network by {worst:.1e} of the largest value; it "
+                "was not kept."
+            )
+        for made in Path(folder).iterdir():
+            os.replace(made, path.parent / made.name)
+    checked = tuple(dict.fromkeys(tuple(y.shape) for y, _ in pairs))
+    return ExportReport(
+        path, kind, path.stat().st_size, ("image",), outputs, tuple(dynamic), checked, worst
+    )
+
+
+def _sides(x: torch.Tensor) -> str:
+    return " x ".join(map(str, x.shape))
+
+
+def _format(path: Path, format: str | None) -> str:
+    if format is None and path.suffix not in FORMATS:
+        raise ArgumentError(
+            f"path={str(path)!r}: the suffix says no format; {', '.join(FORMATS)} do, or give "
+            "format=."
+        )
+    kind = FORMATS[path.suffix] if format is None else format
+    if kind not in WRITERS:
+        raise ArgumentError(
+            f"format={format!r}: one of {', '.join(WRITERS)} is expected.{nearest(kind, WRITERS)}"
+        )
+    return kind
+
+
+def _check(net: Any) -> None:
+    if not isinstance(net, nn.Module):
+        raise ArgumentError(f"The network is a {type(net).__name__}, not a torch.nn.Module.")
+    if any(module.training for module in net.modules()):
+        raise ArgumentError(
+            "The network is in training mode, which no file for inference can hold: call eval()."
+        )
+    if any(isinstance(module, Packed) for module in net.modules()):
+        raise ArgumentError(
+            "The network's weights are packed for this machine: export it before optimize()."
+        )
+
+
+def _example(net: nn.Module, example: torch.Tensor | None) -> torch.Tensor:
+    """Two pictures: an axis of one is taken for a constant."""
+    if example is None:
+        body = net.body if isinstance(net, FeatureNet) else net
+        like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, trace.channels_of(body), *trace.probe_size(body))
+        return torch.randn(shape, generator=generator).to(like)
+    if not isinstance(example, torch.Tensor) or example.ndim != 4 or len(example) < 2:
+        what = tuple(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__
+        raise ArgumentError(f"example={what}: a tensor (N, C, H, W) with N >= 2 is expected.")
+    try:
+        with torch.no_grad():
+            net(example)
+    except InputSizeError:
+        raise
+    except RuntimeError as error:
+        raise InputSizeError(
+            f"{type(net).__name__} cannot take an example of {tuple(example.shape)}: {error}"
+        ) from error
+    return example
+
+
+def _names(net: nn.Module) -> tuple[str, ...]:
+    if isinstance(net, FeatureNet):
+        return tuple(net.feature_info.module_name())
+    return ("logits",) if hasattr(net, "forward_head") else ()
+
+
+def _other(
+    net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of other sizes where they are free, and what the network makes of it: one picture, half
+    as much higher and wider, of odd sides where it takes them."""
+    for halves, odd in ((3, 1), (3, 0), (4, 0), (1, 0)):
+        shape = list(x.shape)
+        for axis in dynamic:
+            shape[AXES[axis]] = 1 if axis == "batch" else shape[AXES[axis]] * halves // 2 | odd
+        y = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x)
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):  # no size for it
+            return y, net(y)
+    y = x[:1] if "batch" in dynamic else x
+    return y, net(y)
+
+
+def _difference(found: Sequence[torch.Tensor], wanted: Any) -> float:
+    pairs = zip(found, trace.tensors(wanted), strict=True)
+    gaps = [(a.to(b) - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]
+    return max((float(gap) for gap in gaps), default=0.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn of their own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Formats ----------------------------------------------------------------------------------
+
+
+def _write_onnx(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+    names = list(outputs) or None
+    made = torch.onnx.export(
+        program, (x,), dynamo=True, input_names=["image"], output_names=names, verbose=False
+    )
+    assert made is not None
+    made.save(path)
+
+
+def _write_pt2(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+    torch.export.save(program, path)
+
+
+def _write_aoti(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    package = path.with_suffix(".pt2")
+    try:
+        aoti_compile_and_package(program, package_path=str(package))
+    except Exception as error:
+        raise FeatnetError(
+            f"AOTInductor could not compile the network ({_first_line(error)}). It needs a C++ "
+            "compiler; the pt2 format does not."
+        ) from error
+    os.replace(package, path)
+
+
+WRITERS: dict[str, Callable[[Any, torch.Tensor, Path, Sequence[str]], None]] = {
+    "onnx": _write_onnx,
+    "pt2": _write_pt2,
+    "aoti": _write_aoti,
+}
+
+
+def _runner(kind: str, path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]] | None:
+    """What runs the file; None where its runtime is not installed."""
+    if kind == "onnx":
+        if importlib.util.find_spec("onnxruntime") is None:
+            return None
+        import onnxruntime  # type: ignore[import-untyped]
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda x: [
+            torch.from_numpy(y) for y in session.run(None, {"image": x.cpu().numpy()})
+        ]
+    loaded: Any
+    if kind == "aoti":
+        from torch._inductor import aoti_load_package
+
+        loaded = aoti_load_package(str(path))
+    else:
+        loaded = torch.export.load(path).module()
+    return lambda x: list(trace.tensors(loaded(x)))

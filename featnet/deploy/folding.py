@@ -1,0 +1,105 @@
+"""Batch norms become part of the convolution or linear layer before them, where that is exact."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from ..layers import NormAct, with_act
+
+LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
+NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Fold, in place, every batch norm that can be; its name stays with what is left of it."""
+    modules = dict(model.named_modules())
+    before = {reader: maker for maker, reader in feeds.items()}
+    folded: list[str] = []
+    left: dict[str, str] = {}
+    for name, norm in modules.items():
+        if not isinstance(norm, NORM):
+            continue
+        layer: Any = modules.get(before.get(name, ""))
+        if not isinstance(layer, LINEAR):
+            left[name] = "no convolution or linear layer feeds it alone"
+            continue
+        if not isinstance(norm, NormAct) and type(norm).forward is not _plain(norm).forward:
+            left[name] = f"{type(norm).__name__} does more than its base class"
+            continue
+        if norm.running_var is None or "weight" not in layer._parameters:
+            left[name] = "statistics of the batch, or a weight that is computed"
+            continue
+        if getattr(layer, "transposed", False) and getattr(layer, "groups", 1) > 1:
+            left[name] = "a transposed convolution in groups feeds it"
+            continue
+        if not _is_linear(layer, norm):
+            left[name] = f"{type(layer).__name__} is not linear in its weight"
+            continue
+        replace(model, before[name], _folded(layer, norm))
+        rest = nn.Identity()
+        # A family may ask whether this holds the activation, so it goes on doing so
+        replace(model, name, with_act(rest, norm.act) if isinstance(norm, NormAct) else rest)
+        folded.append(name)
+    return tuple(folded), left
+
+
+def _plain(norm: nn.Module) -> Any:
+    """The class of torch's that a norm is."""
+    return next(cls for cls in type(norm).__mro__ if cls.__module__.startswith("torch."))
+
+
+def _folded(layer: Any, norm: Any) -> nn.Module:
+    """A layer with the same tensors but for weight and bias, which have taken in the norm."""
+    mean, var = _single(norm.running_mean), _single(norm.running_var)
+    gamma = torch.ones_like(var) if norm.weight is None else _single(norm.weight)
+    beta = torch.zeros_like(mean) if norm.bias is None else _single(norm.bias)
+    weight, bias = _single(layer.weight), None if layer.bias is None else _single(layer.bias)
+    if isinstance(layer, nn.Linear):
+        fused = fuse_linear_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)
+    else:
+        fused = fuse_conv_bn_weights(
+            weight, bias, mean, var, norm.eps, gamma, beta, layer.transposed
+        )
+    made = copy.copy(layer)
+    made._parameters = dict(layer._parameters)
+    for key, value in zip(("weight", "bias"), fused, strict=True):
+        rounded = value.detach().to(layer.weight.dtype)
+        made._parameters[key] = nn.Parameter(rounded, requires_grad=False)
+    return made
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32, so that a product is rounded once."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@torch.inference_mode()
+def _is_linear(layer: Any, norm: Any) -> bool:
+    """Whether the folded layer does what the two did, on a little noise: a subclass may do with
+    its weight what it likes."""
+    if layer.weight.dtype != _single(layer.weight).dtype:  # whose rounding would hide it
+        layer, norm = copy.deepcopy(layer).float(), copy.deepcopy(norm).float()
+    made = _folded(layer, norm)
+    reach = [1]
+    if not isinstance(layer, nn.Linear):
+        pairs = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+        reach = [d * (k - 1) + 1 + s for k, d, s in pairs]
+    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    shape = (2, channels) if isinstance(layer, nn.Linear) else (1, channels, *reach)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    wanted = _plain(norm).forward(norm, layer(x))  # without what a NormAct does after it
+    scale = float(wanted.abs().max())
+    found = made(x)
+    return bool((found - wanted).abs().max() <= 1e-3 * scale) or not scale
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module, in eval mode, where one of this name is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module.eval())

@@ -1,0 +1,233 @@
+"""Layers for inference on the CPU: their weights lie as oneDNN wants them, the activation behind
+them is part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import ArgumentError
+
+# What oneDNN applies to a value before it writes it: name, scalars, algorithm
+PostOp = tuple[str, list[float], str]
+NOTHING: PostOp = ("none", [], "")
+
+POST_OPS: Mapping[type[nn.Module], Callable[[Any], PostOp]] = {
+    nn.ReLU: lambda act: ("relu", [], ""),
+    nn.ReLU6: lambda act: ("hardtanh", [0.0, 6.0], ""),
+    nn.Hardtanh: lambda act: ("hardtanh", [act.min_val, act.max_val], ""),
+    nn.LeakyReLU: lambda act: ("leaky_relu", [act.negative_slope], ""),
+    nn.SiLU: lambda act: ("swish", [], ""),
+    nn.Hardswish: lambda act: ("hardswish", [], ""),
+    nn.Hardsigmoid: lambda act: ("hardsigmoid", [], ""),
+    nn.Sigmoid: lambda act: ("sigmoid", [], ""),
+    nn.Tanh: lambda act: ("tanh", [], ""),
+    nn.GELU: lambda act: ("gelu", [], act.approximate),
+}
+SIZES, LAYOUTS = 256, 4  # of maps, and of its kernel for them, that a convolution remembers
+ROWS = 4096  # of a product: the layout for many rows is good for few, but not the other way round
+
+
+class _Weight:
+    """A packed weight. It never changes, so copies share it; pickled, it is the plain one."""
+
+    packed: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.shape, self.dtype = weight.shape, weight.dtype
+
+    def plain(self) -> torch.Tensor:
+        """The weight as a layer of torch's has it."""
+        return self.packed.to_dense()
+
+    def on_meta(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Weight:
+        return self
+
+
+class _Matrix(_Weight):
+    """(O, I), laid out once for products with any number of rows."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+    def __reduce__(self) -> Any:
+        return _Matrix, (self.plain(),)
+
+
+class _Kernel(_Weight):
+    """(O, I / groups, kh, kw), in as many layouts as there are for the sizes of maps that came.
+
+    oneDNN takes another algorithm for another size, and some of them want another layout: given the
+    wrong one it reorders the kernel in each call, which can take longer than the convolution.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, geometry: tuple[Any, ...], size: Sequence[int]
+    ) -> None:
+        super().__init__(weight)
+        self.geometry, self.size = geometry, tuple(size)
+        self.layouts: dict[bytes, torch.Tensor] = {}
+        self.by_size: dict[Sequence[int], torch.Tensor] = {}
+        self.packed = self._lay_out(weight, self.size)
+
+    def for_size(self, size: torch.Size) -> torch.Tensor:
+        """The kernel as it lies best for maps (N, C, H, W) of this size."""
+        found = self.by_size.get(size)
+        return self._lay_out(self.plain(), size) if found is None else found
+
+    def _lay_out(self, weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        ops = torch.ops.mkldnn
+        packed = ops._reorder_convolution_weight(weight, *self.geometry, list(size))
+        # Its start is the kernel's size, the same for all, and bytes of padding that are never set
+        layout = bytes(ops._get_mkldnn_serialized_md(packed)[112:].tolist())
+        if len(self.by_size) >= SIZES or len(self.layouts) >= LAYOUTS:
+            self.by_size.clear()
+            self.layouts.clear()
+        found = self.by_size[size] = self.layouts.setdefault(layout, packed)
+        return found
+
+    def __reduce__(self) -> Any:
+        return _Kernel, (self.plain(), self.geometry, self.size)
+
+
+class Packed(nn.Module):
+    """What packed layers have in common: what the layer says of itself, and how it was made."""
+
+    kernel: _Weight
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, act: nn.Module | None) -> None:
+        super().__init__()
+        _say_the_same(self, layer)
+        self.post = NOTHING if act is None else POST_OPS[type(act)](act)
+        self.act_name = type(act).__name__ if act is not None else ""
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A plain copy of the weight, for who asks for it."""
+        return self.kernel.plain()
+
+    def takes(self, x: torch.Tensor) -> torch.Tensor:
+        """The input in the type that was packed: autocast may hand over another.
+
+        Raises:
+            ArgumentError: it is of another type, without autocast.
+        """
+        dtype = self.kernel.dtype
+        if x.dtype == dtype:
+            return x
+        if torch.is_autocast_enabled(x.device.type):
+            return x.to(dtype)
+        raise ArgumentError(
+            f"A layer whose weights were packed in {dtype} was given {x.dtype}: give it {dtype}, or "
+            "convert the network before optimize."
+        )
+
+    def extra_repr(self) -> str:
+        return f"{_sizes_of(self)}, act={self.act_name or None}"
+
+
+def _say_the_same(made: nn.Module, layer: Any) -> None:
+    """Sizes, strides and the like, which a network may ask for."""
+    for key in layer.__constants__:
+        setattr(made, key, getattr(layer, key))
+
+
+def _sizes_of(layer: Any) -> str:
+    if hasattr(layer, "in_features"):
+        return f"{layer.in_features}, {layer.out_features}"
+    return (
+        f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, "
+        f"stride={layer.stride}"
+    )
+
+
+class PackedConv2d(Packed):
+    """``act(conv(x))`` in one call of oneDNN, on the CPU, without gradients.
+
+    Args:
+        conv: what it does.
+        act: one of ``POST_OPS``, or None.
+        size: (N, C, H, W) for which the kernel is laid out at once; for others when they come.
+    """
+
+    kernel: _Kernel
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module | None, *, size: Sequence[int]) -> None:
+        super().__init__(conv, act)
+        geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.kernel = _Kernel(conv.weight.detach(), geometry, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H', W'), in channels_last."""
+        kernel = self.kernel
+        padding, stride, dilation, groups = kernel.geometry
+        if x.is_meta:  # only the shape is asked for
+            return F.conv2d(x, kernel.on_meta(), None, stride, padding, dilation, groups)
+        x = self.takes(x).contiguous(memory_format=torch.channels_last)
+        y: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, kernel.for_size(x.shape), self.bias, padding, stride, dilation, groups, *self.post
+        )
+        return y
+
+
+class PackedLinear(Packed):
+    """``act(linear(x))`` in one call of oneDNN, on the CPU, without gradients.
+
+    Args:
+        linear: what it does; or a 1x1 convolution, see :class:`PackedPointwise`.
+        act: one of ``POST_OPS``, or None.
+    """
+
+    kernel: _Matrix
+
+    def __init__(self, linear: nn.Linear | nn.Conv2d, act: nn.Module | None) -> None:
+        super().__init__(linear, act)
+        self.kernel = _Matrix(linear.weight.detach().flatten(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) -> (..., C')."""
+        if x.is_meta:  # only the shape is asked for
+            return F.linear(x, self.kernel.on_meta())
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            self.takes(x), self.kernel.packed, self.bias, *self.post
+        )
+        return y
+
+
+class PackedPointwise(PackedLinear):
+    """``act(conv(x))`` of a 1x1 convolution: the product over the channels of each position."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.kernel.plain()[..., None, None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H, W), in channels_last."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution as torch's own linear layer: the quickest one where there is but one
+    position, in whose time oneDNN does not even begin."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        _say_the_same(self, conv)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H, W), in channels_last."""
+        y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return _sizes_of(self)

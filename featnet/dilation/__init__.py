@@ -1,0 +1,1 @@
+"""Set an output stride: strides beyond it become dilations, by one rule for every network."""

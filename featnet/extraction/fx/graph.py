@@ -1,0 +1,233 @@
+"""create_feature_extractor, get_graph_node_names: any operation of a network, by torch.fx.
+
+The interface and the names of nodes are torchvision's, so that code written for
+``torchvision.models.feature_extraction`` runs with its import changed; see docs/foreign_models.md
+for what differs. The result is a module over the tensors of the model it was made from, and leaves
+that model alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from ...errors import ArgumentError, MissingFeatureError, TraceError
+from ...tracing import structure, trace
+from ..hooknet import FeatureHookNet
+from ..hooks import Tap, copied
+from . import nodes
+from .effects import guess, observe, sizes_for
+from .graphnet import GraphExtractor, GraphExtractorOfSeveral
+
+Nodes = Sequence[str] | Mapping[str, str]
+
+
+def get_graph_node_names(
+    model: nn.Module,
+    tracer_kwargs: Mapping[str, Any] | None = None,
+    suppress_diff_warning: bool = False,
+    concrete_args: Mapping[str, Any] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Names of all operations of a model in train mode, and in eval mode, as they are executed.
+
+    Args:
+        model: any module that torch.fx can trace. It is not changed.
+        tracer_kwargs: ``leaf_modules`` (classes), ``autowrap_functions``, ``autowrap_modules``: what
+            is not looked into; ``param_shapes_constant``.
+        suppress_diff_warning: do not warn when the two lists differ.
+        concrete_args: arguments of the forward that are constants.
+
+    Raises:
+        TraceError: with the line of the forward that cannot be traced.
+    """
+    body = structure.clone(model)
+    found = [
+        list(nodes.trace(body.train(mode), tracer_kwargs, concrete_args)[1])
+        for mode in (True, False)
+    ]
+    if not suppress_diff_warning:
+        _warn_of_difference(*found)
+    return found[0], found[1]
+
+
+def create_feature_extractor(
+    model: nn.Module,
+    return_nodes: Nodes | None = None,
+    train_return_nodes: Nodes | None = None,
+    eval_return_nodes: Nodes | None = None,
+    tracer_kwargs: Mapping[str, Any] | None = None,
+    suppress_diff_warning: bool = False,
+    concrete_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A module that returns what nodes of a model put out, as a dict in the order asked.
+
+    A node is an operation (see :func:`get_graph_node_names`) or a module, which means its last
+    operation. What no node needs is neither kept nor computed. A node whose tensor something
+    overwrites afterwards is cloned.
+
+    Args:
+        model: any module. It is not changed; the extractor has a structure of its own over the same
+            tensors.
+        return_nodes: names of nodes, or a dict of them to output names.
+        train_return_nodes, eval_return_nodes: both, instead, where the two modes differ.
+        tracer_kwargs, suppress_diff_warning, concrete_args: as :func:`get_graph_node_names`.
+
+    Returns:
+        a :class:`GraphExtractor`. Of a model that torch.fx cannot trace a
+        :class:`featnet.FeatureHookNet`, if the nodes are modules; a warning says so.
+
+    Raises:
+        MissingFeatureError: a node that does not exist, or cannot be had without a graph.
+        ArgumentError: no nodes, or two of one output name.
+    """
+    wanted = _wanted(return_nodes, train_return_nodes, eval_return_nodes)
+    body = structure.clone(model)
+    graphs: dict[bool, fx.Graph] = {}
+    names: dict[bool, dict[str, fx.Node]] = {}
+    try:
+        for mode in (True, False):
+            graphs[mode], names[mode] = nodes.trace(body.train(mode), tracer_kwargs, concrete_args)
+    except TraceError as error:
+        return _by_hooks(model, wanted, error)
+    deaf = nodes.hooked(model, tracer_kwargs)
+    if deaf:
+        warnings.warn(
+            f"Hooks on {', '.join(deaf)} are not called by the extractor, whose graph goes through "
+            "these modules: make their classes leaf_modules.",
+            stacklevel=2,
+        )
+    if not suppress_diff_warning:
+        _warn_of_difference(list(names[True]), list(names[False]))
+    found = {
+        mode: {
+            key: nodes.find(query, names[mode], model=type(model).__name__)
+            for query, key in wanted[mode].items()
+        }
+        for mode in (True, False)
+    }
+    return _extractor(model, body, graphs, found)
+
+
+def _wanted(both: Any, train: Any, evaluation: Any) -> dict[bool, dict[str, str]]:
+    """Queries to output names, in each mode."""
+    if (train is None) != (evaluation is None) or (both is None) == (train is None):
+        raise ArgumentError(
+            "Give return_nodes, or train_return_nodes and eval_return_nodes together; given are "
+            f"return_nodes={both!r}, train_return_nodes={train!r}, eval_return_nodes={evaluation!r}."
+        )
+
+    def pairs(given: Any) -> dict[str, str]:
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not given:
+            raise ArgumentError(f"return_nodes={given!r}: names, or a dict of them, are expected.")
+        items = list(given.items() if isinstance(given, Mapping) else ((n, n) for n in given))
+        chosen = {str(query): str(key) for query, key in items}
+        if len(set(chosen.values())) < len(items):
+            raise ArgumentError(f"return_nodes={given!r}: each needs an output name of its own.")
+        return chosen
+
+    if train is None:
+        return {True: pairs(both), False: pairs(both)}
+    return {True: pairs(train), False: pairs(evaluation)}
+
+
+def _warn_of_difference(train: list[str], evaluation: list[str]) -> None:
+    if train == evaluation:
+        return
+    only = [
+        f"only in {mode} mode: {', '.join(extra[:5])}{', ...' if len(extra) > 5 else ''}"
+        for mode, extra in (
+            ("train", [n for n in train if n not in set(evaluation)]),
+            ("eval", [n for n in evaluation if n not in set(train)]),
+        )
+        if extra
+    ]
+    warnings.warn(
+        f"The graph of train mode is not that of eval mode ({'; '.join(only) or 'another order'}). "
+        "train_return_nodes and eval_return_nodes choose nodes of each.",
+        stacklevel=3,
+    )
+
+
+def _by_hooks(
+    model: nn.Module, wanted: dict[bool, dict[str, str]], error: TraceError
+) -> FeatureHookNet:
+    """The same by hooks, where every node is a module."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    missing = [n for mode in (True, False) for n in wanted[mode] if n not in modules or not n]
+    if missing or wanted[True] != wanted[False]:
+        what = f"{missing[0]!r} is no module" if missing else "train and eval nodes differ"
+        raise MissingFeatureError(f"{what}, and without a graph only modules are had. {error}")
+    warnings.warn(f"{error} The extractor reads the modules by hooks instead.", stacklevel=3)
+    taps = [
+        # What a name means in a graph: a leaf's first call, the last operation of another
+        Tap(name, key=key, which="last" if next(modules[name].children(), None) else "first")
+        for name, key in wanted[False].items()
+    ]
+    return FeatureHookNet(model, taps=_which(model, taps), return_dict=True)
+
+
+def _which(model: nn.Module, taps: list[Tap]) -> list[Tap]:
+    """Taps that say ``which`` only of modules that run several times: others can stop early."""
+    ran = [call.name for call in trace.run(model, trace.probe_size(model), through=True).calls]
+    return [tap if ran.count(tap.module) > 1 else Tap(tap.module, key=tap.key) for tap in taps]
+
+
+def _extractor(
+    model: nn.Module,
+    body: nn.Module,
+    graphs: dict[bool, fx.Graph],
+    found: dict[bool, dict[str, fx.Node]],
+) -> GraphExtractor:
+    called: set[str] = set()
+    used: set[str] = set()
+    modules = dict(body.named_modules(remove_duplicate=False))
+    for mode, graph in graphs.items():
+        _cut(body.train(mode), graph, found[mode])
+    every = [node for graph in graphs.values() for node in graph.nodes]
+    used |= {str(node.target) for node in every if node.op == "get_attr"}
+    for target in {str(node.target) for node in every if node.op == "call_module"}:
+        inner, prefix = modules[target], f"{target}."
+        called |= {prefix + name if name else target for name, _ in inner.named_modules()}
+        used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
+        used |= {prefix + name for name, _ in inner.named_buffers()}
+    constants = {n: getattr(body, n) for n in used if "." not in n and n in vars(body)}
+    structure.keep(body, called, used)
+    for name, tensor in constants.items():
+        delattr(body, name)
+        body.register_buffer(name, tensor, persistent=False)
+    several = sum(node.op == "placeholder" for node in graphs[True].nodes) != 1
+    kind = GraphExtractorOfSeveral if several else GraphExtractor
+    return kind(body.train(model.training), graphs)
+
+
+def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:
+    """Let a graph put out the nodes found, and nothing else be in it."""
+    wanted = set(found.values())
+    for node in reversed(list(graph.nodes)):  # what is behind the last one
+        if node in wanted:
+            break
+        if node.op != "placeholder":
+            graph.erase_node(node)
+    before = list(graph.nodes)
+    seen = guess(body, graph)
+    if not seen.idle(before, wanted):  # a run knows better
+        channels = trace.channels_of(body)
+        seen = observe(body, graph, sizes_for(body), channels=channels) or seen
+    live = seen.needed(before, wanted)
+    given: dict[str, fx.Node] = {}
+    for key, node in found.items():
+        if seen.overwritten(node, [n for n in before if n in live]):
+            with graph.inserting_after(node):
+                if node in seen.plain:
+                    given[key] = graph.call_method("clone", (node,))
+                else:
+                    given[key] = graph.call_function(copied, (node,))
+        else:
+            given[key] = node
+    graph.output(given)
+    for node in reversed(before):
+        if node not in live and node.op != "placeholder":
+            graph.erase_node(node)

@@ -1,0 +1,154 @@
+"""GraphExtractor: the module that a graph becomes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ...errors import TraceError
+from ...features import Feature, FeatureInfo
+from ...tracing import trace
+from .. import layout
+from ..extractors import REGISTRIES
+from .effects import Size, observe, sizes_for
+
+
+class GraphExtractor(nn.Module):
+    """(N, C, H, W) -> a dict of what nodes put out; made by :func:`create_feature_extractor`.
+
+    Modules, parameters and buffers have the names they have in the model it was made from. Train
+    mode and eval mode each have their graph.
+    """
+
+    _graphs: dict[bool, fx.Graph]
+    _forwards: dict[bool, Any]
+
+    def __init__(self, body: nn.Module, graphs: Mapping[bool, fx.Graph]) -> None:
+        super().__init__()
+        for name in REGISTRIES:
+            self.__dict__[name] = body.__dict__[name]
+        self.training = body.training
+        self._levels: dict[bool, tuple[Feature, ...]] = {}  # by mode, once somebody asks
+        self._sizes, self._channels = sizes_for(body), trace.channels_of(body)
+        self._use(graphs)
+
+    def _use(self, graphs: Mapping[bool, fx.Graph]) -> None:
+        self.__dict__["_graphs"] = dict(graphs)
+        # fx compiles a graph to a function of the module that holds what it calls: here self
+        modules = {mode: fx.GraphModule(self, graph) for mode, graph in graphs.items()}
+        self.__dict__["_forwards"] = {m: type(module).forward for m, module in modules.items()}
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return self._forwards[self.training](self, x)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the mode that the extractor is in."""
+        return self._graphs[self.training]
+
+    def graph_module(self) -> fx.GraphModule:
+        """A ``torch.fx.GraphModule`` of the mode that the extractor is in, over its modules."""
+        return fx.GraphModule(self, self.graph)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What comes out, item by item; ``module`` is the output's name.
+
+        Raises:
+            TraceError: the graph takes something else than a batch of pictures.
+        """
+        mode = self.training
+        if mode not in self._levels:
+            size, shapes = self._run(self._sizes)
+            self._levels[mode] = tuple(
+                layout.feature(shape, size, module=key, index=index)
+                for index, (key, shape) in enumerate(shapes.items())
+            )
+        return FeatureInfo(self._levels[mode], measure=self._measure)
+
+    def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        _, shapes = self._run((size,))
+        levels = self._levels[self.training]
+        return [
+            layout.sides(s, level, size) for s, level in zip(shapes.values(), levels, strict=True)
+        ]
+
+    def _run(self, sizes: Sequence[Size]) -> tuple[Size, dict[str, torch.Size]]:
+        """The first of the sizes that the graph takes, and what comes out then."""
+        seen = observe(self, self.graph, sizes, channels=self._channels)
+        if seen is None or seen.size is None:
+            raise TraceError(
+                f"What comes out of this {type(self).__name__} is not known: its graph does not run "
+                f"on a batch of pictures of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
+            )
+        output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        return seen.size, {key: seen.shapes[node] for key, node in output.items()}
+
+    # Graphs hold functions that pickle does not know: they go by their names
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state = {k: v for k, v in state.items() if k not in ("_graphs", "_forwards")}
+        state["_packed"] = {mode: _pack(graph) for mode, graph in self._graphs.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state["_packed"]
+        super().__setstate__({k: v for k, v in state.items() if k != "_packed"})  # type: ignore[no-untyped-call]
+        self._use({mode: _unpack(rows) for mode, rows in packed.items()})
+
+
+class GraphExtractorOfSeveral(GraphExtractor):
+    """The same of a forward that has several arguments, or one by keyword."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._forwards[self.training](self, *args, **kwargs)
+
+
+class _Ref:
+    """A node within a packed graph."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    def ref(node: fx.Node) -> Any:
+        return _Ref(node.name)
+
+    rows = []
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "call_function":
+            name = fx.node._get_qualified_name(target)
+            target = name if _by_name(name) is target else target
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), ref)
+        rows.append((node.op, node.name, target, args, kwargs))
+    return rows
+
+
+def _unpack(rows: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+
+    def node(value: Any) -> Any:
+        return made[value.name] if isinstance(value, _Ref) else value
+
+    for op, name, target, args, kwargs in rows:
+        target = _by_name(target) if op == "call_function" and isinstance(target, str) else target
+        args, kwargs = fx.node.map_aggregate((args, kwargs), node)
+        made[name] = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
+    return graph
+
+
+def _by_name(name: str) -> Any:
+    """The function of a qualified name; None if it cannot be found by it."""
+    module, _, rest = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "builtins"), rest)
+    except (ImportError, AttributeError):
+        return getattr(torch.Tensor, rest, None) if module == "torch.Tensor" else None

@@ -1,0 +1,323 @@
+"""FeatureHooks: what modules put out (or are given), collected by one call at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, FeatnetError, MissingFeatureError, nearest
+from ..tracing import structure, trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """One place to read.
+
+    Attributes:
+        module: dotted name.
+        kind: ``"forward"``, what the module puts out, or ``"forward_pre"``, what it is given.
+        key: what the feature is called; the module's name by default.
+        which: of a module that runs several times the ``"first"``, the ``"last"``, or ``"all"``
+            (a list). By default that is an error, since either could be meant.
+    """
+
+    module: str
+    kind: str = "forward"
+    key: Any = None
+    which: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("kind", ("forward", "forward_pre")),
+            ("which", (None, "first", "last", "all")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"Tap {name}={getattr(self, name)!r}: one of {allowed}.")
+        if self.key is None:
+            object.__setattr__(self, "key", self.module)
+
+
+Taps = Mapping[str, Any] | Iterable[str | Tap]
+
+
+Under = tuple[dict[Any, Any], int]  # a collection, and the count at which it is complete
+
+
+class _Local(threading.local):
+    """Each thread's innermost collection that is under way. A copy starts with none."""
+
+    def __init__(self) -> None:
+        self.current: Under | None = None  # an own attribute from the start: compilers guard on it
+
+    def __reduce__(self) -> Any:
+        return _Local, ()
+
+
+class _Recorder:
+    """The hook of one tap."""
+
+    def __init__(self, tap: Tap, local: _Local) -> None:
+        self.tap, self.local, self.clone = tap, local, False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        if self.local.current is None:
+            return  # nobody collects: a plain forward, or a recomputation in the backward pass
+        found, enough = self.local.current
+        value = args if self.tap.kind == "forward_pre" else output
+        if self.tap.kind == "forward_pre" and len(args) == 1:
+            value = args[0]
+        key = self.tap.key
+        if self.clone:
+            value = copied(value)
+        if self.tap.which == "all":
+            found.setdefault(key, []).append(value)
+        elif self.tap.which != "first" or key not in found:
+            if key in found and self.tap.which is None:
+                raise MissingFeatureError(
+                    f"{self.tap.module!r} ran more than once in one forward: say "
+                    "Tap(..., which='first'), 'last' or 'all'."
+                )
+            found[key] = value
+        if len(found) == enough:
+            raise trace.Stop
+
+
+def copied(value: Any) -> Any:
+    """A value whose tensors are clones."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+class Collection:
+    """Features of the calls within a ``with`` block; see :meth:`FeatureHooks.collect`."""
+
+    def __init__(self, hooks: FeatureHooks) -> None:
+        self._hooks = hooks
+        self._found: dict[Any, Any] = {}
+
+    def __enter__(self) -> dict[Any, Any]:
+        self._outer = self._hooks.begin(self._found)
+        return self._found
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._hooks.end(self._outer)
+        if kind is not None:
+            self._found.clear()
+            return
+        features = self._hooks.ordered(self._found)
+        self._found.clear()
+        self._found.update(features)
+
+
+class FeatureHooks:
+    """Forward and forward-pre hooks on modules of any network, by dotted name.
+
+    What is collected belongs to the collecting call alone: threads, nested calls and calls that
+    failed never see each other's features. Hooks stay until :meth:`remove` (or the end of a
+    ``with`` block on this object) and keep nothing between calls. They survive ``deepcopy`` and
+    pickling of an object that holds both them and the network, and follow a tapped module that is
+    replaced.
+
+    Args:
+        model: any module. Only hooks are added to it.
+        taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``) and :class:`Tap` s, or a dict of
+            them to keys.
+
+        rewritten: (module, kind) of the taps whose value something changes in place afterwards,
+            and which is therefore cloned. By default a run on the meta device finds them; of a model
+            that cannot run there every tap is cloned.
+
+    Raises:
+        MissingFeatureError: a name or pattern that fits no module, with the nearest names.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Taps, *, rewritten: Iterable[tuple[str, str]] | None = None
+    ) -> None:
+        self.model = model
+        self.taps = resolve_taps(model, taps)
+        self._local = _Local()
+        self._recorders = [_Recorder(tap, self._local) for tap in self.taps]
+        self._bound: list[nn.Module | None] = [None] * len(self.taps)
+        self._handles: list[Any] = [None] * len(self.taps)
+        self._removed = False
+        names = _rewritten(model) if rewritten is None else frozenset(rewritten)
+        for recorder in self._recorders:
+            tap = recorder.tap
+            recorder.clone = names is None or (tap.module, tap.kind) in names
+        self.bind()
+
+    def bind(self) -> None:
+        """Attach to the modules that now have the names."""
+        for i, (tap, recorder) in enumerate(zip(self.taps, self._recorders, strict=True)):
+            module = structure.submodule(self.model, tap.module)
+            if module is self._bound[i]:
+                continue
+            if self._handles[i] is not None:
+                self._handles[i].remove()
+            attach: Any = module.register_forward_hook
+            if tap.kind == "forward_pre":
+                attach = module.register_forward_pre_hook
+            self._handles[i], self._bound[i] = attach(recorder), module
+
+    def remove(self) -> None:
+        """Take the hooks off; only these."""
+        self._removed = True
+        for handle in self._handles:
+            if handle is not None:
+                handle.remove()
+        self._handles, self._bound = [None] * len(self.taps), [None] * len(self.taps)
+
+    def __enter__(self) -> FeatureHooks:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.remove()
+
+    def collect(self) -> Collection:
+        """``with hooks.collect() as features: model(x)`` fills ``features``, key to feature.
+
+        Raises:
+            MissingFeatureError: at the end, when a tapped module did not run.
+        """
+        return Collection(self)
+
+    @property
+    def places(self) -> frozenset[tuple[str, str]]:
+        """(module, kind) of the taps."""
+        return frozenset((tap.module, tap.kind) for tap in self.taps)
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether all is found once every module has run: no tap waits for the last of several."""
+        return all(tap.which in (None, "first") for tap in self.taps)
+
+    def begin(self, found: dict[Any, Any], *, stop: bool = False) -> Under | None:
+        """Collect into a dict from now on, on this thread; returns what :meth:`end` wants.
+
+        With ``stop``, :class:`featnet.tracing.trace.Stop` ends the forward as soon as nothing is missing,
+        unless a tap waits for the last call of its module.
+
+        Raises:
+            MissingFeatureError: after :meth:`remove`.
+            FeatnetError: such an end in a torch.export that is not strict.
+        """
+        if self._removed:
+            raise MissingFeatureError("These hooks were removed; make new ones.")
+        if any(
+            module is not structure.submodule(self.model, tap.module)
+            for module, tap in zip(self._bound, self.taps, strict=True)
+        ):
+            self.bind()
+        stop = stop and self.can_stop
+        compiler = torch.compiler
+        if stop and compiler.is_exporting() and not compiler.is_dynamo_compiling():
+            raise FeatnetError(  # its record of modules that are running cannot be left half-way
+                f"torch.export with strict=False cannot end a forward at {self.taps[-1].module!r}: "
+                "use strict=True, as featnet.export does."
+            )
+        outer = self._local.current
+        self._local.current = (found, len(self.taps) if stop else -1)
+        return outer
+
+    def end(self, outer: Under | None) -> None:
+        """Stop collecting on this thread, and go on with the collection around, if any."""
+        self._local.current = outer
+
+    def missing(self, found: Mapping[Any, Any]) -> list[str]:
+        """Names of the tapped modules of which nothing was found."""
+        return [tap.module for tap in self.taps if tap.key not in found]
+
+    def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What was found in the order of the taps.
+
+        Raises:
+            MissingFeatureError: a tap without a feature.
+        """
+        missing = self.missing(found)
+        if missing:
+            raise MissingFeatureError(
+                f"No feature from {', '.join(map(repr, missing))}: the module did not run in this "
+                "forward, or it runs in a graph that was compiled before it was tapped (then call "
+                "torch.compiler.reset() and compile again)."
+            )
+        return {tap.key: found[tap.key] for tap in self.taps}
+
+
+def _rewritten(model: nn.Module) -> frozenset[tuple[str, str]] | None:
+    """(module, kind) of what is changed in place; None if that cannot be found out."""
+    try:
+        return trace.run(model, trace.probe_size(model), through=True).rewritten
+    except Exception:
+        return None
+
+
+def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
+    """Names and patterns as taps on modules that exist.
+
+    Raises:
+        MissingFeatureError: nothing fits.
+        ArgumentError: no taps, or two of one key.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    found: list[Tap] = []
+    if isinstance(taps, (str, Tap)):
+        taps = [taps]
+    if not isinstance(taps, Iterable):
+        raise ArgumentError(f"taps={taps!r}: names, Taps, or a dict of them is expected.")
+    items: Iterable[Any] = taps.items() if isinstance(taps, Mapping) else taps
+    for item in items:
+        key = None
+        if isinstance(taps, Mapping):
+            item, key = item
+        if not isinstance(item, (str, Tap)):
+            raise ArgumentError(f"{item!r} is no tap: a module's name or a Tap is expected.")
+        tap = item if isinstance(item, Tap) else Tap(item, key=key)
+        matches = [tap.module] if tap.module in names else fnmatch.filter(names, tap.module)
+        if not matches:
+            raise MissingFeatureError(
+                f"{type(model).__name__} has no module {tap.module!r}."
+                + (
+                    nearest(tap.module, names)
+                    or f" It has {', '.join(names[:8]) or 'none'}{', ...' * (len(names) > 8)}."
+                )
+            )
+        for match in matches:
+            changed: dict[str, Any] = {"key": None if tap.key == tap.module else tap.key}
+            found.append(
+                tap if match == tap.module else dataclasses.replace(tap, module=match, **changed)
+            )
+    keys = [tap.key for tap in found]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice or not found:
+        raise ArgumentError(f"Taps need distinct keys: {twice}." if found else "No taps are given.")
+    return tuple(found)
+
+
+def refuse_beside_taps(given: Mapping[str, Any]) -> None:
+    """Refuse an extractor's arguments that are for levels, where taps say what comes out.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    names = ("out_indices", "out_strides", "out_map", "feature_info")
+    clash = [name for name in names if given.get(name) is not None]
+    if clash:
+        raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
+    for name in ("output_fmt", "norm", "return_prefix_tokens"):
+        if given.get(name, "NCHW") not in ("NCHW", None, False):
+            raise ArgumentError(
+                f"{name}={given[name]!r} is for levels; taps= gives what the modules put out."
+            )

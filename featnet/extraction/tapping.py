@@ -1,0 +1,108 @@
+"""extract and list_taps: what any modules of any network put out, and which modules there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, TraceError
+from ..features import FeatureInfo
+from ..tracing import structure, trace
+from .discovery import discover
+from .extractors import FeatureDictNet
+from .hooknet import FeatureHookNet
+from .hooks import Taps
+
+
+class FeatureOutputNet(FeatureHookNet):
+    """(N, C, H, W) -> ``(features, output)``: a dict of what the taps read, and what the network
+    returns, from one forward. Nothing is pruned."""
+
+    def forward(self, x: torch.Tensor) -> tuple[dict[Any, Any], Any]:
+        hooks, found = self._hooks, dict[Any, Any]()
+        assert hooks is not None
+        outer = hooks.begin(found)
+        try:
+            output = self.body(x)
+        finally:
+            hooks.end(outer)
+        return hooks.ordered(found), output
+
+
+def extract(
+    model: nn.Module, taps: Taps | FeatureInfo | None = None, *, logits: bool = False
+) -> nn.Module:
+    """A module that returns what modules of a model put out, as a dict in the order asked.
+
+    The forward stops after the last of them, and what they do not need is removed from the
+    extractor; the model itself is left as it is, and its tensors are shared.
+
+    Args:
+        model: any module that takes one (N, C, H, W) batch.
+        taps: names of modules, patterns (``"layer*"``, ``"blocks.*.attn"``) and
+            :class:`featnet.Tap` s, or a dict of them to output keys. A FeatureInfo for its levels,
+            as maps (N, C, H, W); None for those that the model declares or :func:`featnet.discover`
+            finds.
+        logits: return ``(features, output)``, the model's own output beside the features.
+
+    Returns:
+        a :class:`featnet.FeatureHookNet`, or of levels a :class:`featnet.FeatureDictNet`.
+
+    Raises:
+        MissingFeatureError: a tap that fits no module, or one that runs never or several times.
+        ArgumentError, TraceError: as :class:`featnet.FeatureHookNet` and :func:`featnet.discover`.
+    """
+    structure.check_module(model)
+    if taps is None or isinstance(taps, FeatureInfo):
+        if logits:
+            raise ArgumentError("logits=True needs taps by name: feature_info.module_name().")
+        declares = getattr(model, "feature_info", None) is not None
+        info = taps if taps is not None or declares else discover(model)
+        selected = None if info is None else [level.index for level in info]
+        return FeatureDictNet(model, selected, feature_info=info)
+    if logits:
+        return FeatureOutputNet(model, taps=taps, prune=False)
+    return FeatureHookNet(model, taps=taps, return_dict=True)
+
+
+def list_taps(
+    model: nn.Module, *, input_size: tuple[int, int] | None = None, depth: int | None = None
+) -> None:
+    """Print the tree of a model's modules: name, class, and the shape of what each puts out.
+
+    Args:
+        model: any module that takes one (N, C, H, W) batch.
+        input_size: (H, W); by default one that the model takes.
+        depth: how many levels of the tree, all by default.
+
+    Raises:
+        TraceError: the model does not run on an input of this size.
+    """
+    structure.check_module(model)
+    size = input_size or trace.probe_size(model)
+    try:
+        calls = trace.run(model, size, through=True).calls
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} does not run on an input of {size[0]} x {size[1]}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    shapes: dict[str, list[str]] = {}
+    for call in calls:
+        text = ", ".join(str(tuple(shape)) for shape in call.outputs) or "no tensor"
+        shapes.setdefault(call.name, []).append(text)
+    rows = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        level = name.count(".")
+        if not name or (depth is not None and level >= depth):
+            continue
+        found = list(dict.fromkeys(shapes.get(name, ["does not run"])))
+        times = len(shapes.get(name, ()))
+        what = "; ".join(found) + (f"  ({times} times)" if times > 1 else "")
+        rows.append(("  " * level + name, type(module).__name__, what))
+    print(f"{type(model).__name__}, input (1, {trace.channels_of(model)}, {size[0]}, {size[1]})")
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    for row in rows:
+        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip())

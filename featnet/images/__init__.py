@@ -1,0 +1,1 @@
+"""Turn an image into an input, and maps into an image."""

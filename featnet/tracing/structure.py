@@ -1,0 +1,209 @@
+"""Copies of a network's structure, and structures with less in them; tensors are shared."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, MissingFeatureError, nearest
+
+Convert = Callable[[torch.Tensor], torch.Tensor]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
+    """A model of the same structure whose tensors are ``convert(tensor)``; shared by default.
+
+    Hooks that somebody put on it are shared too: a copy of a hook would tell nobody. Those of an
+    extractor within it are the copy's own. What ``module.compile()`` made is left out, as it would
+    run the original.
+
+    Raises:
+        ArgumentError: the model is scripted or compiled, so that it has no forward to look into.
+    """
+    check_module(model)
+    memo: dict[int, Any] = {}
+    modules = list(model.modules())
+    for module in modules:
+        for kind in HOOKS:
+            hooks = getattr(module, kind).values()
+            memo |= {id(hook): hook for hook in hooks if not _is_ours(hook)}
+        for owned in (module._parameters, module._buffers, module.__dict__):
+            for tensor in owned.values():
+                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+                    memo[id(tensor)] = convert(tensor)
+    if any(_copies_itself(kind) for kind in {type(module) for module in modules}):
+        return copy.deepcopy(model, memo)
+    for module in modules:  # all of them first: any may refer to any other
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        copied = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():
+            if type(value) in _VALUES:
+                copied[key] = value
+            elif type(value) in _CONTAINERS and not value:  # most of what a module holds
+                copied[key] = memo.setdefault(id(value), type(value)())
+            else:
+                copied[key] = _copied(value, memo)
+        copied.pop("_compiled_call_impl", None)
+    return memo[id(model)]
+
+
+def _copies_itself(kind: Any) -> bool:
+    """Whether copying a module of this class is more than copying what it holds."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
+
+
+_CONTAINERS = frozenset({dict, OrderedDict, set})
+_VALUES = frozenset(
+    {bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType}
+)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(value, memo)``, in a fraction of the time for what modules mostly hold."""
+    kind = type(value)
+    if kind in _VALUES:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, held in value.items():
+            made[key] = held if type(held) in _VALUES else _copied(held, memo)
+        return made
+    if kind is tuple and all(type(held) in _VALUES for held in value):
+        return value
+    return copy.deepcopy(value, memo)
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module, or one that cannot be looked into.
+
+    Raises:
+        ArgumentError: with what to give instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "The model is scripted or traced by torch.jit, and its modules cannot be tapped: give "
+            "the module that it was made from."
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ArgumentError(
+            f"The model is a compiled {type(model._orig_mod).__name__}: give model._orig_mod, and "
+            "compile what you get."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(
+                f"{name} of the {type(model).__name__} is scripted or traced by torch.jit, and "
+                "cannot be looked into: put the module that it was made from in its place."
+            )
+
+
+def _is_ours(hook: Any) -> bool:
+    return type(hook).__module__.startswith(f"{__package__}.")
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    # not empty_like, which torch writes in Python there
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def meta_clone(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, in eval mode, without anybody's hooks."""
+    copied = clone(model, _to_meta)
+    forget_hooks(copied)
+    return copied.eval()
+
+
+def forget_hooks(model: nn.Module) -> None:
+    """Take the hooks of a forward off the modules of one's own copy, but for those of
+    ``torch.nn.utils``, which compute a weight, and those of extractors within it."""
+    for module in model.modules():
+        for kind in HOOKS:
+            kept = {
+                key: hook
+                for key, hook in getattr(module, kind).items()
+                if type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
+            }
+            setattr(module, kind, OrderedDict(kept))
+
+
+def eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Parts of a model that are compiled run as they were written meanwhile."""
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
+def real_clone(model: nn.Module) -> nn.Module:
+    """A copy with the same parameters and buffers of its own, in eval mode, without hooks."""
+    copied = clone(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
+    forget_hooks(copied)
+    return copied.eval()
+
+
+def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> None:
+    """Remove, in place, every module that is not among ``called`` and holds none of them, and
+    every parameter that is not among ``used``.
+
+    What holds no tensors stays beside what is needed, which may call it in another mode (a
+    dropout, in training or in the explicit form of attention).
+    """
+    needed = set(called) | {name.rpartition(".")[0] for name in used}
+    every = list(model.named_modules(remove_duplicate=False))
+    running = {id(module) for name, module in every if name in called}
+    tensors = {  # these and modules may have several names
+        id(tensor)
+        for named in (model.named_parameters, model.named_buffers)
+        for name, tensor in named(remove_duplicate=False)
+        if name in used
+    }
+    for name in list(needed):  # a container is needed for what it holds
+        while name:
+            name = name.rpartition(".")[0]
+            needed.add(name)
+    for name, module in every:
+        if name and name not in needed:
+            continue  # goes with its parent
+        prefix = f"{name}." if name else ""
+        for child, inner in list(module._modules.items()):
+            if f"{prefix}{child}" in needed or inner is None or id(inner) in running:
+                continue
+            if not name or any(True for _ in (*inner.parameters(), *inner.buffers())):
+                module._modules[child] = None
+        for key, tensor in module._parameters.items():
+            if id(tensor) not in tensors:
+                module._parameters[key] = None
+        for key, tensor in module._buffers.items():  # a called module may need it in training only
+            if name not in called and id(tensor) not in tensors:
+                module._buffers[key] = None
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """``model.get_submodule(name)``, whose error has the nearest names.
+
+    Raises:
+        MissingFeatureError: no such module.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        names = [n for n, _ in model.named_modules() if n]
+        raise MissingFeatureError(
+            f"{type(model).__name__} has no module {name!r}.{nearest(name, names)}"
+        ) from None
