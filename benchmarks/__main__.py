@@ -62,9 +62,9 @@ def main() -> int:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     if tables and args.out:
-        picture = args.out.with_suffix(".svg")
-        picture.write_text(families.chart(tables), encoding="utf-8")
-        sections += [f"![ratios]({picture.name})\n", *map(str, tables)]
+        image = args.out.with_suffix(".svg")
+        image.write_text(families.chart(tables), encoding="utf-8")
+        sections += [f"![ratios]({image.name})\n", *map(str, tables)]
     if args.out:
         args.out.write_text("\n".join(sections), encoding="utf-8")
     return 0

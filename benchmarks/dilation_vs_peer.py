@@ -41,7 +41,7 @@ def measure(name: str, stride: int) -> tuple[float, float, float]:
     wanted = theirs.feature_info.module_name()
     levels = [i for i, level in enumerate(ours._levels) if level.module in wanted]
     steps = [ours._levels[i].reduction // dense._levels[i].reduction for i in levels]
-    x = helpers.picture(*helpers.law_sizes(ours, dense)[0], dtype=torch.float64)
+    x = helpers.image_batch(*helpers.law_sizes(ours, dense)[0], dtype=torch.float64)
     full = ours.forward_intermediates(x, levels, intermediates_only=True)
     a = dense.forward_intermediates(x, levels, intermediates_only=True)
 

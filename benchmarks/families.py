@@ -350,7 +350,7 @@ def _table(
 
 
 def chart(tables: list[Table]) -> str:
-    """The ratios as an SVG picture: one line of dots a mode, timm's speed in the middle."""
+    """The ratios as an SVG image: one line of dots a mode, timm's speed in the middle."""
     tables = [table for table in tables if TIMES[1] in table.header]
     width, height, left = 760, 40 * (len(tables) + 1) + 20, 210
     low, high = 0.5, 4.0

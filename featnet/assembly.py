@@ -60,7 +60,7 @@ def build_network(build: Callable[[], nn.Module], source: Path | None, place: Pl
         with torch.device("cpu"), instant.SkipInit():
             return build()
     if meta:
-        return instant.likeness(build).to(dtype=place.dtype)
+        return instant.meta_model(build).to(dtype=place.dtype)
     with place.device or contextlib.nullcontext():
         return build().to(dtype=place.dtype)
 

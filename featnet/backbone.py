@@ -204,7 +204,7 @@ class Backbone(nn.Module):
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
-            seen = trace.run(self, size, watched=trace.nothing)
+            seen = trace.run(self, size, watched=trace.no_modules)
         return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(
@@ -233,7 +233,9 @@ class Backbone(nn.Module):
         Returns:
             ``(features, maps)``, or ``maps``. With ``stop_early``, ``features`` is the last map.
         """
-        read = Reading(self, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        read = LevelReader(
+            self, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens
+        )
         check_input(x, self.in_chans)
         wanted = resolve(indices, self._levels)
         last = max(wanted)
@@ -306,7 +308,7 @@ class Backbone(nn.Module):
         return self.pretrained_cfg
 
 
-class Reading:
+class LevelReader:
     """How levels are read: under the norm or not, in which layout, with their prefix tokens or not.
 
     Args:

@@ -202,13 +202,13 @@ def _source(
     return hub.locate(cfg, cache_dir=cache_dir)
 
 
-class _Asked(threading.local):
+class _FeaturesOnly(threading.local):
     """Whether this thread is in a create_model that will make the extractor itself."""
 
     on = False
 
 
-_asked = _Asked()
+_features_only = _FeaturesOnly()
 
 
 def _call_function(
@@ -231,7 +231,7 @@ def _call_function(
         p.kind is p.VAR_KEYWORD or p.name == "features_only" for p in parameters.values()
     )
     with place.device or contextlib.nullcontext():
-        model = _ask(build) if tell else build()
+        model = _call_features_only(build) if tell else build()
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"{entry.name!r} returned a {type(model).__name__}, not a module.")
     return model.to(place.device, place.dtype)
@@ -248,17 +248,17 @@ _MEANT = (
 )
 
 
-def _ask(build: Callable[..., Any]) -> Any:
+def _call_features_only(build: Callable[..., Any]) -> Any:
     """Call a function with ``features_only=True``, which may choose another class for it; the
     extractor itself is made afterwards. One whose class does not know the word is not told."""
-    outer, _asked.on = _asked.on, True
+    outer, _features_only.on = _features_only.on, True
     try:
         return build(features_only=True)
     except TypeError as error:
         if "features_only" not in str(error):
             raise
     finally:
-        _asked.on = outer
+        _features_only.on = outer
     return build()
 
 
@@ -293,7 +293,7 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     wrap = {k: v for k, v in wrap.items() if v is not None}
     if wrap and not features_only:
         raise ArgumentError(f"{', '.join(wrap)} need features_only=True.")
-    features_only = features_only and not _asked.on
+    features_only = features_only and not _features_only.on
     auto_mapping = kwargs.pop("auto_mapping", None) is not False
     source = _source(cfg, pretrained, None, overlay, None)
     kwargs = {k: v for k, v in kwargs.items() if v is not None}

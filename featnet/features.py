@@ -28,7 +28,7 @@ class Feature(Mapping[str, Any]):
         hook_type: ``"forward"``, or ``"forward_pre"`` if the map is what the module is given.
         layout: what the module puts out, where that is known and no map: ``"NHWC"``, tokens
             (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
-        prefix: tokens before those of the picture.
+        prefix: tokens before those of the image.
     """
 
     channels: int

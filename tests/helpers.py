@@ -246,7 +246,9 @@ def fill_noise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def picture(*size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float32) -> torch.Tensor:
+def image_batch(
+    *size: int, batch: int = 1, seed: int = 1, dtype: Any = torch.float32
+) -> torch.Tensor:
     """A seeded (N, 3, H, W) batch."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, *size, generator=generator).to(dtype)
@@ -407,7 +409,7 @@ def lost(net: nn.Module) -> int:
 
     total = 0
     for module in net.modules():
-        if not hasattr(module, "kernel_size") or hasattr(module, "widen"):
+        if not hasattr(module, "kernel_size") or hasattr(module, "dilate"):
             continue  # no window, or one whose padding depends on the map
         window: Any = module
         reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1

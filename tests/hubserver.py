@@ -178,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    # Reading
+    # LevelReader
 
     def allowed(self, name: str) -> Repo | None:
         repo = self.server.repos.get(name)

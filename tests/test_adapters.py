@@ -28,7 +28,7 @@ def net(**options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def x() -> torch.Tensor:
-    return helpers.picture(64, 64)
+    return helpers.image_batch(64, 64)
 
 
 def consumer(name: str) -> Any:
@@ -168,7 +168,7 @@ def test_segmentation_models_pytorch(name: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(timm_universal, "timm", featnet)
     encoder = timm_universal.TimmUniversalEncoder(name, pretrained=False, in_channels=3, depth=5)
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     maps = encoder(x)
     assert [m.shape[1] for m in maps] == list(encoder.out_channels)
     assert [64 // m.shape[-1] for m in maps] == [1, 2, 4, 8, 16, 32]
@@ -186,7 +186,7 @@ def test_segmentation_models_pytorch_unet(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(timm_universal, "timm", featnet)
     model = smp.Unet("tu-resnet18", encoder_weights=None, classes=2)
     assert type(model.encoder.model).__module__.startswith("featnet")
-    y = model(helpers.picture(64, 64, batch=2))
+    y = model(helpers.image_batch(64, 64, batch=2))
     assert y.shape == (2, 2, 64, 64)
     y.square().mean().backward()
     assert all(p.grad is not None for p in model.encoder.parameters())
@@ -203,7 +203,7 @@ def test_transformers_timm_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     backbone = module.TimmBackbone(config).eval()
     assert type(backbone._backbone).__module__.startswith("featnet")
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         output = backbone(x)
         assert (
@@ -225,7 +225,7 @@ def test_transformers_timm_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration.TimmWrapperConfig(architecture="resnet18", num_labels=4)
     whole = module.TimmWrapperForImageClassification(config).eval()
     assert type(whole.timm_model).__module__.startswith("featnet")
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         output = whole(x, output_hidden_states=True)
         assert output.logits.shape == (1, 4) and len(output.hidden_states) == 5
@@ -253,7 +253,7 @@ def test_open_clips_tower(name: str, options: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "timm", featnet)
     tower = module.TimmModel(name, 16, image_size=160, **options)
     assert type(tower.trunk).__module__.startswith("featnet")
-    assert tower(helpers.picture(160, 160)).shape == (1, 16)
+    assert tower(helpers.image_batch(160, 160)).shape == (1, 16)
     tower.set_grad_checkpointing()
     tower.lock(unlocked_groups=1)
     frozen = [n for n, p in tower.trunk.named_parameters() if not p.requires_grad]
@@ -322,7 +322,7 @@ def test_anomalibs_extractor(
     monkeypatch.setattr(vit, "resample_abs_pos_embed", vit.__dict__["resample_abs_pos_embed"])
     extractor = module.TimmFeatureExtractor(name, list(layers), pre_trained=False, **options)
     assert type(extractor.feature_extractor).__module__.startswith("featnet")
-    found = extractor(helpers.picture(96, 96))
+    found = extractor(helpers.image_batch(96, 96))
     assert list(found) == layers
     axis = 2 if options.get("output_fmt") == "NLC" else 1
     assert [y.shape[axis] for y in found.values()] == list(extractor.out_dims)
@@ -354,7 +354,7 @@ def test_mmsegs_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert type(backbone.timm_model).__module__.startswith("featnet")
     backbone.init_weights()
-    maps = backbone.train()(helpers.picture(64, 64, batch=2))
+    maps = backbone.train()(helpers.image_batch(64, 64, batch=2))
     assert [y.shape[1] for y in maps] == backbone.timm_model.feature_info.channels()
     maps[-1].sum().backward()
 

@@ -20,7 +20,7 @@ SIZE = (90, 61)  # width, height; the nearest multiples of 32 are 96 and 64
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "ramp.png"
     width, height = SIZE
     pixels = (2 * x + c * y for y in range(height) for x in range(width) for c in range(3))
@@ -28,8 +28,8 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def extract(picture: Path, out: Path, *options: str, model: str = "resnet18") -> int:
-    return main(["extract", str(picture), "--model", model, "--out", str(out), *options])
+def extract(image: Path, out: Path, *options: str, model: str = "resnet18") -> int:
+    return main(["extract", str(image), "--model", model, "--out", str(out), *options])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], code: int) -> str:
@@ -44,10 +44,10 @@ def refusal(capsys: pytest.CaptureFixture[str], code: int) -> str:
 
 
 def test_extract_table_and_files(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
-    assert extract(picture, out, "--out-indices", "1", "2") == 0
+    assert extract(image, out, "--out-indices", "1", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("The weights are random (seed 0)")
     rows = [line.split() for line in lines]
@@ -58,8 +58,8 @@ def test_extract_table_and_files(
         assert sheet.mode == "RGB" and sheet.width > 3 * SIZE[0] and sheet.height > SIZE[1]
 
 
-def test_extract_safetensors(picture: Path, tmp_path: Path) -> None:
-    assert extract(picture, tmp_path, "--out-indices", "2", "1", "--output-stride", "16") == 0
+def test_extract_safetensors(image: Path, tmp_path: Path) -> None:
+    assert extract(image, tmp_path, "--out-indices", "2", "1", "--output-stride", "16") == 0
     with safe_open(tmp_path / "features.safetensors", framework="pt") as file:
         maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -82,14 +82,14 @@ def test_extract_safetensors(picture: Path, tmp_path: Path) -> None:
     }
 
 
-def test_extract_is_the_model_on_the_picture(picture: Path, tmp_path: Path) -> None:
+def test_extract_is_the_model_on_the_image(image: Path, tmp_path: Path) -> None:
     import featnet
 
-    assert extract(picture, tmp_path, "--out-indices", "2", "--seed", "3") == 0
+    assert extract(image, tmp_path, "--out-indices", "2", "--seed", "3") == 0
     torch.manual_seed(3)
     net = featnet.create_model("resnet18", features_only=True, out_indices=(2,)).eval()
     cfg = net.pretrained_cfg
-    with Image.open(picture) as opened:
+    with Image.open(image) as opened:
         resized = opened.resize((96, 64), Image.Resampling[cfg["interpolation"].upper()])
     pixels = torch.tensor(list(resized.tobytes())).view(64, 96, 3).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -99,26 +99,26 @@ def test_extract_is_the_model_on_the_picture(picture: Path, tmp_path: Path) -> N
         torch.testing.assert_close(file.get_tensor("layer2"), expected)
 
 
-def test_extract_repeats(picture: Path, tmp_path: Path) -> None:
+def test_extract_repeats(image: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, seed in zip(folders, ("0", "0", "1"), strict=True):
-        assert extract(picture, folder, "--out-indices", "1", "2", "--seed", seed) == 0
+        assert extract(image, folder, "--out-indices", "1", "2", "--seed", seed) == 0
     for name in ("features.safetensors", "features.png"):
         first, second, other = ((folder / name).read_bytes() for folder in folders)
         assert first == second
         assert first != other
 
 
-def test_extract_input_size(picture: Path, tmp_path: Path) -> None:
+def test_extract_input_size(image: Path, tmp_path: Path) -> None:
     options = ("--out-strides", "4", "--input-size", "48", "40")
-    assert extract(picture, tmp_path, *options) == 0
+    assert extract(image, tmp_path, *options) == 0
     with safe_open(tmp_path / "features.safetensors", framework="pt") as file:
         assert file.get_tensor("layer1").shape == (1, 64, 12, 10)
         assert file.metadata()["input_size"] == "[3, 48, 40]"
 
 
 def test_extract_checkpoint(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import featnet
 
@@ -132,7 +132,7 @@ def test_extract_checkpoint(
     }
     maps, sources, printed = {}, {}, {}
     for name, given in options.items():
-        assert extract(picture, tmp_path / name, "--out-indices", "1", *given) == 0
+        assert extract(image, tmp_path / name, "--out-indices", "1", *given) == 0
         printed[name] = capsys.readouterr().out
         with safe_open(tmp_path / name / "features.safetensors", framework="pt") as file:
             maps[name], sources[name] = file.get_tensor("layer1"), file.metadata()["weights"]
@@ -143,27 +143,27 @@ def test_extract_checkpoint(
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
-def test_picture_modes(mode: str, tmp_path: Path) -> None:
-    from featnet.images.reading import read_picture
+def test_image_modes(mode: str, tmp_path: Path) -> None:
+    from featnet.images.reading import read_image
 
-    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     if mode == "I;16":  # 16 bits a pixel: half of the range is mid-grey, not white
         Image.frombytes(mode, (4, 4), (32768).to_bytes(2, "little") * 16).save(path)
     else:
         Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode).save(path)
-    rgb = read_picture(path)
+    rgb = read_image(path)
     assert rgb.mode == "RGB" and rgb.size == (4, 4)
     expected = {"I;16": 127, "RGBA": 255, "LA": 255, "P": 255}.get(mode, 0)
     assert rgb.getpixel((1, 1)) == (expected,) * 3
 
 
-def test_picture_is_turned_upright(tmp_path: Path) -> None:
-    from featnet.images.reading import read_picture
+def test_image_is_turned_upright(tmp_path: Path) -> None:
+    from featnet.images.reading import read_image
 
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: a quarter turn clockwise shows it upright
     Image.new("RGB", SIZE).save(tmp_path / "phone.jpg", exif=exif)
-    assert read_picture(tmp_path / "phone.jpg").size == SIZE[::-1]
+    assert read_image(tmp_path / "phone.jpg").size == SIZE[::-1]
 
 
 def test_network_size() -> None:
@@ -249,39 +249,39 @@ def test_help_is_quick_to_answer() -> None:
 # Bad input
 
 
-def test_missing_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, extract(tmp_path / "no.png", tmp_path / "out"))
     assert "no.png" in message and "does not exist" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_as_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_as_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a folder" in refusal(capsys, extract(tmp_path, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_not_a_picture(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+def test_not_an_image(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.png").write_bytes(content)
     message = refusal(capsys, extract(tmp_path / "notes.png", tmp_path / "out"))
-    assert "notes.png" in message and "is not a picture" in message
+    assert "notes.png" in message and "is not an image" in message
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "tif", "webp"])
-def test_truncated_picture(
-    suffix: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_truncated_image(
+    suffix: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = tmp_path / f"cut.{suffix}"
-    with Image.open(picture) as whole:
+    with Image.open(image) as whole:
         whole.save(cut)
     data = cut.read_bytes()
     cut.write_bytes(data[: len(data) // 2])
     message = refusal(capsys, extract(cut, tmp_path / "out"))
     assert str(cut) in message
-    assert "cut off" in message or "is not a picture" in message
+    assert "cut off" in message or "is not an image" in message
 
 
 def test_output_folder_is_a_file(
-    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import featnet
 
@@ -289,16 +289,16 @@ def test_output_folder_is_a_file(
         pytest.fail("the model was built before the output folder was looked at")
 
     monkeypatch.setattr(featnet, "create_model", build)
-    for out in (picture, picture / "below"):
-        message = refusal(capsys, extract(picture, out))
+    for out in (image, image / "below"):
+        message = refusal(capsys, extract(image, out))
         assert f"output folder {str(out)!r} cannot be written to" in message
 
 
 def test_output_file_is_a_folder(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "features.png").mkdir()
-    message = refusal(capsys, extract(picture, tmp_path))
+    message = refusal(capsys, extract(image, tmp_path))
     assert "features.png" in message and "is a folder" in message
 
 
@@ -306,11 +306,11 @@ def test_output_file_is_a_folder(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
 )
 def test_output_folder_without_permission(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    assert "cannot be written to" in refusal(capsys, extract(picture, locked))
+    assert "cannot be written to" in refusal(capsys, extract(image, locked))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -340,38 +340,35 @@ def test_errors_of_the_library(
     options: tuple[str, ...],
     model: str,
     expected: str,
-    picture: Path,
+    image: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = extract(picture, tmp_path / "out", *options, model=model)
+    code = extract(image, tmp_path / "out", *options, model=model)
     assert expected in refusal(capsys, code)
 
 
 @pytest.mark.parametrize("size", [("0", "32"), ("32", "-1"), ("a", "b"), ("32",)])
 def test_malformed_input_size(
-    size: tuple[str, ...], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    size: tuple[str, ...], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        extract(picture, tmp_path, "--input-size", *size)
+        extract(image, tmp_path, "--input-size", *size)
     assert stop.value.code == 2
     assert "--input-size" in capsys.readouterr().err
 
 
 def test_without_pillow(
-    picture: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    message = refusal(capsys, extract(picture, tmp_path))
+    message = refusal(capsys, extract(image, tmp_path))
     assert "featnet[cli]" in message
 
 
-def test_metadata_is_json(picture: Path, tmp_path: Path) -> None:
+def test_metadata_is_json(image: Path, tmp_path: Path) -> None:
     """Every list in the metadata reads back with the standard library alone."""
-    assert extract(picture, tmp_path, "--out-indices", "1") == 0
+    assert extract(image, tmp_path, "--out-indices", "1") == 0
     data = (tmp_path / "features.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["out_indices"]) == [1]

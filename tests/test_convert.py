@@ -92,7 +92,7 @@ def agree(ours: Any, theirs: Any, x: torch.Tensor, *, tolerance: float = 1e-10) 
     assert helpers.error(ours.eval()(x), wanted) < tolerance
 
 
-X = helpers.picture(64, 64, dtype=torch.float64)
+X = helpers.image_batch(64, 64, dtype=torch.float64)
 DOUBLE = {"dtype": torch.float64}
 
 
@@ -143,7 +143,7 @@ def test_torchvisions_vgg(torchvision: Any, tmp_path: Path) -> None:
     path = saved(theirs.state_dict(), tmp_path / "m.safetensors")
     options = {"num_classes": 10, "mlp_ratio": 32 / 4096, "checkpoint_path": path}
     model = create_model("vgg11_bn", **options)
-    agree(model, theirs, helpers.picture(224, 224), tolerance=1e-5)
+    agree(model, theirs, helpers.image_batch(224, 224), tolerance=1e-5)
     complete(model, len(theirs.state_dict()))
     assert model.load_report.converted["pre_logits.fc1.weight"] == "[32, 25088] as [32, 512, 7, 7]"
 
@@ -402,7 +402,7 @@ def test_transformers_with_attention(kind: str, where: str, tmp_path: Path) -> N
     if where == "memory":
         saved(theirs.state_dict(), path)
     theirs = theirs.double()
-    x = helpers.picture(*([options["img_size"]] * 2), dtype=torch.float64)
+    x = helpers.image_batch(*([options["img_size"]] * 2), dtype=torch.float64)
     if kind.startswith("Dino"):
         options = {**options, "num_classes": 0}
     model = create_model(name, checkpoint_path=path, **options, **DOUBLE).eval()
@@ -730,7 +730,7 @@ def test_on_the_command_line(
     assert "torchvision's MobileNetV3" in printed and "converted" in printed
     model = create_model("mobilenetv3_small_100", num_classes=7, checkpoint_path=out)
     assert model.load_report.loaded == len(load_file(out)) and not model.load_report.steps
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         assert helpers.error(model.eval()(x), theirs(x)) < 1e-5
     assert main(["convert", str(out), str(out), "--model", "resnet18"]) == 2

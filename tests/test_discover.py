@@ -166,7 +166,7 @@ def test_layouts() -> None:
     info = featnet.discover(model, (3, 32, 48))
     assert info.module_name() == ["mix", "down"]
     assert (info[0].layout, info[0].prefix, info.channels()) == ("NLC", 2, [6, 12])
-    x = helpers.picture(32, 48)
+    x = helpers.image_batch(32, 48)
     net = featnet.FeatureDictNet(model, feature_info=info)
     want = model.mix(model.patch(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     assert helpers.error(net(x)["mix"], want) <= 1e-5
@@ -243,7 +243,7 @@ class Choosy(nn.Module):
 def test_a_model_that_refuses_meta_runs_on_zeros() -> None:
     model = helpers.fill_noise(Choosy())
     assert featnet.discover(model, (64, 64)).module_name() == ["a", "c"]
-    x = helpers.picture(16, 16)
+    x = helpers.image_batch(16, 16)
     net = featnet.extract(model, ["a"])
     assert model.calls == 0  # a copy ran
     assert torch.equal(net(x)["a"], model.a(x))
@@ -325,7 +325,7 @@ def resnet() -> Any:
 
 @pytest.fixture(scope="module")
 def x() -> torch.Tensor:
-    return helpers.picture(64, 64)
+    return helpers.image_batch(64, 64)
 
 
 def test_names_globs_and_dicts(resnet: Any, x: torch.Tensor) -> None:

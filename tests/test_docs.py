@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with the example picture; registered models are forgotten afterwards."""
+    """An empty folder with the example image; registered models are forgotten afterwards."""
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / "examples" / "chelsea.png", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)

@@ -434,7 +434,7 @@ def test_an_input_of_the_wrong_shape(
 def test_an_input_that_is_no_tensor(kind: str) -> None:
     with torch.device("meta"):
         model = NETWORKS[kind]()
-    refusal(ArgumentError, lambda: model("picture.png"), "str", "(N, C, H, W)")
+    refusal(ArgumentError, lambda: model("image.png"), "str", "(N, C, H, W)")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import error, fill_noise, picture
+from helpers import error, fill_noise, image_batch
 from torch import nn
 
 import featnet
@@ -78,7 +78,7 @@ def test_like_the_peer_at_any_size(timm: Any, name: str) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peer.set_input_size(size)
-        pair = [picture(*size, batch=2).requires_grad_() for _ in range(2)]
+        pair = [image_batch(*size, batch=2).requires_grad_() for _ in range(2)]
         with torch.no_grad():
             ours, theirs = mine(pair[0]), peer(pair[1])
         assert theirs.std() > 1e-3
@@ -97,7 +97,7 @@ def test_like_the_peer_at_any_size(timm: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", kinds())
 def test_explicit_attention_is_the_fused_one(name: str) -> None:
-    net, x = small(name), picture(48 // 16 * ROWS[name].get("patch_size", 16), 28 * 16)
+    net, x = small(name), image_batch(48 // 16 * ROWS[name].get("patch_size", 16), 28 * 16)
     x = x[..., : x.shape[2] * 2]
     with torch.inference_mode():
         fused = net(x)
@@ -194,7 +194,7 @@ def test_memo_keeps_the_last_few() -> None:
 
 
 def test_a_table_made_in_inference_can_be_trained_with() -> None:
-    net, x = small("vit_small_patch16_dinov3_qkvb"), picture(32, 48)
+    net, x = small("vit_small_patch16_dinov3_qkvb"), image_batch(32, 48)
     with torch.inference_mode():
         before = net(x)
     after = net(x)
@@ -212,7 +212,7 @@ def test_built_on_meta_then_loaded(name: str) -> None:
         empty = featnet.create_model(name, **options(name)).eval()
     empty.load_state_dict(net.state_dict(), assign=True)
     assert not list(empty.buffers())
-    x = picture(*(5 * side for side in net.patch_embed.patch_size))
+    x = image_batch(*(5 * side for side in net.patch_embed.patch_size))
     with torch.inference_mode():
         assert torch.equal(empty(x), net(x))
 
@@ -224,10 +224,10 @@ def test_exported_for_any_size(name: str) -> None:
     shapes = ({2: 16 * rows, 3: 16 * columns},)
     with torch.no_grad():
         program = torch.export.export(
-            net, (picture(48, 80),), dynamic_shapes=shapes, strict=True
+            net, (image_batch(48, 80),), dynamic_shapes=shapes, strict=True
         ).module()
         for size in ((48, 80), (64, 64), (80, 48)):  # 64 is the native one
-            x = picture(*size)
+            x = image_batch(*size)
             assert error(program(x)[0], net(x)[0]) < 1e-5
 
 
@@ -236,7 +236,7 @@ def test_compiled_for_several_sizes() -> None:
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with torch.no_grad():
-        for x in (picture(48, 80), picture(64, 64)):
+        for x in (image_batch(48, 80), image_batch(64, 64)):
             assert error(compiled(x), net(x)) < 1e-5
 
 
@@ -281,7 +281,7 @@ def test_denser_patches_have_the_biases_of_the_others() -> None:
 def test_output_stride(name: str) -> None:
     net = small(name, features_only=True, output_stride=8, out_indices=(0, 1))
     assert net.feature_info.reduction() == [8, 8]
-    assert [y.shape[2:] for y in net(picture(64, 48))] == [(8, 6)] * 2
+    assert [y.shape[2:] for y in net(image_batch(64, 48))] == [(8, 6)] * 2
     assert net.feature_info.sizes((64, 48)) == [(8, 6)] * 2
 
 
@@ -292,7 +292,7 @@ def test_norm_is_what_the_authors_give() -> None:
     for name, normed in (("vit_small_patch16_dinov3", True), ("eva02_tiny_patch14_224", False)):
         net = small(name, features_only=True, out_indices=(0,))
         plain = small(name, features_only=True, out_indices=(0,), norm=False)
-        x = picture(*(4 * side for side in net.body.patch_embed.patch_size))
+        x = image_batch(*(4 * side for side in net.body.patch_embed.patch_size))
         assert torch.equal(net(x)[0], plain(x)[0]) is not normed
 
 
@@ -306,7 +306,7 @@ def test_what_weight_decay_leaves_alone_is_the_peers(timm: Any, name: str) -> No
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    net, x = small("vit_small_patch16_rope_mixed_224").train(), picture(32, 32)
+    net, x = small("vit_small_patch16_rope_mixed_224").train(), image_batch(32, 32)
     grads = []
     for enable in (False, True):
         net.set_grad_checkpointing(enable)
@@ -326,7 +326,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="no scales"):
         small("eva02_enormous_patch14_clip_224", init_values=0.1)
     with pytest.raises(InputSizeError, match="nearest height is 32 or 48"):
-        small("beit_base_patch16_224")(picture(40, 64))
+        small("beit_base_patch16_224")(image_batch(40, 64))
 
 
 # Checkpoints ------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ def test_eva_clip_checkpoint_of_another_grid() -> None:
     assert same(converted(name, state), net)
     larger = converted(name, state, img_size=96)
     assert larger.pos_embed.shape == (1, 37, 64)
-    x = picture(96, 96)
+    x = image_batch(96, 96)
     with torch.inference_mode():  # positions resampled at once, or in every forward
         assert error(larger(x), net(x)) < 1e-5
 
@@ -462,7 +462,7 @@ def test_beit_checkpoints() -> None:
     name = "beit_base_patch16_224"
     net, key = small(name), "relative_position_bias_table"
     with torch.inference_mode():
-        x, larger = picture(80, 80), converted(name, net.state_dict(), img_size=80)
+        x, larger = image_batch(80, 80), converted(name, net.state_dict(), img_size=80)
         assert error(larger(x), net(x)) < 1e-5
     state = {k: v for k, v in net.state_dict().items() if not k.endswith(key)}
     state |= {"mask_token": torch.zeros(1), "lm_head.weight": torch.zeros(2, 64)}

@@ -9,7 +9,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import fill_noise, picture
+from helpers import fill_noise, image_batch
 
 import featnet
 from featnet.cli import main
@@ -23,11 +23,11 @@ def noisy(name: str = "test_resnet", **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["list", "dict", "hook"])
 def test_pt2(tmp_path: Path, kind: str) -> None:
     net = noisy(features_only=True, feature_cls=kind, out_indices=(3, 1), output_stride=16)
-    report = featnet.export(net, tmp_path / "net.pt2", example=picture(64, 96, batch=2))
+    report = featnet.export(net, tmp_path / "net.pt2", example=image_batch(64, 96, batch=2))
     assert report.checked == ((2, 3, 64, 96), (1, 3, 97, 145)) and report.difference <= 1e-5
     assert report.outputs == ("layer3", "layer1") and report.bytes > 10_000
     program = torch.export.load(tmp_path / "net.pt2").module()
-    x = picture(33, 65, batch=3)
+    x = image_batch(33, 65, batch=3)
     with torch.no_grad():
         found = program(x)
         for a, b in zip(
@@ -43,11 +43,11 @@ def test_onnx(tmp_path: Path) -> None:
     import onnxruntime
 
     net = noisy(features_only=True, feature_cls="dict", out_indices=(1, 2))
-    report = featnet.export(net, tmp_path / "net.onnx", example=picture(64, 96, batch=2))
+    report = featnet.export(net, tmp_path / "net.onnx", example=image_batch(64, 96, batch=2))
     assert report.checked == ((2, 3, 64, 96), (1, 3, 97, 145)) and report.difference <= 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     assert [output.name for output in session.get_outputs()] == ["layer1", "layer2"]
-    x = picture(72, 40, batch=3)
+    x = image_batch(72, 40, batch=3)
     found = session.run(["layer2"], {"image": x.numpy()})[0]
     with torch.no_grad():
         assert helpers.error(torch.from_numpy(found), net(x)["layer2"]) <= 1e-4
@@ -60,18 +60,18 @@ def test_aoti(tmp_path: Path) -> None:
     report = featnet.export(net, tmp_path / "net.pt2", format="aoti")
     assert report.format == "aoti" and len(report.checked) == 2 and report.difference <= 1e-5
     loaded: Any = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
-    x = picture(72, 40, batch=3)
+    x = image_batch(72, 40, batch=3)
     with torch.no_grad():
         assert helpers.error(loaded(x)[0], net(x)[0]) <= 1e-5
 
 
 def test_one_size_only(tmp_path: Path) -> None:
     report = featnet.export(
-        noisy(), tmp_path / "net.pt2", example=picture(64, 64, batch=2), dynamic=["batch"]
+        noisy(), tmp_path / "net.pt2", example=image_batch(64, 64, batch=2), dynamic=["batch"]
     )
     assert report.dynamic == ("batch",) and report.outputs == ("logits",)
     with pytest.raises(Exception, match="64|size|shape"):
-        torch.export.load(tmp_path / "net.pt2").module()(picture(96, 96))
+        torch.export.load(tmp_path / "net.pt2").module()(image_batch(96, 96))
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,12 +91,12 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArgumentError, match="'heigth' is none of batch, height, width.*'height'"):
         featnet.export(net, tmp_path / "a.pt2", dynamic=["heigth"])
     with pytest.raises(ArgumentError, match=r"N >= 2"):
-        featnet.export(net, tmp_path / "a.pt2", example=picture(64, 64))
+        featnet.export(net, tmp_path / "a.pt2", example=image_batch(64, 64))
     with pytest.raises(InputSizeError, match="3 channels|in_chans=3"):
         featnet.export(net, tmp_path / "a.pt2", example=torch.zeros(2, 4, 64, 64))
     vit = noisy("test_vit", features_only=True)
     with pytest.raises(InputSizeError, match=r"65 x 97 has no whole number of patches"):
-        featnet.export(vit, tmp_path / "a.pt2", example=picture(65, 97, batch=2))
+        featnet.export(vit, tmp_path / "a.pt2", example=image_batch(65, 97, batch=2))
     with pytest.raises(FeatnetError, match="not a folder"):
         featnet.export(net, tmp_path / "none" / "a.pt2")
     with pytest.raises(ArgumentError, match="packed.*before optimize"):
@@ -117,7 +117,7 @@ def test_a_file_that_does_not_run_is_not_kept(
 
     monkeypatch.setattr(featnet.deploy.exporting, "_runner", lambda kind, path: run)
     with pytest.raises(FeatnetError, match=r"does not run at 2 x 3 x 64 x 96 or .*no such reshape"):
-        featnet.export(noisy(), tmp_path / "a.pt2", example=picture(64, 96, batch=2))
+        featnet.export(noisy(), tmp_path / "a.pt2", example=image_batch(64, 96, batch=2))
     assert not list(tmp_path.iterdir())
 
 
@@ -130,5 +130,5 @@ class Branches(torch.nn.Module):
 
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     with pytest.raises(FeatnetError, match="Branches cannot be exported.*free: "):
-        featnet.export(Branches().eval(), tmp_path / "a.pt2", example=picture(8, 8, batch=2))
+        featnet.export(Branches().eval(), tmp_path / "a.pt2", example=image_batch(8, 8, batch=2))
     assert not list(tmp_path.iterdir())

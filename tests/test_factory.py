@@ -302,7 +302,7 @@ def test_in_chans(in_chans: int, options: dict[str, Any]) -> None:
 
 
 def test_forward_is_head_of_features() -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     with torch.no_grad():
         y = model.forward_features(x)
         assert torch.equal(model(x), model.forward_head(y))
@@ -323,7 +323,7 @@ POOLS = {
 @pytest.mark.parametrize("fast", ["", "fast"])
 @pytest.mark.parametrize("kind", POOLS)
 def test_every_pooling(kind: str, fast: str) -> None:
-    model, x = build(global_pool=fast + kind, num_classes=3), helpers.picture(*X)
+    model, x = build(global_pool=fast + kind, num_classes=3), helpers.image_batch(*X)
     with torch.no_grad():
         pooled = POOLS[kind](model.forward_features(x))
         torch.testing.assert_close(model.forward_head(model.forward_features(x), True), pooled)
@@ -334,7 +334,7 @@ def test_every_pooling(kind: str, fast: str) -> None:
 
 
 def test_fast_alone_is_the_average() -> None:
-    model, x = build(global_pool="fast"), helpers.picture(*X)
+    model, x = build(global_pool="fast"), helpers.image_batch(*X)
     with torch.no_grad():
         torch.testing.assert_close(
             model.pool(model.forward_features(x)), model.forward_features(x).mean((2, 3))
@@ -342,7 +342,7 @@ def test_fast_alone_is_the_average() -> None:
 
 
 def test_without_classes_and_without_pooling() -> None:
-    x = helpers.picture(*X)
+    x = helpers.image_batch(*X)
     with torch.no_grad():
         model = build(num_classes=0)
         assert model.num_classes == 0 and isinstance(model.get_classifier(), nn.Identity)
@@ -352,7 +352,7 @@ def test_without_classes_and_without_pooling() -> None:
 
 
 def test_reset_classifier() -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     features = model.forward_features(x)
     model.reset_classifier(7)
     assert model(x).shape == (1, 7) and model.num_classes == 7
@@ -373,7 +373,7 @@ def test_reset_classifier() -> None:
 
 @pytest.mark.parametrize("features_only", [False, True])
 def test_attributes_can_be_set_to_none(features_only: bool) -> None:
-    net, x = build(features_only=features_only), helpers.picture(*X)
+    net, x = build(features_only=features_only), helpers.image_batch(*X)
     for name in ("fc", "classifier", "global_pool", "anything"):
         setattr(net, name, None)
         assert getattr(net, name) is None
@@ -389,7 +389,7 @@ def test_attributes_can_be_set_to_none(features_only: bool) -> None:
 @pytest.mark.parametrize("indices", [None, 1, 3, (4, 0, 2), (-1, 1), [2]])
 @pytest.mark.parametrize("norm", [False, True])
 def test_forward_intermediates(indices: Any, norm: bool) -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     with torch.no_grad():
         every = [y.clone() for y in model.forward_levels(x)]
         order = featnet.features.resolve(indices, model.feature_info.info)  # type: ignore[attr-defined]
@@ -408,14 +408,14 @@ def test_forward_intermediates(indices: Any, norm: bool) -> None:
 
 
 def test_forward_intermediates_stops_early() -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     model.layer3.register_forward_hook(lambda *a: pytest.fail("layer3 ran"))
     model.forward_intermediates(x, (1, 2), stop_early=True)
     model.forward_intermediates(x, (2,), intermediates_only=True)
 
 
 def test_the_earliest_map_is_not_overwritten_by_what_follows() -> None:
-    model, x = build("resnet10t"), helpers.picture(*X)
+    model, x = build("resnet10t"), helpers.image_batch(*X)
     with torch.no_grad():
         alone = model.forward_intermediates(x, (0,), intermediates_only=True)[0]
         beside = model.forward_intermediates(x)[1][0]
@@ -439,7 +439,7 @@ def test_grad_checkpointing_recomputes_the_same_gradients(feature_cls: str | Non
     for module in model.modules():  # a second pass in training moves statistics a second time
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    x, calls = helpers.picture(*X, batch=2), []
+    x, calls = helpers.image_batch(*X, batch=2), []
     model.layer1[0].conv1.register_forward_hook(lambda *a: calls.append(1))
     wanted = gradients(model, x)
     assert len(calls) == 1
@@ -452,7 +452,7 @@ def test_grad_checkpointing_recomputes_the_same_gradients(feature_cls: str | Non
 
 
 def test_drop_rates_act_in_training_only() -> None:
-    x = helpers.picture(*X, batch=8)
+    x = helpers.image_batch(*X, batch=8)
     plain = build("resnet10t")
     for rate in ("drop_rate", "drop_path_rate", "drop_block_rate"):
         model = build("resnet10t", **{rate: 0.5})
@@ -610,7 +610,7 @@ def test_a_subclass_adds_to_forward(kind: Any) -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return [2 * y for y in listed(super().forward(x))]
 
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     with torch.no_grad():
         wanted = [2 * y for y in model.forward_intermediates(x, (1, 3), intermediates_only=True)]
         assert equal(Mine(model, (1, 3))(x), wanted)
@@ -641,7 +641,7 @@ def snapshot(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_a_model_that_the_caller_keeps_stays_as_it_was(kind: Any) -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     with torch.no_grad():
         wanted = model(x)
     before = snapshot(model)
@@ -655,13 +655,13 @@ def test_a_model_that_the_caller_keeps_stays_as_it_was(kind: Any) -> None:
         assert parameter is model.get_parameter(name), "the tensors are shared"
     net.train()
     assert not model.training and not model.layer1.training, "own structure"
-    model.train()(helpers.picture(*X, batch=2)).sum().backward()
+    model.train()(helpers.image_batch(*X, batch=2)).sum().backward()
     assert all(p.grad is not None for p in model.parameters()), "it still trains"
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_an_extractor_of_an_extractor(kind: Any) -> None:
-    model, x = build(), helpers.picture(*X)
+    model, x = build(), helpers.image_batch(*X)
     with torch.no_grad():
         wanted = model.forward_intermediates(x, (2, 1), intermediates_only=True)
         for first in KINDS.values():
@@ -681,7 +681,7 @@ def test_children_are_named_and_ordered_as_in_the_model(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_extractor_runs_child_by_child(kind: str) -> None:
     """As torchvision's IntermediateLayerGetter and RT-DETR run it."""
-    net, x = build(features_only=True, feature_cls=kind), helpers.picture(*X)
+    net, x = build(features_only=True, feature_cls=kind), helpers.image_batch(*X)
     with torch.no_grad():
         wanted, y, seen = listed(net(x)), x, []
         for name, child in net.named_children():
@@ -692,7 +692,7 @@ def test_an_extractor_runs_child_by_child(kind: str) -> None:
 
 
 def test_return_layers_can_be_rewritten() -> None:
-    net, x = build(features_only=True, feature_cls="dict"), helpers.picture(*X)
+    net, x = build(features_only=True, feature_cls="dict"), helpers.image_batch(*X)
     with torch.no_grad():
         maps = net(x)
         assert net.return_layers == {n: n for n in ("act1", "layer1", "layer2", "layer3", "layer4")}
@@ -712,7 +712,7 @@ def test_return_layers_of_what_was_pruned() -> None:
     assert net.return_layers == {"layer1": "layer1"}
     # transformers asks for every level of .info; those that are there come
     net.return_layers = {level.module: str(level.index) for level in net.feature_info.info}
-    assert list(net(helpers.picture(*X))) == ["0", "1"]
+    assert list(net(helpers.image_batch(*X))) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -726,14 +726,14 @@ def test_return_layers_of_what_was_pruned() -> None:
 @pytest.mark.parametrize("kind", ["dict", "hook"])
 def test_out_map(kind: str, out_map: Any, keys: list[str]) -> None:
     net = build(features_only=True, feature_cls=kind, out_indices=(3, 1), out_map=out_map)
-    maps = net(helpers.picture(*X))
+    maps = net(helpers.image_batch(*X))
     assert (kind == "hook" and out_map is None) or list(maps) == keys
     assert net.feature_info.module_name() == ["layer3", "layer1"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_fmt(kind: str) -> None:
-    x, model = helpers.picture(*X), build()
+    x, model = helpers.image_batch(*X), build()
     for fmt in ("NCHW", "NHWC", "NLC"):
         net = KINDS[kind](model, (1,), output_fmt=fmt)
         assert net.output_fmt == fmt

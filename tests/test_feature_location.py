@@ -7,7 +7,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import fill_noise, picture
+from helpers import fill_noise, image_batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +40,7 @@ def test_expansion(timm: Any, name: str) -> None:
     assert info.module_name() == peer.feature_info.module_name()
     assert info.channels() == peer.feature_info.channels()
     assert info.reduction() == peer.feature_info.reduction()
-    plain, x = featnet.create_model(name).eval(), picture(64, 96)
+    plain, x = featnet.create_model(name).eval(), image_batch(64, 96)
     plain.load_state_dict(model.state_dict())
     with torch.inference_mode():
         maps = model.forward_intermediates(x, intermediates_only=True)
@@ -100,7 +100,7 @@ def test_mobilenet_levels(out_indices: Any) -> None:
     first = 0 if out_indices is None else 1
     assert net.feature_info.channels() == [16, 24, 40, 112, 960][first:]
     assert net.feature_info.reduction() == [2, 4, 8, 16, 32][first:]
-    sizes = [(y.shape[1], *y.shape[2:]) for y in net.eval()(picture(64, 64))]
+    sizes = [(y.shape[1], *y.shape[2:]) for y in net.eval()(image_batch(64, 64))]
     wanted = [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (960, 2, 2)]
     assert sizes == wanted[first:]
 
@@ -124,7 +124,7 @@ class Foreign(nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_declared_by_others(kind: Any) -> None:
-    model, x = Foreign(), picture(16, 16)
+    model, x = Foreign(), image_batch(16, 16)
     net = kind(model, (0,))
     (found,) = as_list(net(x))
     assert torch.equal(found, model.a(x).relu())

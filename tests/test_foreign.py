@@ -59,7 +59,7 @@ def test_the_a_trous_law(convnet: str) -> None:
     nets = featnet.extract(dense_model, names), featnet.extract(model, names)
     steps = {level.module: level.reduction // min(level.reduction, stride) for level in info}
     for side in (64, 72, 160):
-        x = helpers.picture(side, side, dtype=torch.float64)
+        x = helpers.image_batch(side, side, dtype=torch.float64)
         try:
             dense, full = (net(x) for net in nets)
         except RuntimeError:  # smaller than a kernel
@@ -79,7 +79,7 @@ def test_torchvisions_own_dilated_resnet50() -> None:
     theirs = foreign.torchvision_model("resnet50", replace_stride_with_dilation=[False, True, True])
     theirs.load_state_dict(plain.state_dict())
     ours = featnet.set_output_stride(plain, 8)
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         a, b = (featnet.extract(model, ["layer?"])(x) for model in (ours, theirs))
         plain_maps = featnet.extract(plain, ["layer?"])(x)
@@ -106,7 +106,7 @@ class Functional(nn.Module):
 @torch.no_grad()
 def test_pooling_functions_follow() -> None:
     model = helpers.fill_noise(Functional()).double().eval()
-    x = helpers.picture(32, 32, dtype=torch.float64)
+    x = helpers.image_batch(32, 32, dtype=torch.float64)
     dense = featnet.set_output_stride(model, 2)
     full = featnet.extract(model, ["b", "c"])(x)
     for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
@@ -125,7 +125,7 @@ def test_in_place_and_not() -> None:
     dense = featnet.set_output_stride(model, 16)
     assert repr(model) == before and dense is not model
     assert featnet.set_output_stride(model, 16, inplace=True) is model
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         assert torch.equal(model(x), dense(x))
     own = featnet.create_model("resnet18").eval()
@@ -162,7 +162,7 @@ def test_strides_that_cannot_be(wrong: Any, message: str) -> None:
 
 def test_a_stride_that_is_not_held_names_the_place_and_changes_nothing() -> None:
     model = helpers.fill_noise(Folds()).eval()
-    x = helpers.picture(32, 32)
+    x = helpers.image_batch(32, 32)
     with torch.no_grad():
         before = model(x)
         with pytest.raises(OutputStrideError, match="does not hold at b"):
@@ -215,7 +215,7 @@ def test_timm_models_in_our_extractors(name: str, cls: str) -> None:
     }
     side = model.pretrained_cfg["input_size"][-1]
     side = side if model.pretrained_cfg.get("fixed_input_size") else 64
-    x = helpers.picture(side, side)
+    x = helpers.image_batch(side, side)
     net = kind[cls](model, out_indices=(-1, 1))
     found = net(x)
     maps = list(found.values()) if isinstance(found, dict) else found
@@ -232,7 +232,7 @@ def test_timm_models_in_our_extractors(name: str, cls: str) -> None:
 def test_timm_models_are_tapped_dilated_and_discovered() -> None:
     timm = helpers.peer("timm")
     model = helpers.fill_noise(timm.create_model("resnet18")).eval().double()
-    x = helpers.picture(64, 64, dtype=torch.float64)
+    x = helpers.image_batch(64, 64, dtype=torch.float64)
     assert torch.equal(
         featnet.extract(model, ["layer2"])(x)["layer2"], featnet.extract(model)(x)["layer2"]
     )
@@ -270,7 +270,7 @@ class Chain(nn.Module):
 @torch.no_grad()
 def test_names_of_a_flattened_network_and_functions_between() -> None:
     model = helpers.fill_noise(Chain())
-    x = helpers.picture(16, 16)
+    x = helpers.image_batch(16, 16)
     for kind in (featnet.FeatureListNet, featnet.FeatureDictNet, featnet.FeatureHookNet):
         net = kind(model, out_indices=(1, 0))
         found = net(x)
@@ -392,7 +392,7 @@ def test_threads_on_one_extractor() -> None:
     model = foreign.torchvision_model("resnet18")
     net = featnet.extract(model, ["layer1", "bn1"])
     sizes = [(32 + 8 * i, 32) for i in range(8)]
-    xs = [helpers.picture(*size, seed=i) for i, size in enumerate(sizes)]
+    xs = [helpers.image_batch(*size, seed=i) for i, size in enumerate(sizes)]
     with torch.inference_mode():
         want = [net(x) for x in xs]
     wrong: list[int] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import error, fill_noise, peer_model, picture
+from helpers import error, fill_noise, image_batch, peer_model
 
 import featnet
 
@@ -36,7 +36,7 @@ def checksum(y: torch.Tensor) -> dict[str, Any]:
 @torch.inference_mode()
 def outputs(name: str, stride: int) -> dict[str, torch.Tensor]:
     model = fill_noise(featnet.create_model(name, output_stride=stride)).eval()
-    x = picture(*SIZE, batch=2)
+    x = image_batch(*SIZE, batch=2)
     features, maps = model.forward_intermediates(x)
     found = {level.module: y for level, y in zip(model.feature_info, maps, strict=True)}
     return {**found, "logits": model.forward_head(features)}
@@ -76,7 +76,7 @@ def write() -> None:
             found = outputs(name, stride)
             peer = fill_noise(peer_model(name, output_stride=stride)).eval()
             with torch.inference_mode():
-                assert error(found["logits"], peer(picture(*SIZE, batch=2))) < 1e-5, name
+                assert error(found["logits"], peer(image_batch(*SIZE, batch=2))) < 1e-5, name
             table[f"{name}/{stride}"] = {level: checksum(y) for level, y in found.items()}
     FILE.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 

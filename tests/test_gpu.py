@@ -25,7 +25,7 @@ def net_of(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any
 
 
 def batch(dtype: torch.dtype = torch.float32, side: int = 224) -> torch.Tensor:
-    return helpers.picture(side, side, batch=2).to("cuda", dtype)
+    return helpers.image_batch(side, side, batch=2).to("cuda", dtype)
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float) -> None:

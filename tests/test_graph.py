@@ -33,7 +33,7 @@ def resnet() -> Any:
 
 @pytest.fixture(scope="module")
 def x() -> torch.Tensor:
-    return helpers.picture(64, 64, batch=2)
+    return helpers.image_batch(64, 64, batch=2)
 
 
 def peer() -> Any:
@@ -62,7 +62,7 @@ def test_outputs_are_torchvisions(some_name: str) -> None:
     """Many nodes at once, in any order, and each is what the peer gives for it alone."""
     model = foreign.torchvision_model(some_name)
     side = foreign.side_of(model)
-    x = helpers.picture(side, side)
+    x = helpers.image_batch(side, side)
     every = featnet.get_graph_node_names(model, suppress_diff_warning=True)[1]
     top = [n for n, _ in model.named_children() if any(e.startswith(f"{n}.") for e in every)]
     chosen = random.Random(0).sample(every[1:], 6) + top[-1:]
@@ -139,7 +139,7 @@ def test_modules_whose_names_end_in_a_number_keep_them() -> None:
     model = helpers.fill_noise(Numbered())
     names = ["image_1", "conv_2", "relu", "conv_1", "relu_2", "shift_1", "add", "relu_1"]
     assert featnet.get_graph_node_names(model) == (names, names)
-    x = helpers.picture(5, 5)
+    x = helpers.image_batch(5, 5)
     first = model.conv_2(x)
     second = model.conv_1(first.relu())
     want = {"conv_1": second, "conv_2": first, "relu_2": second.relu(), "relu_1": model(x)}
@@ -181,7 +181,7 @@ def test_only_what_is_overwritten_is_cloned(resnet: Any) -> None:
 
 def test_an_inplace_operation_whose_result_is_unused_stays() -> None:
     model = helpers.fill_noise(foreign.Scaled()).eval()
-    x = helpers.picture(8, 8)
+    x = helpers.image_batch(8, 8)
     net = extractor(model, ["relu_1", "down"])
     assert torch.equal(net(x)["relu_1"], model(x))
     assert torch.equal(net(x)["down"], model.down(model.conv(x).relu()))
@@ -284,7 +284,7 @@ def test_info_and_state(resnet: Any, x: torch.Tensor) -> None:
     assert net.feature_info.channels() == [f.shape[1] for f in net(x).values()] == [256, 64, 512]
     assert net.feature_info.module_name() == ["c", "a", "v"]
     assert net.feature_info.reduction(0) == 16 and net.feature_info.reduction(1) == 4
-    big = net(helpers.picture(65, 97))
+    big = net(helpers.image_batch(65, 97))
     assert net.feature_info.sizes((65, 97))[:2] == [tuple(f.shape[2:]) for f in [*big.values()][:2]]
     whole = resnet.state_dict()
     assert list(net.state_dict()) == [k for k in whole if not k.startswith("fc")]
@@ -377,7 +377,7 @@ def test_several_arguments_and_constants() -> None:
 
     net = extractor(Two(), ["add"], concrete_args={"twice": True})
     assert torch.equal(net(torch.ones(2), torch.ones(2), True)["add"], torch.full((2,), 3.0))
-    with pytest.raises(TraceError, match="batch of pictures"):
+    with pytest.raises(TraceError, match="batch of images"):
         _ = net.feature_info
 
 

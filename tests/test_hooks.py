@@ -33,7 +33,7 @@ def model() -> Any:
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return helpers.picture(64, 64)
+    return helpers.image_batch(64, 64)
 
 
 class Pair(nn.Module):
@@ -126,7 +126,7 @@ def test_a_pre_tap_of_a_hook_net(foreign: Any, x: torch.Tensor) -> None:
 
 def test_what_an_inplace_operation_overwrites_is_what_the_module_put_out() -> None:
     model = helpers.fill_noise(create_model("resnet18")).eval()
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         wanted = model.bn1(model.conv1(x))
         found = FeatureHookNet(model, taps=["bn1", "act1"])(x)
@@ -371,7 +371,7 @@ def test_a_tapped_module_of_a_net_that_is_replaced(model: Any, x: torch.Tensor) 
 @pytest.mark.parametrize("how", ["hooks", "net"])
 def test_threads_do_not_see_each_other(how: str, model: Any) -> None:
     net, hooks = FeatureHookNet(model), FeatureHooks(model, ["layer1", "layer4"])
-    inputs = [helpers.picture(64, 64, seed=i) for i in range(4)]
+    inputs = [helpers.image_batch(64, 64, seed=i) for i in range(4)]
     wrong: list[int] = []
     barrier = threading.Barrier(4)
 

@@ -24,13 +24,13 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import fill_noise, law_error, meta_model, noisy, picture, representatives, strides
+from helpers import fill_noise, image_batch, law_error, meta_model, noisy, representatives, strides
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet
-from featnet.dilation.rule import DilatedAvgPool2d, PaddedConv2d, Step, set_output_stride, widen
+from featnet.dilation.rule import DilatedAvgPool2d, PaddedConv2d, Step, dilate, set_output_stride
 from featnet.errors import InputSizeError
 from featnet.tracing import structure, trace
 
@@ -101,7 +101,7 @@ def selections(total: int) -> list[Any]:
 @pytest.mark.parametrize("name", representatives())
 def test_one_truth(name: str) -> None:
     model = noisy(lambda: helpers.create(name)).eval()
-    x = picture(*helpers.sizes(name)[0])
+    x = image_batch(*helpers.sizes(name)[0])
     with torch.inference_mode():
         features, every = model.forward_intermediates(x)
         assert torch.equal(model.forward_features(x), features)
@@ -223,7 +223,7 @@ def test_a_trous(name: str) -> None:
         for height, width in sizes if EXHAUSTIVE else sizes[:1]:
             if stride < 8:
                 height, width = (side // 64 * 32 + side % 2 for side in (height, width))
-            x = picture(height, width, dtype=torch.float64)
+            x = image_batch(height, width, dtype=torch.float64)
             with torch.inference_mode(), helpers.Local():
                 maps = dense.forward_intermediates(x, intermediates_only=True)
                 if (height, width) not in full:
@@ -240,7 +240,7 @@ def test_dilated_average_is_the_average(
 ) -> None:
     """On every ``d``-th position the dilated pool is torch's pool of those positions."""
     pool = nn.AvgPool2d(3, 1, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
-    x = picture(size, size + 1, dtype=torch.float64)
+    x = image_batch(size, size + 1, dtype=torch.float64)
     for dilation in (1, 2, 3):
         dilated = DilatedAvgPool2d(
             (3, 3),
@@ -264,18 +264,18 @@ def test_dilated_average_is_the_average(
 def test_what_pads_itself_is_the_convolution() -> None:
     """A depthwise convolution whose padding torch has no quick kernel for; forward and backward."""
     model = nn.Conv2d(6, 6, 5, padding=2, groups=6).double()
-    step = Step(grow=4, stride=(1, 1), scale=Fraction(1))
-    padded = widen(copy.deepcopy(model), step)
+    step = Step(density=4, stride=(1, 1), scale=Fraction(1))
+    padded = dilate(copy.deepcopy(model), step)
     assert isinstance(padded, PaddedConv2d) and list(padded.state_dict()) == list(
         model.state_dict()
     )
-    x = picture(19, 22, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
+    x = image_batch(19, 22, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
     found = padded(x)
     wanted = F.conv2d(x, model.weight, model.bias, padding=8, dilation=4, groups=6)
     torch.testing.assert_close(found, wanted)
     pairs = [torch.autograd.grad((y * y).sum(), x)[0] for y in (found, wanted)]
     torch.testing.assert_close(*pairs)
-    near = widen(copy.deepcopy(model), Step(grow=2, stride=(1, 1), scale=Fraction(1)))
+    near = dilate(copy.deepcopy(model), Step(density=2, stride=(1, 1), scale=Fraction(1)))
     assert type(near) is nn.Conv2d  # which torch is quick at
 
 
@@ -292,7 +292,7 @@ def two_levels(kind: type[featnet.FeatureListNet]) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads(kind: Any) -> None:
     net = two_levels(kind)
-    inputs = [picture(32 + 8 * (i % 5), 40 + 8 * (i % 3), seed=i) for i in range(48)]
+    inputs = [image_batch(32 + 8 * (i % 5), 40 + 8 * (i % 3), seed=i) for i in range(48)]
     with torch.inference_mode():
         wanted = [as_list(net(x)) for x in inputs]
     results: dict[int, Any] = {}
@@ -320,7 +320,7 @@ def test_threads(kind: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies(kind: Any, how: str) -> None:
-    net, x = two_levels(kind), picture(48, 64)
+    net, x = two_levels(kind), image_batch(48, 64)
     copied = copy.deepcopy(net) if how == "deepcopy" else pickle.loads(pickle.dumps(net))
     with torch.inference_mode():
         before = as_list(net(x))
@@ -337,7 +337,7 @@ def test_copies(kind: Any, how: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_failed_call_leaves_nothing(kind: Any) -> None:
     net = two_levels(kind)
-    x = picture(48, 64)
+    x = image_batch(48, 64)
     before = [y.detach() for y in as_list(net(x))]
     late = net.get_submodule(net.feature_info.module_name(0))  # the deepest: the other is there
     seen: list[weakref.ref[torch.Tensor]] = []
@@ -350,7 +350,7 @@ def test_failed_call_leaves_nothing(kind: Any) -> None:
         raise Failure
 
     handle = late.register_forward_pre_hook(fail)
-    probe = picture(48, 64)
+    probe = image_batch(48, 64)
     seen.append(weakref.ref(probe))
     try:
         net(probe)
@@ -360,7 +360,7 @@ def test_failed_call_leaves_nothing(kind: Any) -> None:
         pytest.fail("the hook did not raise")
     handle.remove()
     with pytest.raises(InputSizeError):
-        net(picture(48, 64)[:, :2])
+        net(image_batch(48, 64)[:, :2])
     del probe
     gc.collect()
     assert len(seen) == 2 and all(ref() is None for ref in seen)
@@ -374,7 +374,7 @@ def test_failed_call_leaves_nothing(kind: Any) -> None:
 
 def test_callers_model_is_left_alone() -> None:
     model = fill_noise(featnet.create_model(SMALLEST)).eval()
-    keys, x = list(model.state_dict()), picture(48, 64)
+    keys, x = list(model.state_dict()), image_batch(48, 64)
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     with torch.inference_mode():
         before = model(x)

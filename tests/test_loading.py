@@ -91,7 +91,7 @@ FORMATS: dict[str, Callable[[State, Path], Path]] = {
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_in_every_mode(kind: str, donor: Any, state: State, tmp_path: Path) -> None:
     path = FORMATS[kind](state, tmp_path)
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     model = create_model(NAME, num_classes=10, checkpoint_path=path).eval()
     net = create_model(NAME, checkpoint_path=str(path), features_only=True).eval()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_features_from_the_classifiers_file_are_the_classifiers(
     same = create_model(
         NAME, num_classes=10, checkpoint_path=path, output_stride=output_stride
     ).eval()
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         found = net(x)
         found = list(found.values()) if isinstance(found, dict) else found
@@ -142,7 +142,7 @@ def test_an_empty_path_means_none(features_only: bool, empty: Any) -> None:
 
 @pytest.mark.parametrize("name", [NAME, "resnet18"])
 @pytest.mark.parametrize("features_only", [False, True])
-def test_one_channel_sees_a_grey_picture_as_three_do(
+def test_one_channel_sees_a_grey_image_as_three_do(
     name: str, features_only: bool, tmp_path: Path
 ) -> None:
     three = helpers.fill_noise(create_model(name)).eval()
@@ -150,7 +150,7 @@ def test_one_channel_sees_a_grey_picture_as_three_do(
     options: dict[str, Any] = {"features_only": features_only}
     one = create_model(name, in_chans=1, checkpoint_path=path, **options).eval()
     three = create_model(name, checkpoint_path=path, **options).eval()
-    grey = helpers.picture(64, 64)[:, :1]
+    grey = helpers.image_batch(64, 64)[:, :1]
     with torch.no_grad():
         a, b = one(grey), three(grey.expand(-1, 3, -1, -1))
     for y, w in zip(a, b, strict=True) if features_only else [(a, b)]:
@@ -188,7 +188,7 @@ def test_other_classes_are_dropped_and_reported(state: State, tmp_path: Path) ->
     assert {"fc.weight", "fc.bias"} == set(report.initial)
     weight = model.fc.weight
     assert weight.shape[0] == 7 and 0 < weight.abs().max() < 10 and weight.std() > 0
-    assert torch.isfinite(model.eval()(helpers.picture(64, 64))).all()
+    assert torch.isfinite(model.eval()(helpers.image_batch(64, 64))).all()
 
 
 def test_without_classes_the_classifier_is_dropped(state: State, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_loaded_model_trains_and_its_file_stays(state: State, tmp_path: Path) 
         path = write(state, tmp_path)
         before = path.read_bytes()
         model = create_model(NAME, num_classes=10, checkpoint_path=path).train()
-        model(helpers.picture(64, 64, batch=2)).sum().backward()
+        model(helpers.image_batch(64, 64, batch=2)).sum().backward()
         torch.optim.SGD(model.parameters(), lr=1.0).step()
         assert all(p.requires_grad and p.grad is not None for p in model.parameters())
         assert path.read_bytes() == before
@@ -242,7 +242,7 @@ def test_a_file_in_the_overlay(
     model = create_model(
         NAME, pretrained=True, features_only=features_only, pretrained_cfg_overlay=overlay
     ).eval()
-    x = helpers.picture(64, 64)
+    x = helpers.image_batch(64, 64)
     with torch.no_grad():
         if features_only:
             assert torch.equal(model(x)[-1], donor.forward_features(x))
@@ -597,7 +597,10 @@ def test_tables_that_are_computed(module: str, tmp_path: Path) -> None:
     loaded = create_model(name, num_classes=10, checkpoint_path=path, **options).eval()
     size = donor.pretrained_cfg.input_size[1:]
     with torch.no_grad():
-        assert helpers.error(loaded(helpers.picture(*size)), donor(helpers.picture(*size))) < 1e-5
+        assert (
+            helpers.error(loaded(helpers.image_batch(*size)), donor(helpers.image_batch(*size)))
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "shards", "pth"])
@@ -779,7 +782,7 @@ def test_a_file_of_some_levels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chans", [(3, 1), (3, 5), (13, 3), (13, 26), (13, 1), (1, 3), (4, 4)])
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet", "resnet10t", "test_vit"])
 def test_channels_from_any_number_to_any(name: str, chans: tuple[int, int], tmp_path: Path) -> None:
-    """Of a constant picture the responses agree: the first channels repeat, and their scale keeps
+    """Of a constant image the responses agree: the first channels repeat, and their scale keeps
     the sum where one number divides the other."""
     have, want = chans
     old = helpers.fill_noise(create_model(name, in_chans=have)).eval()

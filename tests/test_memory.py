@@ -69,7 +69,7 @@ def test_recomputing_keeps_less_and_gives_the_same_gradients(name: str) -> None:
     for module in model.modules():  # a second pass in training moves statistics a second time
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()
-    x = helpers.picture(*helpers.sizes(name)[0], batch=2)
+    x = helpers.image_batch(*helpers.sizes(name)[0], batch=2)
     net = featnet.FeatureListNet(model)
     found: dict[str, Any] = {}
     for per in ("", "block", "stage"):

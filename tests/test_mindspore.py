@@ -116,7 +116,7 @@ def test_mindcv(name: str, tmp_path: Path) -> None:
     )
     report = model.load_report
     assert report.loaded + len(report.converted) + len(report.initial) == len(model.state_dict())
-    assert set(report.dropped.values()) <= {"is counted from the size of the picture"}
+    assert set(report.dropped.values()) <= {"is counted from the size of the image"}
     assert all(key.endswith("num_batches_tracked") for key in report.initial)
 
 

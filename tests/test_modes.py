@@ -15,7 +15,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import families, fill_noise, picture
+from helpers import families, fill_noise, image_batch
 from test_memory import empty
 from torch import nn
 
@@ -68,11 +68,11 @@ def test_strict_export(name: str) -> None:
     """Law 7: dynamo takes the whole forward as one graph, whose sizes are free: it takes all that the
     network takes, one window and several, odd branches and even ones."""
     net, sizes = noisy(name), helpers.sizes(name)
-    found = exported(net, picture(*sizes[0], batch=2))
-    x = picture(*sizes[0], batch=3)
+    found = exported(net, image_batch(*sizes[0], batch=2))
+    x = image_batch(*sizes[0], batch=3)
     assert_same(found(x), net(x))
     for size in (*sizes[1:], (64, 112), (96, 96)):
-        x = picture(*size)
+        x = image_batch(*size)
         try:
             wanted = net(x)
         except InputSizeError:
@@ -84,19 +84,19 @@ def test_strict_export(name: str) -> None:
 def test_compiled_once_for_all_sizes(name: str) -> None:
     net, sizes = noisy(name, featnet.FeatureDictNet), helpers.sizes(name)
     fast = torch.compile(net, fullgraph=True, backend="eager", dynamic=True)
-    x = picture(*sizes[0], batch=2)
+    x = image_batch(*sizes[0], batch=2)
     assert_same(fast(x), net(x))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch, size in ((3, sizes[0]), (3, sizes[-1]), (2, sizes[1 % len(sizes)])):
-            x = picture(*size, batch=batch)
+            x = image_batch(*size, batch=batch)
             assert_same(fast(x), net(x))
 
 
 @pytest.mark.parametrize("name", share(2))
 def test_hooks_export_without_dynamo(name: str) -> None:
     net, sizes = noisy(name, featnet.FeatureHookNet), helpers.sizes(name)
-    found = exported(net, picture(*sizes[0], batch=2), strict=False)
-    x = picture(*sizes[-1], batch=3)
+    found = exported(net, image_batch(*sizes[0], batch=2), strict=False)
+    x = image_batch(*sizes[-1], batch=3)
     assert_same(found(x), net(x))
 
 
@@ -109,12 +109,12 @@ def test_onnx_runs_at_sizes_not_seen(name: str, tmp_path: Path) -> None:
 
     kinds = (featnet.FeatureListNet, featnet.FeatureDictNet, featnet.FeatureHookNet)
     net, sizes = noisy(name, kinds[len(name) % 3]), helpers.sizes(name)
-    report = featnet.export(net, tmp_path / "net.onnx", example=picture(*sizes[0], batch=2))
+    report = featnet.export(net, tmp_path / "net.onnx", example=image_batch(*sizes[0], batch=2))
     assert report.difference <= 1e-4 and len(report.checked) == 2
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     assert [output.name for output in session.get_outputs()] == net.feature_info.module_name()
     for size in (*sizes[1:], (96, 96)):
-        x = picture(*size, batch=3)
+        x = image_batch(*size, batch=3)
         try:
             wanted = net(x)
         except InputSizeError:
@@ -126,15 +126,15 @@ def test_onnx_runs_at_sizes_not_seen(name: str, tmp_path: Path) -> None:
 def test_taps_inside_a_stage_export_strictly() -> None:
     model = fill_noise(empty("test_resnet")).eval()
     net = featnet.FeatureHookNet(model, taps=["layer1.0.conv1", "layer2.0.bn1"])
-    x = picture(65, 97, batch=3)
-    assert_same(exported(net, picture(64, 96, batch=2))(x), net(x))
+    x = image_batch(65, 97, batch=3)
+    assert_same(exported(net, image_batch(64, 96, batch=2))(x), net(x))
     with pytest.raises(FeatnetError, match=r"'layer2\.0\.bn1': use strict=True"):
         exported(net, x, strict=False)
 
 
 @pytest.mark.parametrize("name", families())
 def test_traced_and_in_half_precision(name: str) -> None:
-    net, x = noisy(name), picture(*helpers.sizes(name)[0], batch=2)
+    net, x = noisy(name), image_batch(*helpers.sizes(name)[0], batch=2)
     wanted = net(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is deprecated, and what it takes for constants

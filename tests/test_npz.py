@@ -114,7 +114,7 @@ def test_as_timm_loads_it(kind: str, prefix: str, timm: Any, tmp_path: Path) -> 
     np.savez(path, **{prefix + key: value for key, value in tensors.items()})
     theirs.load_pretrained(str(path))
     model = create_model(name, checkpoint_path=path, **options).eval()
-    x = helpers.picture(options["img_size"], options["img_size"])
+    x = helpers.image_batch(options["img_size"], options["img_size"])
     with torch.no_grad():
         assert helpers.error(model(x), theirs(x)) < 1e-5
     report = model.load_report
@@ -134,7 +134,7 @@ def test_another_size_as_timm_loads_it(
     theirs = timm.create_model(name, **VIT).eval()
     theirs.load_pretrained(str(path))
     model = create_model(name, checkpoint_path=path, **VIT).eval()
-    x = helpers.picture(32, 32)
+    x = helpers.image_batch(32, 32)
     with torch.no_grad():
         assert helpers.error(model(x), theirs(x)) < 1e-5
     assert " to " in model.load_report.converted["pos_embed"]
@@ -162,7 +162,7 @@ def test_other_classes_sizes_and_channels(tmp_path: Path) -> None:
         checkpoint_path=path,
         **{k: v for k, v in VIT.items() if k != "num_classes"},
     )
-    assert net(helpers.picture(32, 32))[-1].shape == (1, 32, 2, 2)
+    assert net(helpers.image_batch(32, 32))[-1].shape == (1, 32, 2, 2)
 
 
 def test_a_classifier_behind_another_layer(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_converted_on_the_way(tmp_path: Path) -> None:
         convert_checkpoint(path, tmp_path / "out.safetensors", model="vit_tiny_patch16_224")
 
 
-# Reading ----------------------------------------------------------------------------------------
+# LevelReader ----------------------------------------------------------------------------------------
 
 
 def test_numbers_of_all_kinds(tmp_path: Path) -> None:

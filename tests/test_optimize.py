@@ -11,7 +11,7 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import fill_noise, picture
+from helpers import fill_noise, image_batch
 from torch import nn
 
 import featnet
@@ -52,10 +52,10 @@ def norms(net: nn.Module) -> list[str]:
 @pytest.mark.parametrize("stride", [32, 8])
 def test_extractors(kind: str, stride: int) -> None:
     net = noisy("resnet18", features_only=True, feature_cls=kind, output_stride=stride)
-    keys, x = list(net.state_dict()), picture(96, 64, batch=2)
+    keys, x = list(net.state_dict()), image_batch(96, 64, batch=2)
     made = featnet.optimize(net)
     assert_close(made, net, x)
-    assert_close(made, net, picture(65, 97))  # another size than the kernels were laid out for
+    assert_close(made, net, image_batch(65, 97))  # another size than the kernels were laid out for
     assert not norms(made) and made.feature_info == net.feature_info
     assert made.feature_info.sizes((96, 64)) == net.feature_info.sizes((96, 64))
     report = made.optimize_report
@@ -70,7 +70,7 @@ def test_extractors(kind: str, stride: int) -> None:
 def test_classifiers(name: str) -> None:
     model = noisy(name)
     made = featnet.optimize(model)
-    x = picture(64, 96)
+    x = image_batch(64, 96)
     assert_close(made, model, x)
     with torch.inference_mode():
         levels = zip(*(m.forward_intermediates(x)[1] for m in (made, model)), strict=True)
@@ -82,7 +82,7 @@ def test_classifiers(name: str) -> None:
 
 def test_with_an_example_the_forms_are_timed() -> None:
     net = noisy("resnet18", features_only=True, out_indices=(1,))
-    report = featnet.optimize(net, example=picture(64, 64)).optimize_report
+    report = featnet.optimize(net, example=image_batch(64, 64)).optimize_report
     assert {"contiguous", "channels_last"} <= set(report.milliseconds)
     assert bool(report.packed) == (
         min(report.milliseconds, key=report.milliseconds.__getitem__) == "packed"
@@ -96,7 +96,7 @@ def test_with_an_example_the_forms_are_timed() -> None:
 )
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """Folded like any other, and not further from float32 than the network itself is."""
-    net, x = noisy(name, features_only=True), picture(64, 96)
+    net, x = noisy(name, features_only=True), image_batch(64, 96)
     with torch.inference_mode():
         exact = net(x)
         plain = net.to(dtype)(x.to(dtype))
@@ -115,7 +115,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 def test_copies_of_packed_networks(name: str, dtype: torch.dtype) -> None:
     made = featnet.optimize(noisy(name, features_only=True).to(dtype))
     kinds = {type(m) for m in made.modules()}
-    x = picture(64, 64, dtype=dtype)
+    x = image_batch(64, 64, dtype=dtype)
     if not can_pack(x):
         pytest.skip("oneDNN has no bfloat16 for this processor")
     assert PackedConv2d in kinds and {PackedPointwise, PackedLinear} & kinds
@@ -127,7 +127,7 @@ def test_copies_of_packed_networks(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_vit"])
 def test_packed_layers_under_autocast(name: str) -> None:
-    net, x = noisy(name, features_only=True), picture(64, 64)
+    net, x = noisy(name, features_only=True), image_batch(64, 64)
     made = featnet.optimize(net)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found, plain = made(x), net(x)
@@ -140,7 +140,7 @@ def test_packed_layers_under_autocast(name: str) -> None:
 def test_packed_layers_keep_their_type() -> None:
     made = featnet.optimize(nn.Sequential(nn.Conv2d(3, 8, 3)).eval())
     with pytest.raises(ArgumentError, match=r"packed in torch\.float32 was given torch\.bfloat16"):
-        made(picture(8, 8, dtype=torch.bfloat16))
+        made(image_batch(8, 8, dtype=torch.bfloat16))
 
 
 class Last(nn.Module):
@@ -166,9 +166,9 @@ def test_every_activation_that_is_packed(kind: Any, layer: int) -> None:
     parts = list(made if layer else made[0].layers)
     assert type(parts[0]) is {3: PackedConv2d, 1: PackedPointwise, 0: PackedLinear}[layer]
     assert type(parts[-1]) is nn.Identity and f"act={kind.__name__}" in repr(parts[0])
-    assert_close(made, net, picture(32, 48))
-    assert_close(made, net, picture(5, 48, batch=3))
-    assert made(picture(8, 8)[:0]).shape == net(picture(8, 8)[:0]).shape
+    assert_close(made, net, image_batch(32, 48))
+    assert_close(made, net, image_batch(5, 48, batch=3))
+    assert made(image_batch(8, 8)[:0]).shape == net(image_batch(8, 8)[:0]).shape
 
 
 class Twice(nn.Module):
@@ -191,7 +191,7 @@ def test_an_activation_stays_where_others_read_what_it_reads() -> None:
     made: Any = featnet.optimize(net)
     assert isinstance(made.fc, PackedLinear) and isinstance(made.conv, PackedPointwise)
     assert isinstance(made.act, nn.GELU) and isinstance(made.relu, nn.ReLU)
-    assert_close(made, net, picture(16, 24))
+    assert_close(made, net, image_batch(16, 24))
 
 
 def test_a_layer_that_somebody_watches_stays() -> None:
@@ -202,7 +202,7 @@ def test_a_layer_that_somebody_watches_stays() -> None:
     made: Any = featnet.optimize(net)
     assert [type(m) for m in made] == [nn.Conv2d, nn.ReLU, PackedPointwise, nn.SiLU]
     seen.clear()
-    made(picture(8, 8))
+    made(image_batch(8, 8))
     assert seen == ["Conv2d", "SiLU"]
 
 
@@ -220,7 +220,7 @@ def test_what_has_one_position_is_for_torch() -> None:
     made: Any = featnet.optimize(fill_noise(net))
     assert isinstance(made[2], Pointwise) and type(made[3]) is nn.ReLU
     assert type(made[5]) is nn.Linear and type(made[6]) is nn.ReLU
-    assert_close(made, net, picture(32, 32, batch=2))
+    assert_close(made, net, image_batch(32, 32, batch=2))
     wide = Pointwise(net[2])  # at another size there may be more
     assert_close(wide, net[2], torch.randn(2, 8, 6, 5))
 
@@ -343,7 +343,7 @@ def test_only_where_it_is_exact() -> None:
         "feeds it alone" in report.left["read_twice"] and "feeds it alone" in report.left["shared"]
     )
     assert "computed" in report.left["after_computed"]
-    assert_close(made, net, picture(16, 24, batch=2))
+    assert_close(made, net, image_batch(16, 24, batch=2))
 
 
 class Halved(nn.Module):
@@ -391,14 +391,14 @@ def test_subclasses_that_do_more_stay(parts: Any) -> None:
     net = fill_noise(nn.Sequential(conv(3, 8, 3), norm(8), nn.ReLU())).eval()
     made: Any = featnet.optimize(net)
     assert list(made.optimize_report.left) == ["1"]
-    assert_close(made, net, picture(16, 24))
+    assert_close(made, net, image_batch(16, 24))
 
 
 def test_what_is_tapped_stays() -> None:
     model = noisy("resnet18")
     net = featnet.FeatureHookNet(model, taps=["layer1.0.conv1", "layer1.0.bn2"]).eval()
     made = featnet.optimize(net)
-    assert_close(made, net, picture(64, 64))
+    assert_close(made, net, image_batch(64, 64))
     assert "layer1.0.bn1" in made.optimize_report.left
     assert "layer1.0.bn2" in made.optimize_report.folded
 
@@ -407,27 +407,27 @@ def test_foreign_models(torchvision: Any, timm: Any) -> None:
     net = fill_noise(torchvision.models.mobilenet_v3_small()).eval()
     made: Any = featnet.optimize(net)
     assert made.optimize_report.folded and not norms(made)
-    assert_close(made, net, picture(64, 96))
+    assert_close(made, net, image_batch(64, 96))
     for name in ("resnet10t", "convnext_atto"):
         other = fill_noise(helpers.peer_model(name)).eval()
         fast: Any = featnet.optimize(other)
         assert len(fast.optimize_report.packed) > 10
-        assert_close(fast, other, picture(64, 96))
+        assert_close(fast, other, image_batch(64, 96))
 
 
 def test_double_and_compile_take_no_packed_kernels() -> None:
     net = noisy("resnet18", features_only=True, out_indices=(0,))
     made = featnet.optimize(net.double())
     assert not made.optimize_report.packed and made.optimize_report.folded
-    assert_close(made, net, picture(32, 32, dtype=torch.float64))
+    assert_close(made, net, image_batch(32, 32, dtype=torch.float64))
     made = featnet.optimize(net.float(), compile="eager")
     assert made.optimize_report.compiled == "eager" and not made.optimize_report.packed
-    assert_close(made, net, picture(32, 32))
+    assert_close(made, net, image_batch(32, 32))
 
 
 def test_compiled_is_one_more_form() -> None:
     """Torch allows eight graphs of a class; more networks than that, and sizes, are no reason to stop."""
-    net, x = noisy("resnet10t", features_only=True, out_indices=(0,)), picture(32, 32)
+    net, x = noisy("resnet10t", features_only=True, out_indices=(0,)), image_batch(32, 32)
     report = featnet.optimize(net, example=x, compile="eager").optimize_report
     assert set(report.milliseconds) == {"contiguous", "channels_last", "packed", "compiled"}
     best = min(report.milliseconds, key=report.milliseconds.__getitem__)
@@ -435,7 +435,7 @@ def test_compiled_is_one_more_form() -> None:
     for _ in range(9):
         made = featnet.optimize(net, compile="eager")
     for size in ((32, 32), (64, 32), (48, 80)):
-        for x in (picture(*size), picture(*size, batch=2)):
+        for x in (image_batch(*size), image_batch(*size, batch=2)):
             with torch.enable_grad():
                 assert_close(made, net, x)
             with torch.inference_mode():
@@ -451,7 +451,7 @@ def test_inductor() -> None:
     made = featnet.optimize(net, compile=True)
     assert made.optimize_report.compiled == "inductor, frozen, in C++"
     assert {type(m) for m in made.modules()} >= {Pointwise, nn.Conv2d}
-    assert_close(made, net, picture(64, 96))
+    assert_close(made, net, image_batch(64, 96))
     resized = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), Halved())
     made = featnet.optimize(fill_noise(resized).eval(), compile=True)
     assert made.optimize_report.compiled == "inductor, frozen"

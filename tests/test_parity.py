@@ -14,7 +14,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import error, families, law_error, noisy, picture, representatives
+from helpers import error, families, image_batch, law_error, noisy, representatives
 from torch import nn
 
 import featnet
@@ -129,7 +129,7 @@ def check_law(model: Any, dense: Any) -> None:
     """In float64, without what sees the whole map, exactly."""
     original = helpers.without_global(copy.deepcopy(model)).double()
     dense = helpers.without_global(copy.deepcopy(dense)).double()
-    x = picture(*helpers.law_sizes(original, dense)[0], dtype=torch.float64)
+    x = image_batch(*helpers.law_sizes(original, dense)[0], dtype=torch.float64)
     levels = zip(original._levels, dense._levels, strict=True)
     steps = [a.reduction // b.reduction for a, b in levels]
     with helpers.Local():
@@ -161,7 +161,7 @@ def test_numbers(timm: Any, name: str) -> None:
             if sizes and size == own:
                 continue  # for a peer that takes no other
             theirs = helpers.at_size(peer, size)
-            x = picture(*size, batch=1 if sizes else 2)
+            x = image_batch(*size, batch=1 if sizes else 2)
             wanted = answer(theirs.forward_features, x)
             if wanted is None:
                 continue
@@ -189,13 +189,13 @@ def test_numbers(timm: Any, name: str) -> None:
         assert all(a == b for a, b in zip(*names, strict=True) if b in maps)
         worst = 0.0
         for size in sizes if stride == 32 else sizes[-1:]:
-            x = picture(*size)
+            x = image_batch(*size)
             with torch.inference_mode():
                 found, wanted = net(x), answer(theirs, x)
             for a, b in zip(found, wanted or found, strict=True):
                 worst = max(worst, error(a, b) if a.shape == b.shape else float("inf"))
         if helpers.attends(ours):
-            x = picture(*sizes[0])
+            x = image_batch(*sizes[0])
             found = ours.forward_intermediates(x, norm=True, intermediates_only=True)
             try:
                 wanted = theirs(x, norm=True)
@@ -207,7 +207,7 @@ def test_numbers(timm: Any, name: str) -> None:
             assert stride < 32
             check_law(ours, dense)
         elif stride == 32:
-            x = picture(*sizes[0])
+            x = image_batch(*sizes[0])
             gap = error(gradient(net, x), gradient(theirs, x))
             if gap > 10 * TOLERANCE:  # a maximum may go to another of nearly equal values
                 for module in (net, getattr(theirs, "model", theirs)):
@@ -223,7 +223,7 @@ def test_a_forward_takes_no_more_memory(timm: Any, name: str) -> None:
     own = tuple(peer.pretrained_cfg["input_size"][-2:])
     with torch.inference_mode():
         for size in (helpers.sizes(name)[0], own):
-            x, theirs = picture(*size, batch=2), helpers.at_size(peer, size)
+            x, theirs = image_batch(*size, batch=2), helpers.at_size(peer, size)
             if answer(theirs.forward_features, x) is not None:
                 break
         ours.forward_features(x)  # what is kept for all later ones is made

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import error, fill_noise, peer_model, picture
+from helpers import error, fill_noise, image_batch, peer_model
 from torch import nn
 
 import featnet
@@ -62,7 +62,7 @@ def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 @every_case
 def test_the_same_function_in_fewer_layers(case: str) -> None:
-    model, x = CASES[case](), picture(65, 96)
+    model, x = CASES[case](), image_batch(65, 96)
     before, weights = levels(model, x), copy.deepcopy(model.state_dict())
     deployed = reparameterize(model)
     assert_same(levels(deployed, x), before)
@@ -79,7 +79,7 @@ def test_the_same_function_in_fewer_layers(case: str) -> None:
 @every_case
 @pytest.mark.parametrize("stride", [16, 8, 2])
 def test_before_and_after_an_output_stride(case: str, stride: int) -> None:
-    model, x = CASES[case](), picture(65, 64)
+    model, x = CASES[case](), image_batch(65, 64)
     dense = copy.deepcopy(model)
     set_output_stride(dense, stride)
     wanted = levels(dense, x)
@@ -94,7 +94,7 @@ def test_before_and_after_an_output_stride(case: str, stride: int) -> None:
 def test_extractors(case: str, kind: Any) -> None:
     dense = CASES[case]()
     set_output_stride(dense, 16)
-    net, x = kind(dense, (3, 0)).eval(), picture(64, 65)
+    net, x = kind(dense, (3, 0)).eval(), image_batch(64, 65)
     with torch.no_grad():
         wanted = as_list(net(x))
         deployed = reparameterize(net)
@@ -110,7 +110,7 @@ def test_extractors(case: str, kind: Any) -> None:
 
 def test_deployed_models_compile_and_train() -> None:
     net = reparameterize(FeatureListNet(CASES["mobileone"](), (1, 4)))
-    x = picture(64, 64)
+    x = image_batch(64, 64)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert_same(compiled(x), net(x))

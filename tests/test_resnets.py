@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import fill_noise, picture
+from helpers import fill_noise, image_batch
 from torch import nn
 
 import featnet
@@ -115,7 +115,7 @@ def test_recomputing_changes_no_gradient(name: str) -> None:
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 module.eval()
         model.set_grad_checkpointing(recompute)
-        x = picture(64, 64).requires_grad_()
+        x = image_batch(64, 64).requires_grad_()
         model.forward_features(x).sum().backward()
         gradients.append(x.grad)
     assert torch.equal(*gradients)

@@ -13,7 +13,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import fill_noise, law_error, picture
+from helpers import fill_noise, image_batch, law_error
 from torch import nn
 
 import featnet
@@ -138,7 +138,7 @@ def test_windows_of_hiera_do_not_see_what_fills_them_up() -> None:
 
 @EACH
 def test_fused_and_explicit_attention_agree(kind: str) -> None:
-    model, x = make(kind), picture(64, 96)
+    model, x = make(kind), image_batch(64, 96)
     with torch.inference_mode():
         fused = model(x)
         model.set_fused_attn(False)
@@ -161,7 +161,7 @@ def test_any_size(kind: str) -> None:
     model = make(kind)
     for size in ((32, 32), (36, 100), (132, 60), *(((33, 47),) * (step(kind) == 1))):
         with torch.inference_mode():
-            maps = model.forward_intermediates(picture(*size), intermediates_only=True)
+            maps = model.forward_intermediates(image_batch(*size), intermediates_only=True)
         predicted = model.feature_info.sizes(size)
         assert [tuple(y.shape[2:]) for y in maps] == predicted
         assert predicted == [
@@ -175,7 +175,7 @@ def test_all_output_strides_hold_the_law(kind: str) -> None:
     original = make(kind).double()
     sizes = {(36, 52): (16, 4)} if step(kind) > 1 else {(36, 52): (16, 4), (33, 47): (8,)}
     for size, strides in sizes.items():
-        x = picture(*size, dtype=torch.float64)
+        x = image_batch(*size, dtype=torch.float64)
         with torch.inference_mode():
             full = original.forward_intermediates(x, intermediates_only=True)
             for stride in strides:
@@ -188,7 +188,7 @@ def test_all_output_strides_hold_the_law(kind: str) -> None:
 
 
 def test_an_output_stride_twice_is_the_finer_one() -> None:
-    once, twice, x = make("swin"), make("swin"), picture(64, 96)
+    once, twice, x = make("swin"), make("swin"), image_batch(64, 96)
     set_output_stride(once, 8)
     set_output_stride(twice, 16)
     set_output_stride(twice, 8)
@@ -199,7 +199,7 @@ def test_an_output_stride_twice_is_the_finer_one() -> None:
 def test_phases_of_a_block_with_a_stride() -> None:
     """Each place to start from gives what the block gives of the map from there on."""
     merging = fill_noise(PatchMerging(4, 6, norm=nn.LayerNorm))
-    dense = copy.deepcopy(merging).widen(3, (1, 1))
+    dense = copy.deepcopy(merging).dilate(3, (1, 1))
     x = torch.randn(2, 13, 8, 4)
     y = dense(x)
     assert isinstance(dense, Phased) and y.shape == (2, 13, 8, 6)
@@ -216,7 +216,7 @@ def test_strides_that_cannot_be_are_answered() -> None:
 
 @pytest.mark.parametrize("kind", ["swin", "swin_v2", "swin_v2_cr"])
 def test_a_size_that_is_no_multiple_of_the_patch(kind: str) -> None:
-    model, x = make(kind), picture(62, 97)
+    model, x = make(kind), image_batch(62, 97)
     with pytest.raises(InputSizeError, match=r"60 or 64.*96 or 100"):
         model(x)
     padded = featnet.pad_to_divisor(x, model)
@@ -227,7 +227,7 @@ def test_a_size_that_is_no_multiple_of_the_patch(kind: str) -> None:
 
 def test_small_inputs_of_pvt_are_answered() -> None:
     with pytest.raises(InputSizeError, match="29 x 29"):
-        make("pvt_v2")(picture(20, 64))
+        make("pvt_v2")(image_batch(20, 64))
 
 
 # How a model is made ----------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_small_inputs_of_pvt_are_answered() -> None:
 @EACH
 def test_nothing_is_lost_on_the_meta_device(kind: str) -> None:
     """No table lives outside the state dict: built on meta and loaded is built and loaded."""
-    model, x = make(kind), picture(64, 96)
+    model, x = make(kind), image_batch(64, 96)
     name, options = SMALL[kind]
     for assign in (True, False):
         with torch.device("meta"):
@@ -257,7 +257,7 @@ SHORTER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", SHORTER)
 def test_compile_and_export(kind: str) -> None:
-    model, x = make(kind, **SHORTER[kind]), picture(64, 96)
+    model, x = make(kind, **SHORTER[kind]), image_batch(64, 96)
     net = featnet.FeatureListNet(model, (0, 1))
     with torch.inference_mode():
         wanted = net(x)
@@ -276,7 +276,7 @@ def test_gradients_are_the_same_with_checkpointing(kind: str) -> None:
             module.p = 0.0
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    x, found = picture(32, 64), []
+    x, found = image_batch(32, 64), []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
@@ -339,7 +339,7 @@ def hiera_original(key: str) -> str:
     ],
 )
 def test_original_names_load(tmp_path: Any, kind: str, name_of: Convert) -> None:
-    model, x = make(kind), picture(64, 96)
+    model, x = make(kind), image_batch(64, 96)
     state = {name_of(key): value for key, value in model.state_dict().items()}
     assert list(state) != list(model.state_dict())
     if kind.startswith("swin"):
@@ -383,7 +383,7 @@ def test_tables_of_other_windows(timm: Any) -> None:
 
 def test_positions_of_another_grid() -> None:
     """A network for another size gives what the first gives of that size."""
-    model, x = make("hiera", img_size=64), picture(96, 32)
+    model, x = make("hiera", img_size=64), image_batch(96, 32)
     other = make("hiera", img_size=(96, 32))
     other.load_state_dict(other.convert_state_dict(model.state_dict()))
     with torch.inference_mode():
@@ -408,7 +408,7 @@ def test_numbers_of_the_peer(timm: Any, kind: str) -> None:
         if kind == "hiera":
             state["pos_embed"] = ours.positions((size[0] // 4, size[1] // 4)).flatten(1, 2)
         peer.load_state_dict(state)
-        x = picture(*size, batch=2, dtype=torch.float64).requires_grad_()
+        x = image_batch(*size, batch=2, dtype=torch.float64).requires_grad_()
         assert error(ours(x), peer(x)) < limit
         sums = []
         for model in (ours, peer):

@@ -11,7 +11,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import error, fill_noise, picture
+from helpers import error, fill_noise, image_batch
 from torch import nn
 
 import featnet
@@ -46,14 +46,14 @@ def as_list(found: Any) -> list[Any]:
 def test_any_size_and_always_maps(kind: Any) -> None:
     net = kind(tiny(), (2, 0))
     for size in ((64, 64), (48, 96), (160, 16)):
-        maps = as_list(net(picture(*size)))
+        maps = as_list(net(image_batch(*size)))
         assert [y.shape for y in maps] == [(1, 48, size[0] // 16, size[1] // 16)] * 2
         assert net.feature_info.sizes(size) == [tuple(y.shape[2:]) for y in maps]
         assert all(y.is_contiguous() for y in maps)
 
 
 def test_layouts_hold_the_same() -> None:
-    model, x = tiny(), picture(48, 80)
+    model, x = tiny(), image_batch(48, 80)
     (y,) = FeatureListNet(model, (1,))(x)
     for kind in KINDS:
         (rows,) = as_list(kind(model, (1,), output_fmt="NHWC")(x))
@@ -78,7 +78,7 @@ def test_positions_belong_to_places() -> None:
 
 
 def test_padding_on_request() -> None:
-    model, padding, x = tiny(), tiny(dynamic_img_pad=True), picture(50, 70)
+    model, padding, x = tiny(), tiny(dynamic_img_pad=True), image_batch(50, 70)
     padded = featnet.pad_to_divisor(x, model)
     assert padded.shape == (1, 3, 64, 80) and torch.equal(padded[..., :50, :70], x)
     assert not padded[..., 50:, :].any() and not padded[..., 70:].any()
@@ -86,7 +86,7 @@ def test_padding_on_request() -> None:
     net = FeatureListNet(padding, (1,))
     assert net.feature_info.sizes((50, 70)) == [(4, 5)] == [tuple(y.shape[2:]) for y in net(x)]
     assert net.size_divisibility == model.size_divisibility == 16
-    y = picture(16, 20)
+    y = image_batch(16, 20)
     assert featnet.unpad(y, x, padded=padded).shape == (1, 3, 13, 18)
     assert featnet.unpad(y, padded, padded=padded).shape == y.shape
     assert featnet.pad_to_divisor(x, create_model("test_resnet")) is not None
@@ -95,11 +95,11 @@ def test_padding_on_request() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_size_without_whole_patches_names_the_nearest(kind: Any) -> None:
     net = kind(tiny(), (1,))
-    for call in (lambda: net(picture(50, 100)), lambda: net.feature_info.sizes((50, 100))):
+    for call in (lambda: net(image_batch(50, 100)), lambda: net.feature_info.sizes((50, 100))):
         with pytest.raises(InputSizeError, match=r"50 x 100.*48 or 64.*96 or 112.*dynamic_img_pad"):
             call()
     with pytest.raises(InputSizeError, match=r"height is 16,"):
-        net(picture(8, 64))
+        net(image_batch(8, 64))
 
 
 def test_what_it_was_built_for_may_leave_a_rest() -> None:
@@ -107,7 +107,7 @@ def test_what_it_was_built_for_may_leave_a_rest() -> None:
     small = tiny("vit_tiny_patch16_224", img_size=38)
     net = FeatureListNet(small, (0,))
     assert small.patch_embed.grid_size == (2, 2) and net.feature_info.sizes((38, 38)) == [(2, 2)]
-    x = picture(38, 38)
+    x = image_batch(38, 38)
     assert torch.equal(net(x)[0], net(x[..., :32, :32])[0])
     with pytest.raises(InputSizeError, match="nearest width 32 or 48"):
         net(x[..., :37])
@@ -115,9 +115,9 @@ def test_what_it_was_built_for_may_leave_a_rest() -> None:
 
 def test_one_size_only_if_asked() -> None:
     model = tiny(dynamic_img_size=False)
-    assert model(picture(64, 64)).shape == (1, 7)
+    assert model(image_batch(64, 64)).shape == (1, 7)
     with pytest.raises(InputSizeError, match=r"\(64, 64\), not \(48, 64\)"):
-        model(picture(48, 64))
+        model(image_batch(48, 64))
 
 
 @pytest.mark.parametrize("size", [96, (48, 80)])
@@ -131,7 +131,7 @@ def test_img_size(size: Any) -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "samvit_base_patch16", "test_vit_relpos"])
 def test_set_input_size(name: str) -> None:
-    model, x = tiny(name, use_rel_pos=False) if "sam" in name else tiny(name), picture(96, 80)
+    model, x = tiny(name, use_rel_pos=False) if "sam" in name else tiny(name), image_batch(96, 80)
     before = model.forward_intermediates(x, intermediates_only=True)
     model.set_input_size((96, 80))
     assert model.img_size == (96, 80) and model.patch_embed.grid_size == (6, 5)
@@ -157,7 +157,7 @@ def test_overlapping_patches(stride: int) -> None:
     model = tiny()
     net = tiny(features_only=True, out_indices=(0, 2), output_stride=stride)
     assert net.feature_info.reduction() == [stride] * 2 and net.size_divisibility == stride
-    x = picture(48, 72)
+    x = image_batch(48, 72)
     maps = net(x)
     assert [tuple(y.shape[2:]) for y in maps] == [(48 // stride, 72 // stride)] * 2
     assert net.feature_info.sizes((48, 72)) == [tuple(y.shape[2:]) for y in maps]
@@ -175,7 +175,7 @@ def test_overlapping_patches(stride: int) -> None:
 def test_strides_of_odd_patches() -> None:
     net = tiny("vit_small_patch14_dinov2", features_only=True, output_stride=7, img_size=56)
     assert net.output_strides == [1, 2, 7, 14]
-    assert [tuple(y.shape[2:]) for y in net(picture(28, 42))] == [(4, 6)] * 3
+    assert [tuple(y.shape[2:]) for y in net(image_batch(28, 42))] == [(4, 6)] * 3
 
 
 def test_strides_that_cannot_be() -> None:
@@ -188,10 +188,10 @@ def test_strides_that_cannot_be() -> None:
 
 
 def test_norm_policy() -> None:
-    x = picture(64, 48)
+    x = image_batch(64, 48)
     for name, default in (("vit_tiny_patch16_224", False), ("vit_small_patch14_reg4_dinov2", True)):
         model = tiny(name, img_size=56 if default else 64)
-        x = picture(56, 42) if default else picture(64, 48)
+        x = image_batch(56, 42) if default else image_batch(64, 48)
         _, bare = model.forward_intermediates(x, norm=False)
         final, normed = model.forward_intermediates(x, norm=True)
         assert torch.equal(
@@ -223,13 +223,13 @@ def test_norm_that_changes_the_channels() -> None:
         for kind in KINDS:
             net = kind(model, (0, 2), norm=norm)
             assert net.feature_info.channels() == [channels] * 2
-            assert [y.shape[1] for y in as_list(net(picture(64, 48)))] == [channels] * 2
-    x = picture(64, 48)
+            assert [y.shape[1] for y in as_list(net(image_batch(64, 48)))] == [channels] * 2
+    x = image_batch(64, 48)
     assert torch.equal(model.forward_features(x), FeatureListNet(model, (2,), norm=True)(x)[0])
 
 
 def test_prefix_tokens() -> None:
-    model, x = tiny("vit_small_patch14_reg4_dinov2", img_size=56), picture(56, 42)
+    model, x = tiny("vit_small_patch14_reg4_dinov2", img_size=56), image_batch(56, 42)
     assert model.num_prefix_tokens == 5
     maps = model.forward_intermediates(x, (2, 0), intermediates_only=True)
     for kind in KINDS:
@@ -258,7 +258,7 @@ STRUCTURES = (
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_both_forms_of_attention(name: str) -> None:
-    model, x = tiny(name), picture(64, 48, batch=2)
+    model, x = tiny(name), image_batch(64, 48, batch=2)
     seen: list[torch.Tensor] = []
     for module_name, module in model.named_modules():
         if module_name.endswith("attn_drop"):
@@ -277,7 +277,7 @@ def test_both_forms_of_attention(name: str) -> None:
 
 def test_an_extractor_switches_too() -> None:
     net = tiny(features_only=True, out_indices=(0, 1))
-    x, seen = picture(32, 48), []
+    x, seen = image_batch(32, 48), []
     net.blocks[0].attn.attn_drop.register_forward_hook(lambda m, args, y: seen.append(y.shape))
     fused = net(x)
     net.set_fused_attn(False)
@@ -294,18 +294,18 @@ def test_dropout_in_training() -> None:
     model = tiny(attn_drop_rate=0.5).train()
     for enable in (True, False):
         model.set_fused_attn(enable)
-        x = picture(32, 32)
+        x = image_batch(32, 32)
         assert not torch.equal(model(x), model(x))
     left_out = tiny(patch_drop_rate=0.5).train()
-    assert left_out(picture(64, 64)).shape == (1, 7)
-    assert left_out.embed(picture(64, 64)).x.shape == (1, 1 + 8, 48)
+    assert left_out(image_batch(64, 64)).shape == (1, 7)
+    assert left_out.embed(image_batch(64, 64)).x.shape == (1, 1 + 8, 48)
 
 
 # Heads, training, other forms -------------------------------------------------------------------
 
 
 def test_pools() -> None:
-    x = picture(64, 64)
+    x = image_batch(64, 64)
     model = tiny("test_vit3")
     assert model(x).shape == (1, 7) and model.global_pool.pool_type == "map"
     model.reset_classifier(5, "avg")
@@ -319,7 +319,7 @@ def test_pools() -> None:
 
 
 def test_distilled() -> None:
-    model, x = tiny("deit_tiny_distilled_patch16_224"), picture(64, 64)
+    model, x = tiny("deit_tiny_distilled_patch16_224"), image_batch(64, 64)
     both = (
         model.head(model.forward_features(x)[:, 0]),
         model.head_dist(model.forward_features(x)[:, 1]),
@@ -332,7 +332,7 @@ def test_distilled() -> None:
 
 
 def test_checkpointed_gradients_are_the_same() -> None:
-    net, x = tiny(features_only=True), picture(32, 48)
+    net, x = tiny(features_only=True), image_batch(32, 48)
 
     def gradient() -> torch.Tensor:
         net.zero_grad()
@@ -376,9 +376,9 @@ def test_groups_for_layer_wise_rates() -> None:
 
 @pytest.mark.parametrize("kind", [FeatureListNet, FeatureHookNet])
 def test_compiled_and_exported(kind: Any) -> None:
-    net, x = kind(tiny(), (0, 2), norm=True), picture(64, 96, batch=2)
+    net, x = kind(tiny(), (0, 2), norm=True), image_batch(64, 96, batch=2)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    for other in (x, picture(32, 48), picture(64, 64, batch=3)):
+    for other in (x, image_batch(32, 48), image_batch(64, 64, batch=3)):
         assert all(
             torch.equal(a, b)
             for a, b in zip(as_list(compiled(other)), as_list(net(other)), strict=True)
@@ -388,7 +388,7 @@ def test_compiled_and_exported(kind: Any) -> None:
     program = torch.export.export(
         net, (x,), dynamic_shapes=shapes, strict=kind is not FeatureHookNet
     )
-    other = picture(48, 80, batch=3)
+    other = image_batch(48, 80, batch=3)
     for a, b in zip(as_list(program.module()(other)), as_list(net(other)), strict=True):
         assert error(a, b) < 1e-5
 
@@ -400,7 +400,7 @@ def test_pyramid() -> None:
     net = tiny(features_only=True, out_indices=1)
     pyramid = featnet.SimplePyramid(net.feature_info, out_channels=8)
     assert pyramid.channels == [8] * 4 and pyramid.strides == [4, 8, 16, 32]
-    maps = pyramid(net(picture(64, 96)))
+    maps = pyramid(net(image_batch(64, 96)))
     assert [tuple(y.shape) for y in maps] == [(1, 8, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
     sum(y.sum() for y in maps).backward()
     assert all(p.grad is not None for p in (*pyramid.parameters(), *net.parameters()))
@@ -567,7 +567,7 @@ def test_layouts_of_others(name: str, foreign: Callable[[State], State], headed:
     if headed and foreign in (clip, open_clip):
         nn.init.zeros_(model.head.bias)
     report = load(other, foreign(dict(model.state_dict())), source="theirs")
-    x = picture(56, 42) if "patch14" in name else picture(48, 80)
+    x = image_batch(56, 42) if "patch14" in name else image_batch(48, 80)
     assert error(other(x), model(x)) < 1e-5
     assert not report.initial
 
@@ -577,12 +577,12 @@ def test_positions_of_another_grid() -> None:
     other = create_model("vit_tiny_patch16_224", **TINY, img_size=(64, 96)).eval()
     report = load(other, model.state_dict(), source="theirs")
     assert "pos_embed" in report.converted
-    x = picture(64, 96)
+    x = image_batch(64, 96)
     assert error(other(x), model(x)) < 1e-5  # resampled once, or in every forward
     no_class = tiny("vit_base_patch16_siglip_gap_224", img_size=128)
     bare = create_model("vit_base_patch16_siglip_gap_224", **TINY, img_size=64).eval()
     load(bare, no_class.state_dict(), source="theirs")
-    assert error(bare(picture(64, 64)), no_class(picture(64, 64))) < 1e-5
+    assert error(bare(image_batch(64, 64)), no_class(image_batch(64, 64))) < 1e-5
 
 
 def test_positions_of_another_grid_peer() -> None:
@@ -593,7 +593,7 @@ def test_positions_of_another_grid_peer() -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", **TINY, img_size=96).eval()
     load(ours, state, source="theirs")
     theirs.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(state), theirs))
-    assert torch.equal(ours(picture(96, 96)), theirs(picture(96, 96)))
+    assert torch.equal(ours(image_batch(96, 96)), theirs(image_batch(96, 96)))
 
 
 def test_patches_of_another_size() -> None:
@@ -603,7 +603,7 @@ def test_patches_of_another_size() -> None:
     with torch.no_grad():
         small.weight.copy_(weight)
         large.weight.copy_(resample_patches(weight, (32, 32)))
-        x = picture(16, 16)
+        x = image_batch(16, 16)
         big = torch.nn.functional.interpolate(x, size=32, mode="bicubic", antialias=True)
         assert error(large(big), small(x)) < 1e-3
     model = tiny("vit_base_patch32_224", img_size=128)
@@ -625,7 +625,7 @@ def test_a_checkpoint_that_does_not_fit() -> None:
 def test_attention_is_the_same_in_every_form(dtype: torch.dtype, windows: bool) -> None:
     """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose map no
     hook sees; dropout and gradients are as they were."""
-    q, k, v, bias = picture(16, 16, batch=4).to(dtype)  # (3, 16, 16) each
+    q, k, v, bias = image_batch(16, 16, batch=4).to(dtype)  # (3, 16, 16) each
     seen: list[Any] = []
     drop = nn.Dropout(0.0)
     drop.register_forward_hook(lambda *args: seen.append(args))

@@ -85,7 +85,7 @@ def read(path: str | Path) -> State:
 def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
     """A convolution's weight (O, C, kh, kw) for another number of input channels.
 
-    To one channel it is summed: a grey picture, repeated, gives the same. To others it is repeated
+    To one channel it is summed: a grey image, repeated, gives the same. To others it is repeated
     and scaled by ``C / in_chans``, so that the response keeps its size.
     """
     have = weight.shape[1]

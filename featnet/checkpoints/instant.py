@@ -56,7 +56,7 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def likeness(build: Callable[[], Any]) -> Any:
+def meta_model(build: Callable[[], Any]) -> Any:
     """The network on the meta device: its structure and shapes. Initialisers are skipped, which torch
     would run there all the same, and import its compiler for."""
     with torch.device("meta"), SkipInit():

@@ -44,15 +44,17 @@ def convert_checkpoint(
     contents = files.read(path)
     given = {**entry.row, **(options or {})}
     registry.check_arguments(entry.build, given, what=f"convert_checkpoint({model!r})")
-    likeness = instant.likeness(lambda: entry.build(**given))
-    found = checkpoint.translate(likeness, contents).tensors
+    meta_model = instant.meta_model(lambda: entry.build(**given))
+    found = checkpoint.translate(meta_model, contents).tensors
     row: dict[str, Any] = {"num_classes": 0}
-    fc, stem = (f"{checkpoint.first(n)}.weight" for n in (likeness.last_fc, likeness.first_conv))
+    fc, stem = (
+        f"{checkpoint.first(n)}.weight" for n in (meta_model.last_fc, meta_model.first_conv)
+    )
     if fc in found:
         row["num_classes"] = found[fc].shape[0]
-    target = likeness.state_dict()
+    target = meta_model.state_dict()
     if stem in found and stem in target and found[stem].ndim == target[stem].ndim == 4:
-        row["in_chans"] = likeness.in_chans * found[stem].shape[1] // target[stem].shape[1]
+        row["in_chans"] = meta_model.in_chans * found[stem].shape[1] // target[stem].shape[1]
     with instant.SkipInit():
         net = entry.build(**{**given, **row})
     report = checkpoint.load(net, contents, source=str(path))

@@ -125,7 +125,7 @@ def _check_rebuild(model: Backbone, arguments: dict[str, Any]) -> None:
         return
     near = model.global_pool.pool_type
     row = {**entry.row, **arguments, "num_classes": model.num_classes}
-    again = instant.likeness(lambda: entry.build(**row))
+    again = instant.meta_model(lambda: entry.build(**row))
     if again.global_pool.pool_type != near:
         arguments["global_pool"] = near
     shapes = {k: v.shape for k, v in again.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The command ``featnet``: run a backbone on a picture, list the models, describe one, fetch
+"""The command ``featnet``: run a backbone on an image, list the models, describe one, fetch
 checkpoints.
 
 Nothing here imports torch or Pillow before a subcommand needs it, so that ``--help`` is quick.
@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="featnet", description="Image backbones as multi-scale feature extractors."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    extract = commands.add_parser("extract", help="write a picture's feature maps to a folder")
-    extract.add_argument("picture", type=Path, metavar="PICTURE")
+    extract = commands.add_parser("extract", help="write an image's feature maps to a folder")
+    extract.add_argument("image", type=Path, metavar="IMAGE")
     extract.add_argument("--model", required=True, metavar="NAME")
     _add_selection(extract)
     _add_weights(extract)
@@ -188,7 +188,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _side(text: str) -> int:
-    """A side of a picture, in pixels."""
+    """A side of an image, in pixels."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of pixels")
     return int(text)

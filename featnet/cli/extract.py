@@ -1,4 +1,4 @@
-"""``featnet extract``: a picture in, its feature maps and a rendering of them out."""
+"""``featnet extract``: an image in, its feature maps and a rendering of them out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FeatnetError
-from ..images.reading import network_size, read_picture, to_input
+from ..images.reading import network_size, read_image, to_input
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,14 @@ class OutputError(FeatnetError, OSError):
 
 
 def extract(args: argparse.Namespace) -> int:
-    """Run the model on the picture, print the table, write both files; the exit code.
+    """Run the model on the image, print the table, write both files; the exit code.
 
     Everything that can be wrong with the paths is found before the model is built.
 
     Raises:
-        FeatnetError: the picture, the output folder, or anything about the model is wrong.
+        FeatnetError: the image, the output folder, or anything about the model is wrong.
     """
-    picture = read_picture(args.picture)
+    image = read_image(args.image)
     prepare_folder(args.out)
 
     import torch
@@ -41,10 +41,10 @@ def extract(args: argparse.Namespace) -> int:
     device = _device(args.device)
     net, source = build(args)
     info, cfg = net.feature_info, net.pretrained_cfg
-    size = _input_size(args, picture=(picture.height, picture.width), cfg=cfg, info=info)
+    size = _input_size(args, image=(image.height, image.width), cfg=cfg, info=info)
     net = net.eval().to(device)
     with torch.inference_mode():
-        x = to_input(picture, size=size, cfg=cfg)
+        x = to_input(image, size=size, cfg=cfg)
         if device.type == "cuda":  # copied while this goes on, from memory that stays where it is
             x = x.pin_memory()
         outputs = net(x.to(device, non_blocking=True))
@@ -64,7 +64,7 @@ def extract(args: argparse.Namespace) -> int:
         "input_size": json.dumps([3, *size]),
         "weights": source,
     }
-    rendering = _render(args, picture, info, maps)
+    rendering = _render(args, image, info, maps)
     with atomic_write(args.out / FEATURES) as file:
         write_safetensors(file, maps, metadata=metadata)
     with atomic_write(args.out / RENDERING) as file:
@@ -197,16 +197,16 @@ def build(args: argparse.Namespace, *, features_only: bool = True) -> tuple[Any,
 
 
 def _input_size(
-    args: argparse.Namespace, *, picture: tuple[int, int], cfg: Mapping[str, Any], info: Any
+    args: argparse.Namespace, *, image: tuple[int, int], cfg: Mapping[str, Any], info: Any
 ) -> tuple[int, int]:
-    """The input's (height, width): as asked, as the network insists, or near the picture's."""
+    """The input's (height, width): as asked, as the network insists, or near the image's."""
     if args.input_size:
         return args.input_size[0], args.input_size[1]
     if cfg.get("fixed_input_size"):
         return cfg["input_size"][1], cfg["input_size"][2]
     # Dilated or cut short, the network keeps the input size that it has whole, so that the levels
-    # of one picture can be compared between runs.
-    return network_size(picture, multiple=max(32, *info.reduction()))
+    # of one image can be compared between runs.
+    return network_size(image, multiple=max(32, *info.reduction()))
 
 
 def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
@@ -227,7 +227,7 @@ def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
 
 
 def _render(
-    args: argparse.Namespace, picture: Any, info: Any, maps: Mapping[str, torch.Tensor]
+    args: argparse.Namespace, image: Any, info: Any, maps: Mapping[str, torch.Tensor]
 ) -> Any:
     from ..images.render import render
 
@@ -236,5 +236,5 @@ def _render(
         for reduction, (module, feature) in zip(info.reduction(), maps.items(), strict=True)
     ]
     levels = [(c, m[0]) for c, m in zip(captions, maps.values(), strict=True)]
-    title = f"{args.picture.name}  {picture.width} x {picture.height}"
-    return render(picture, title=title, levels=levels)
+    title = f"{args.image.name}  {image.width} x {image.height}"
+    return render(image, title=title, levels=levels)

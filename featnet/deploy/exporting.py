@@ -169,7 +169,7 @@ def _check(net: Any) -> None:
 
 
 def _example(net: nn.Module, example: torch.Tensor | None) -> torch.Tensor:
-    """Two pictures: an axis of one is taken for a constant."""
+    """Two images: an axis of one is taken for a constant."""
     if example is None:
         body = net.body if isinstance(net, FeatureNet) else net
         like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
@@ -200,7 +200,7 @@ def _names(net: nn.Module) -> tuple[str, ...]:
 def _other(
     net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of other sizes where they are free, and what the network makes of it: one picture, half
+    """A batch of other sizes where they are free, and what the network makes of it: one image, half
     as much higher and wider, of odd sides where it takes them."""
     for halves, odd in ((3, 1), (3, 0), (4, 0), (1, 0)):
         shape = list(x.shape)

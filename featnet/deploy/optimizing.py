@@ -200,7 +200,7 @@ def _compiled(
 
 
 def _batch(net: nn.Module) -> torch.Tensor:
-    """One picture of noise that the network takes."""
+    """One image of noise that the network takes."""
     body = net.body if isinstance(net, FeatureNet) else net
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
@@ -263,7 +263,7 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def _chains(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, str], dict[str, torch.Size]]:
     """Which module alone feeds which, without those whose output is a level or tapped; and the
-    sizes of what they are given, for one picture."""
+    sizes of what they are given, for one image."""
     size = (x.shape[-2], x.shape[-1])
     if isinstance(model, FeatureNet):
         seen, read = model.observe(size)

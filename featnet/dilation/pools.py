@@ -139,7 +139,7 @@ class Watched:
             if name:
                 module.register_forward_pre_hook(enter(name), with_kwargs=True)
                 module.register_forward_hook(leave(name), with_kwargs=True)
-        with torch.no_grad(), _Record(tell), shapes.Told():
+        with torch.no_grad(), _Record(tell), shapes.ShapeRules():
             copied(x)
 
 

@@ -33,8 +33,8 @@ _QUICK_PADDING = 7
 class Window(Protocol):
     """A module that slides a window: a convolution, a pool, or one with their attributes.
 
-    One that has a method ``widen(grow, stride) -> module`` is asked for its own dilated form: the
-    input is ``grow`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
+    One that has a method ``dilate(density, stride) -> module`` is asked for its own dilated form: the
+    input is ``density`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
     Self-attention, which has no kernel, needs nothing but that method. A ``channels_last`` one
     reads (N, H, W, C).
     """
@@ -64,7 +64,7 @@ def is_window(module: nn.Module) -> bool:
     """Whether a module slides a window over a map."""
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
         return False
-    if isinstance(module, nn.AvgPool2d) or hasattr(module, "widen"):
+    if isinstance(module, nn.AvgPool2d) or hasattr(module, "dilate"):
         return True
     return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
 
@@ -182,7 +182,7 @@ class DilatedAvgPool2d(_Padded, nn.Module):
 class Step:
     """How far a window's input and output, and so its step and its reach, change."""
 
-    grow: int  # r_in / min(r_in, s): how much denser the input is now
+    density: int  # r_in / min(r_in, s): how much denser the input is now
     stride: Pair
     scale: Fraction  # of an upsampling: its factor
 
@@ -216,14 +216,16 @@ def plan(
         known.add(r_out)
         dense = min(r_in, Fraction(output_stride))
         new = min(r_out, Fraction(output_stride)) / dense
-        grow = r_in / dense
-        fits = isinstance(module, nn.Upsample) or (new.denominator == 1 and grow.denominator == 1)
+        density = r_in / dense
+        fits = isinstance(module, nn.Upsample) or (
+            new.denominator == 1 and density.denominator == 1
+        )
         if not fits or stride[0] != stride[1]:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
                 f"reduction {r_in} and writes at {r_out}, which has no whole stride there."
             )
-        step = Step(int(grow), (int(new), int(new)), scale=1 / new)
+        step = Step(int(density), (int(new), int(new)), scale=1 / new)
         if steps.setdefault(call.name, step) != step:
             raise OutputStrideError(
                 f"output_stride={output_stride}: {call.name} runs at two resolutions, which need "
@@ -242,24 +244,24 @@ def _ratio(module: Any) -> tuple[Fraction, Fraction]:
     return Fraction(rows), Fraction(columns)
 
 
-def widen(module: nn.Module, step: Step) -> nn.Module:
+def dilate(module: nn.Module, step: Step) -> nn.Module:
     """The module with another stride and reach; a new one that shares its tensors if need be."""
     window: Any = module
-    grow, stride = step.grow, stride_of(module)
+    density, stride = step.density, stride_of(module)
     lost = step.stride != stride
     kernel = _pair(getattr(window, "kernel_size", 0))
-    if not lost and (grow == 1 or kernel == (1, 1)):
+    if not lost and (density == 1 or kernel == (1, 1)):
         return module
-    if hasattr(window, "widen"):  # it knows better: its padding depends on the map, for instance
-        widened = window.widen(grow, step.stride)
-        assert isinstance(widened, nn.Module)
-        return widened
+    if hasattr(window, "dilate"):  # it knows better: its padding depends on the map, for instance
+        dilated = window.dilate(density, step.stride)
+        assert isinstance(dilated, nn.Module)
+        return dilated
     before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
-    padding = (before[0] * grow, before[1] * grow)
+    padding = (before[0] * density, before[1] * density)
     # A kernel of one position has no reach: it is computed as it was
     dilated = (
-        dilation[0] * grow if kernel[0] > 1 else dilation[0],
-        dilation[1] * grow if kernel[1] > 1 else dilation[1],
+        dilation[0] * density if kernel[0] > 1 else dilation[0],
+        dilation[1] * density if kernel[1] > 1 else dilation[1],
     )
     end = (0, 0)
     # An unpadded kernel longer than its stride drops border positions: then nothing is added
@@ -331,10 +333,10 @@ def apply(model: nn.Module, steps: Mapping[str, Step]) -> None:
         if isinstance(module, nn.Upsample):
             module.scale_factor = float(step.scale)
             continue
-        widened = widen(module, step)
-        if widened is not module:
+        dilated = dilate(module, step)
+        if dilated is not module:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, widened)
+            setattr(model.get_submodule(parent), child, dilated)
 
 
 def set_output_stride(model: Any, output_stride: int) -> None:
@@ -353,7 +355,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
     before = trace.run(model, size, watched=has_stride)
     modules = dict(model.named_modules(remove_duplicate=False))
     apply(model, plan(modules, before.calls, output_stride, size))
-    held = trace.run(model, size, watched=trace.nothing).levels
+    held = trace.run(model, size, watched=trace.no_modules).levels
     for index, level in enumerate(levels):
         old, new = before.levels[index], held[index]
         reduction = min(level.reduction, output_stride)

@@ -54,7 +54,7 @@ def _set(model: nn.Module, output_stride: int) -> None:
     """The rule on a network from elsewhere, in place."""
     size = trace.probe_size(model)
     before = Watched(model, size)
-    calls = _pictures(model, before, size)
+    calls = _on_images(model, before, size)
     found = {
         layout.nominal(size, call.outputs[0][-2:]) for call in calls if call.outputs[0][-1] > 1
     }
@@ -88,7 +88,7 @@ def _set(model: nn.Module, output_stride: int) -> None:
             )
 
 
-def _pictures(model: nn.Module, seen: Watched, size: tuple[int, int]) -> list[trace.Call]:
+def _on_images(model: nn.Module, seen: Watched, size: tuple[int, int]) -> list[trace.Call]:
     """Calls of windows and upsamplings on maps that grow with the input: what is behind an adaptive
     pool, whose sides are fixed, has no reduction."""
     calls = [c for c in seen.calls if _slides(seen.modules[c.name]) and _maps(c)]
@@ -116,9 +116,9 @@ def _repool(model: nn.Module, seen: Watched, steps: Mapping[str, Step]) -> None:
     owners: dict[str, dict[int, nn.Module]] = {}
     for name, step in steps.items():
         pool: Any = seen.modules[name]
-        if step.grow > 1 or step.stride != dilation.stride_of(pool):
+        if step.density > 1 or step.stride != dilation.stride_of(pool):
             owner, _, index = name.rpartition(":")
-            owners.setdefault(owner, {})[int(index)] = dilation.widen(pool, step)
+            owners.setdefault(owner, {})[int(index)] = dilation.dilate(pool, step)
     for owner, pools in owners.items():
         module = model.get_submodule(owner)
         deeper = [

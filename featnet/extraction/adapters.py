@@ -1,4 +1,4 @@
-"""Extractors in the clothes that other libraries expect of a backbone.
+"""Extractors with the interface that other libraries expect of a backbone.
 
 None of those libraries is imported: what they ask of a backbone is a few attributes and the form of
 its output. Each adapter is a module around an extractor (``create_model(..., features_only=True)``,

@@ -129,7 +129,7 @@ def _levels(
         if found.channels in classes or isinstance(modules[call.name], _PASSING):
             continue  # maps of scores, for one
         if found.reduction == 1 and found.channels == channels:
-            continue  # the picture itself, normalised perhaps
+            continue  # the image itself, normalised perhaps
         inner = any(
             steps.get(outer, 0) > found.reduction or heads.get(outer, 0) >= found.reduction
             for outer in _outer(call.name)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..backbone import Backbone, Reading
+from ..backbone import Backbone, LevelReader
 from ..errors import ArgumentError, MissingFeatureError, TraceError, nearest
 from ..features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
 from ..inputs import check_input, explain_size
@@ -83,7 +83,9 @@ class FeatureNet(nn.Module):
         super().__init__()
         structure.check_module(model)
         given, model = model, model.body if isinstance(model, FeatureNet) else model
-        read = Reading(model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens)
+        read = LevelReader(
+            model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens
+        )
         self._read, self.output_fmt = read, output_fmt
         levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
         if out_strides is not None:
@@ -92,8 +94,8 @@ class FeatureNet(nn.Module):
             out_indices = resolve_strides(out_strides, levels)
         self._adopt(structure.clone(model) if copy else model)
         self._levels = levels
-        self._asked = FeatureInfo(levels, out_indices).out_indices
-        self._indices = resolve(self._asked, levels) if levels else ()
+        self._features_only = FeatureInfo(levels, out_indices).out_indices
+        self._indices = resolve(self._features_only, levels) if levels else ()
         self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
         self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
         self._hooks: FeatureHooks | None = None
@@ -248,19 +250,19 @@ class FeatureNet(nn.Module):
     @property
     def feature_info(self) -> FeatureInfo:
         """What comes out, item by item."""
-        return FeatureInfo(self._levels, self._asked, measure=self._measure)
+        return FeatureInfo(self._levels, self._features_only, measure=self._measure)
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
             if self._hooks is None and not isinstance(self.body, Backbone):
-                found = dict(trace.run(self.body, size, watched=trace.nothing).levels)
+                found = dict(trace.run(self.body, size, watched=trace.no_modules).levels)
             elif isinstance(self.body, Backbone) and not self._raw:
                 there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
                 last = max(self._indices)
                 kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
                 norm = self._indices if self._read.norm else ()
-                seen = trace.run(self.body, size, levels=kept, norm=norm, watched=trace.nothing)
+                seen = trace.run(self.body, size, levels=kept, norm=norm, watched=trace.no_modules)
                 found = dict(seen.levels)
             else:
                 shapes = self._tapped(size)
@@ -310,7 +312,7 @@ class FeatureNet(nn.Module):
         if not kept:
             there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
-        self._asked = self._indices = tuple(index[name] for name in kept)
+        self._features_only = self._indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:

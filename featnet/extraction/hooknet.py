@@ -72,7 +72,7 @@ class FeatureHookNet(FeatureNet):
             for index, (name, shape) in enumerate(self._tapped(size).items())
         ]
         self._levels = tuple(rows)
-        self._asked = self._indices = tuple(range(len(rows)))
+        self._features_only = self._indices = tuple(range(len(rows)))
         self._keys = tuple(tap.key for tap in self._hooks.taps)
 
     def forward(self, x: torch.Tensor) -> Any:

@@ -1,8 +1,8 @@
 """How a module's output lies in memory, told from its shape: maps, channels-last maps, tokens.
 
 A map's sides grow with the input's; nothing else does so in the same way. So two runs at two input
-sizes say which axes are the picture's, at which reduction, and how many tokens stand in front of
-those of the picture. Of a network that takes one size only, one run says it, with less certainty.
+sizes say which axes are the image's, at which reduction, and how many tokens stand in front of
+those of the image. Of a network that takes one size only, one run says it, with less certainty.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ..features import Feature
 
 Size = tuple[int, int]
 
-# Class, distillation and register tokens; more of them than this is no picture's
+# Class, distillation and register tokens; more of them than this is no image's
 MOST_PREFIX_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the picture is in a tensor.
+    """Where the image is in a tensor.
 
     Attributes:
         channels: of each position.
         reduction: input pixels per position, along each side.
         axes: ``"NCHW"``, ``"NHWC"``, ``"NLC"`` or ``"NCL"``.
-        prefix: tokens before those of the picture.
+        prefix: tokens before those of the image.
     """
 
     channels: int
@@ -40,7 +40,7 @@ class Layout:
 
 def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size) -> Layout | None:
     """The layout of what had shape ``first`` for inputs of ``size`` and ``second`` for ``other``;
-    None if it is no picture."""
+    None if it is no image."""
     if len(first) != len(second) or not first or first[0] != second[0]:
         return None
     grown = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
@@ -66,7 +66,7 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
 
 
 def of_one(shape: Sequence[int], size: Size) -> Layout | None:
-    """The likeliest layout of one shape; None if it is no picture, a globally pooled one too."""
+    """The likeliest layout of one shape; None if it is no image, a globally pooled one too."""
     if len(shape) == 4:
         for axes, channels, sides in (("NCHW", 1, shape[2:]), ("NHWC", 3, shape[1:3])):
             rows = size[0] / sides[0]

@@ -1,4 +1,4 @@
-"""From a picture on disk to what a network takes."""
+"""From an image on disk to what a network takes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-# What Pillow raises, depending on the format, for bytes that are not a whole picture.
+# What Pillow raises, depending on the format, for bytes that are not a whole image.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
-class PictureError(FeatnetError, ValueError):
-    """A picture that cannot be read."""
+class ImageError(FeatnetError, ValueError):
+    """An image that cannot be read."""
 
 
 class MissingExtraError(FeatnetError, ImportError):
@@ -36,58 +36,58 @@ def require_pillow() -> None:
         import PIL.Image  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "reading and writing pictures needs Pillow, which is not installed; "
+            "reading and writing images needs Pillow, which is not installed; "
             "install it with: pip install 'featnet[cli]'"
         ) from error
 
 
-def read_picture(path: Path) -> Image:
-    """The whole picture at ``path`` in RGB, turned upright, transparency laid over white.
+def read_image(path: Path) -> Image:
+    """The whole image at ``path`` in RGB, turned upright, transparency laid over white.
 
     Raises:
-        PictureError: the file is missing, is a folder, is not a picture, or is cut off.
+        ImageError: the file is missing, is a folder, is not an image, or is cut off.
         MissingExtraError: Pillow is not installed.
     """
     require_pillow()
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.exists():
-        raise PictureError(f"picture {str(path)!r} does not exist")
+        raise ImageError(f"image {str(path)!r} does not exist")
     if path.is_dir():
-        raise PictureError(f"picture {str(path)!r} is a folder, not a file")
+        raise ImageError(f"image {str(path)!r} is a folder, not a file")
     try:
         with Image.open(path) as opened:
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
     except PermissionError as error:
-        raise PictureError(f"picture {str(path)!r} may not be read: {error.strerror}") from error
+        raise ImageError(f"image {str(path)!r} may not be read: {error.strerror}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{str(path)!r} is not a picture in a format Pillow reads") from error
+        raise ImageError(f"{str(path)!r} is not an image in a format Pillow reads") from error
     except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise PictureError(
-            f"picture {str(path)!r} is damaged or cut off, and could not be read ({error})"
+        raise ImageError(
+            f"image {str(path)!r} is damaged or cut off, and could not be read ({error})"
         ) from error
 
 
-def _to_rgb(picture: Image) -> Image:
+def _to_rgb(image: Image) -> Image:
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
-        return picture.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def network_size(picture: tuple[int, int], *, multiple: int) -> tuple[int, int]:
-    """The size ``(height, width)`` nearest to the picture's whose sides ``multiple`` divides."""
-    height, width = (max(1, round(side / multiple)) * multiple for side in picture)
+def network_size(image: tuple[int, int], *, multiple: int) -> tuple[int, int]:
+    """The size ``(height, width)`` nearest to the image's whose sides ``multiple`` divides."""
+    height, width = (max(1, round(side / multiple)) * multiple for side in image)
     return height, width
 
 
-def to_input(picture: Image, *, size: tuple[int, int], cfg: Mapping[str, Any]) -> torch.Tensor:
-    """The whole picture at ``size`` (height, width), normalised as ``cfg`` says: (1, 3, H, W).
+def to_input(image: Image, *, size: tuple[int, int], cfg: Mapping[str, Any]) -> torch.Tensor:
+    """The whole image at ``size`` (height, width), normalised as ``cfg`` says: (1, 3, H, W).
 
     Raises:
         ArgumentError: the weights' interpolation is not one of Pillow's.
@@ -102,7 +102,7 @@ def to_input(picture: Image, *, size: tuple[int, int], cfg: Mapping[str, Any]) -
             + nearest(name, _FILTERS)
         )
     height, width = size
-    resized = picture.resize((width, height), Resampling[name.upper()])
+    resized = image.resize((width, height), Resampling[name.upper()])
     pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
     x = pixels.view(height, width, 3).permute(2, 0, 1).float() / 255  # (3, H, W)
     mean, std = (torch.tensor(cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))

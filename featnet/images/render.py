@@ -1,4 +1,4 @@
-"""A picture beside its feature maps, in colours one can read."""
+"""An image beside its feature maps, in colours one can read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-# The panels fit into this box (width, height); small pictures are enlarged to the least height.
+# The panels fit into this box (width, height); small images are enlarged to the least height.
 BOX, LEAST_HEIGHT = (1024, 512), 128
 COLUMNS, GAP, CAPTION = 6, 8, 24
 FONT_SIZE = 14
@@ -62,12 +62,12 @@ def _principal_scores(centred: torch.Tensor, *, count: int) -> torch.Tensor:
     return torch.cat([scores, missing], dim=1)
 
 
-def render(picture: Image, *, title: str, levels: Sequence[tuple[str, torch.Tensor]]) -> Image:
-    """One image: ``picture`` over ``title``, then each ``(caption, map of (C, h, w))``."""
+def render(image: Image, *, title: str, levels: Sequence[tuple[str, torch.Tensor]]) -> Image:
+    """One image: ``image`` over ``title``, then each ``(caption, map of (C, h, w))``."""
     from PIL import Image, ImageDraw, ImageFont
 
-    size = _panel_size(picture.size)
-    panels = [(title, picture.resize(size, Image.Resampling.BICUBIC))]
+    size = _panel_size(image.size)
+    panels = [(title, image.resize(size, Image.Resampling.BICUBIC))]
     for caption, feature in levels:
         rgb = to_rgb(feature)
         small = Image.frombytes("RGB", (rgb.shape[1], rgb.shape[0]), rgb.numpy().tobytes())
@@ -87,9 +87,9 @@ def render(picture: Image, *, title: str, levels: Sequence[tuple[str, torch.Tens
     return sheet
 
 
-def _panel_size(picture: tuple[int, int]) -> tuple[int, int]:
-    """The picture's size (width, height), scaled only where it is too large or too small."""
-    width, height = picture
+def _panel_size(image: tuple[int, int]) -> tuple[int, int]:
+    """The image's size (width, height), scaled only where it is too large or too small."""
+    width, height = image
     scale = max(1.0, LEAST_HEIGHT / height)
     scale = min(scale, BOX[0] / width, BOX[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -10,19 +10,19 @@ from torch import nn
 
 from .factory import Layer
 from .mobile_recipe import Block, Recipe, Spec, layer_scale
-from .static import lie_as
+from .static import in_memory_format_of
 
 
 class KeyConv2d(nn.Conv2d):
     """Thins out keys and values. What it puts out is no map of the network, so that its stride is
     not the output stride's to take."""
 
-    def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
-        """As wide on a map that is ``grow`` times denser; all of the stride stays."""
+    def dilate(self, density: int, stride: tuple[int, int]) -> nn.Module:
+        """As wide on a map that is ``density`` times denser; all of the stride stays."""
         del stride
         assert isinstance(self.padding, tuple)
-        self.padding = tuple(p * grow for p in self.padding)
-        self.dilation = tuple(d * grow for d in self.dilation)
+        self.padding = tuple(p * density for p in self.padding)
+        self.dilation = tuple(d * density for d in self.dilation)
         return self
 
 
@@ -64,7 +64,7 @@ class MultiQueryAttention2d(nn.Module):
         v = self.value(x).flatten(2).transpose(1, 2)[:, None]
         y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
         y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
-        return self.output(lie_as(y, x))
+        return self.output(in_memory_format_of(y, x))
 
 
 def _conv1x1(in_chs: int, out_chs: int) -> nn.Module:

@@ -135,7 +135,7 @@ class CondConvResidual(InvertedResidual):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         return self._hidden(x, self.routing(x))
 
-    def close(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def complete(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._close(y, x, self.routing(x))
 
     def _hidden(self, x: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:

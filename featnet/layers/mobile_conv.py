@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError, nearest
-from .static import ceil_div, lie_as
+from .static import ceil_div, in_memory_format_of
 
 Kernel = int | tuple[int, ...]  # several sizes: a share of the channels for each
 PADDINGS = ("", "same")
@@ -62,7 +62,7 @@ class SamePadding:
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    grow = 1  # how many times denser the map is than it was
+    density = 1  # how many times denser the map is than it was
     full_stride: tuple[int, ...] | None = None  # the stride before an output stride took it
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,25 +73,25 @@ class SamePadding:
         full = self.full_stride or self.stride
         for i in (1, 0):  # F.pad begins with the last dimension
             size, kernel, dilation = x.shape[i - 2], self.kernel_size[i], self.dilation[i]
-            was = ceil_div(size, self.grow)
+            was = ceil_div(size, self.density)
             last = ceil_div(was, full[i]) * full[i] - full[i]
-            reach = dilation // self.grow * (kernel - 1) + 1
+            reach = dilation // self.density * (kernel - 1) + 1
             missing = last + reach - was
             if reach < full[i]:  # windows with gaps between them: the end may lie in one
                 missing = _positive(missing)
-            before = missing // 2 * self.grow
+            before = missing // 2 * self.density
             end = ceil_div(size, self.stride[i]) * self.stride[i] - self.stride[i]
             after = end + dilation * (kernel - 1) + 1 - size - before
-            if reach < full[i] or self.grow > 1:
+            if reach < full[i] or self.density > 1:
                 after = _positive(after)
             pads += [before, after]
         return F.pad(x, pads)
 
-    def widen(self, grow: int, stride: tuple[int, int]) -> Any:
-        """This window on a map that is ``grow`` times denser, with what is left of its stride."""
+    def dilate(self, density: int, stride: tuple[int, int]) -> Any:
+        """This window on a map that is ``density`` times denser, with what is left of its stride."""
         self.full_stride = self.full_stride or self.stride
-        self.grow *= grow
-        self.dilation = tuple(d * grow for d in self.dilation)
+        self.density *= density
+        self.dilation = tuple(d * density for d in self.dilation)
         self.stride = stride
         return self
 
@@ -184,7 +184,7 @@ class CondConv2d(nn.Module):
             self.dilation,
             self.groups * n,
         )
-        return lie_as(y.reshape(n, self.out_channels, *y.shape[2:]), x)
+        return in_memory_format_of(y.reshape(n, self.out_channels, *y.shape[2:]), x)
 
 
 class CondConv2dSame(SamePadding, CondConv2d):

@@ -199,14 +199,14 @@ class Block(nn.Module):
         """What makes (N, C', h, w) of the hidden map (N, E, h, w), one after the other."""
         raise NotImplementedError
 
-    def close(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def complete(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The hidden map and the block's input -> the block's output."""
         for module in self.projection:  # here, where nobody else holds the hidden map
             y = module(y)
         return self.drop_path(y) + x if self.has_skip else y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.close(self.hidden(x), x)
+        return self.complete(self.hidden(x), x)
 
 
 def activate(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:

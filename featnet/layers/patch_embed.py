@@ -32,12 +32,12 @@ class PatchConv(nn.Conv2d):
         self.before: Size = (0, 0)
         self.after: Size = (0, 0)
 
-    def widen(self, grow: int, stride: Size) -> nn.Module:
+    def dilate(self, density: int, stride: Size) -> nn.Module:
         """Overlapping windows, of which there is one every ``stride`` positions."""
-        reach = [grow * (k - 1) + 1 - s for k, s in zip(self.kernel_size, stride, strict=True)]
+        reach = [density * (k - 1) + 1 - s for k, s in zip(self.kernel_size, stride, strict=True)]
         self.before = (reach[0] // 2, reach[1] // 2)
         self.after = (reach[0] - self.before[0], reach[1] - self.before[1])
-        self.stride, self.dilation = stride, (grow, grow)
+        self.stride, self.dilation = stride, (density, density)
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

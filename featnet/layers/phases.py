@@ -1,7 +1,7 @@
 """The à trous form of whatever positions meet in: the interleaved maps, each by itself.
 
-On a map that is ``grow`` times denser than the one that a layer was made for (an output stride),
-the layer runs on each of the ``grow * grow`` interleaved maps. These have the original's size and
+On a map that is ``density`` times denser than the one that a layer was made for (an output stride),
+the layer runs on each of the ``density * density`` interleaved maps. These have the original's size and
 spacing, so that windows and tables of positions fit, and each position finds what it found there.
 """
 
@@ -18,27 +18,27 @@ from .static import ceil_div
 
 
 def in_phases(
-    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], grow: int, *, lost: int = 1
+    mix: Callable[..., torch.Tensor], maps: Sequence[torch.Tensor], density: int, *, lost: int = 1
 ) -> torch.Tensor:
-    """``mix`` on every ``grow``-th position of maps of one size, for each place to start from.
+    """``mix`` on every ``density``-th position of maps of one size, for each place to start from.
 
     Args:
         mix: of (N, C, H, W) maps, gives one of ``ceil(H / lost)`` rows, and columns alike.
         lost: the stride of ``mix``, which the result is not to have: there are as many more places
             to start from.
     """
-    if grow * lost == 1:
+    if density * lost == 1:
         return mix(*maps)
     height, width = maps[0].shape[-2:]
-    down, right = min(grow * lost, height), min(grow * lost, width)
+    down, right = min(density * lost, height), min(density * lost, width)
     alike: dict[tuple[int, int], list[int]] = {}  # places whose maps are of one size run together
     for place, (i, j) in enumerate(itertools.product(range(down), range(right))):
-        size = (ceil_div(height - i, grow), ceil_div(width - j, grow))
+        size = (ceil_div(height - i, density), ceil_div(width - j, density))
         alike.setdefault(size, []).append(place)
     found: dict[int, torch.Tensor] = {}
     for places in alike.values():
         starts = [divmod(place, right) for place in places]
-        y = mix(*(torch.cat([m[..., i::grow, j::grow] for i, j in starts]) for m in maps))
+        y = mix(*(torch.cat([m[..., i::density, j::density] for i, j in starts]) for m in maps))
         found |= zip(places, y.chunk(len(places)), strict=True)
     tall, wide = found[0].shape[-2:]  # the first is the largest
     phases = [found[place] for place in range(down * right)]
@@ -57,23 +57,23 @@ class Phased(nn.Module):
 
     channels_last = True
     stride = 1  # of the block; a map of odd size keeps its last row
-    grow, lost = 1, 1
+    density, lost = 1, 1
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), C')."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.grow * self.lost == 1:
+        if self.density * self.lost == 1:
             return self.run(x)
-        y = in_phases(self._planes, (x.permute(0, 3, 1, 2),), self.grow, lost=self.lost)
+        y = in_phases(self._planes, (x.permute(0, 3, 1, 2),), self.density, lost=self.lost)
         return y.permute(0, 2, 3, 1)
 
     def _planes(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def widen(self, grow: int, stride: tuple[int, int]) -> nn.Module:
-        """This block for a map that is ``grow`` times denser, with what is left of its stride."""
-        self.grow, self.lost = self.grow * grow, self.lost * (self.stride // stride[0])
+    def dilate(self, density: int, stride: tuple[int, int]) -> nn.Module:
+        """This block for a map that is ``density`` times denser, with what is left of its stride."""
+        self.density, self.lost = self.density * density, self.lost * (self.stride // stride[0])
         self.stride = stride[0]
         return self

@@ -16,7 +16,7 @@ from ..errors import InputSizeError
 from .attention import make_divisible
 from .dot_attention import join_heads
 from .phases import in_phases
-from .static import ceil_div, lie_as
+from .static import ceil_div, in_memory_format_of
 from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
 
 Size = tuple[int, int]
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
     """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
     own way."""
 
-    grow = 1
+    density = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
 
     def __init__(self, *, stride: int) -> None:
@@ -49,12 +49,12 @@ class SelfAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pool(lie_as(in_phases(self.mix, self.project(x), self.grow), x))
+        return self.pool(in_memory_format_of(in_phases(self.mix, self.project(x), self.density), x))
 
-    def widen(self, grow: int, stride: Size) -> nn.Module:
-        """This layer for a map that is ``grow`` times denser; windows inside see to themselves."""
+    def dilate(self, density: int, stride: Size) -> nn.Module:
+        """This layer for a map that is ``density`` times denser; windows inside see to themselves."""
         del stride
-        self.grow = grow
+        self.density = density
         return self
 
 

@@ -44,7 +44,7 @@ def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
     return x.narrow(axis, 0, size[0]).narrow(axis + 1, 0, size[1])
 
 
-def lie_as(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def in_memory_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A map, contiguous, with its channels last where those of ``x`` are; what compiles chooses for
     itself."""
     graph = torch.compiler.is_compiling() or type(x).__name__ == "Proxy"  # of torch.fx

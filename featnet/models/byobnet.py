@@ -78,7 +78,7 @@ class Row:
     """Equal blocks in a row; a stage is one of these or several.
 
     Attributes:
-        block: ``f(site)``.
+        block: ``f(args)``.
         depth, channels: how many, and what each puts out.
         stride: of the first block, if the row begins a stage.
         group_size: channels in each group of its main convolution; 0 for all in one.
@@ -132,7 +132,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class BlockArgs:
     """Where a block stands.
 
     Attributes:
@@ -171,12 +171,12 @@ class Site:
 class PoolShortcut(nn.Module):
     """Average pooling before the projection: ResNet-D's."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, args: BlockArgs) -> None:
         super().__init__()
         self.pool: nn.Module = nn.Identity()
-        if site.stride > 1:
-            self.pool = nn.AvgPool2d(2, site.stride, ceil_mode=True, count_include_pad=False)
-        self.conv = site.recipe.conv(site.in_chs, site.out_chs, act=False)
+        if args.stride > 1:
+            self.pool = nn.AvgPool2d(2, args.stride, ceil_mode=True, count_include_pad=False)
+        self.conv = args.recipe.conv(args.in_chs, args.out_chs, act=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(self.pool(x))
@@ -191,12 +191,12 @@ class Residual(nn.Module):
 
     last: str
 
-    def __init__(self, site: Site, *, linear_out: bool = False) -> None:
+    def __init__(self, args: BlockArgs, *, linear_out: bool = False) -> None:
         super().__init__()
-        self.shortcut = site.shortcut()
+        self.shortcut = args.shortcut()
         self.branch: tuple[str, ...] = ()
-        self.drop_path = DropPath(site.drop_path) if site.drop_path else nn.Identity()
-        self.act = nn.Identity() if linear_out else site.recipe.act(inplace=True)
+        self.drop_path = DropPath(args.drop_path) if args.drop_path else nn.Identity()
+        self.act = nn.Identity() if linear_out else args.recipe.act(inplace=True)
 
     def add_branch(self, **layers: nn.Module) -> None:
         for name, layer in layers.items():
@@ -223,13 +223,13 @@ class BasicBlock(Residual):
 
     last = "conv2_kxk"
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        conv, mid, out = site.recipe.conv, site.width(), site.out_chs
+    def __init__(self, args: BlockArgs) -> None:
+        super().__init__(args)
+        conv, mid, out = args.recipe.conv, args.width(), args.out_chs
         self.add_branch(
-            conv1_kxk=conv(site.in_chs, mid, 3, stride=site.stride),
-            conv2_kxk=conv(mid, out, 3, groups=site.groups(mid), act=False, drop=True),
-            attn_last=site.attention(out),
+            conv1_kxk=conv(args.in_chs, mid, 3, stride=args.stride),
+            conv2_kxk=conv(mid, out, 3, groups=args.groups(mid), act=False, drop=True),
+            attn_last=args.attention(out),
         )
 
 
@@ -238,15 +238,15 @@ class DarkBlock(Residual):
 
     last = "conv2_kxk"
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        conv, mid, out, groups = site.recipe.conv, site.width(), site.out_chs, site.groups
+    def __init__(self, args: BlockArgs) -> None:
+        super().__init__(args)
+        conv, mid, out, groups = args.recipe.conv, args.width(), args.out_chs, args.groups
         self.add_branch(
-            conv1_1x1=conv(site.in_chs, mid),
+            conv1_1x1=conv(args.in_chs, mid),
             conv2_kxk=conv(
-                mid, out, 3, stride=site.stride, groups=groups(mid), act=False, drop=True
+                mid, out, 3, stride=args.stride, groups=groups(mid), act=False, drop=True
             ),
-            attn_last=site.attention(out),
+            attn_last=args.attention(out),
         )
 
 
@@ -255,15 +255,15 @@ class EdgeBlock(Residual):
 
     last = "conv2_1x1"
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        conv, mid = site.recipe.conv, site.width()
+    def __init__(self, args: BlockArgs) -> None:
+        super().__init__(args)
+        conv, mid = args.recipe.conv, args.width()
         self.add_branch(
             conv1_kxk=conv(
-                site.in_chs, mid, 3, stride=site.stride, groups=site.groups(mid), drop=True
+                args.in_chs, mid, 3, stride=args.stride, groups=args.groups(mid), drop=True
             ),
-            attn=site.attention(mid),
-            conv2_1x1=conv(mid, site.out_chs, act=False),
+            attn=args.attention(mid),
+            conv2_1x1=conv(mid, args.out_chs, act=False),
         )
 
 
@@ -280,22 +280,22 @@ class Bottleneck(Residual):
 
     def __init__(
         self,
-        site: Site,
+        args: BlockArgs,
         *,
         bottle_in: bool = False,
         linear_out: bool = False,
         extra_conv: bool = False,
     ) -> None:
-        super().__init__(site, linear_out=linear_out)
-        mid = site.width(of_input=bottle_in)
-        conv, groups = site.recipe.conv, site.groups(mid)
+        super().__init__(args, linear_out=linear_out)
+        mid = args.width(of_input=bottle_in)
+        conv, groups = args.recipe.conv, args.groups(mid)
         again = conv(mid, mid, 3, groups=groups) if extra_conv else nn.Identity()
         self.add_branch(
-            conv1_1x1=conv(site.in_chs, mid),
-            conv2_kxk=conv(mid, mid, 3, stride=site.stride, groups=groups, drop=True),
+            conv1_1x1=conv(args.in_chs, mid),
+            conv2_kxk=conv(mid, mid, 3, stride=args.stride, groups=groups, drop=True),
             conv2b_kxk=again,
-            attn=site.attention(mid),
-            conv3_1x1=conv(mid, site.out_chs, act=False),
+            attn=args.attention(mid),
+            conv3_1x1=conv(mid, args.out_chs, act=False),
         )
 
 
@@ -311,52 +311,52 @@ class SelfAttentionBlock(Residual):
 
     def __init__(
         self,
-        site: Site,
+        args: BlockArgs,
         *,
         mixer: Callable[..., SelfAttention],
         sized: bool = False,
         bottle_in: bool = False,
         linear_out: bool = False,
     ) -> None:
-        super().__init__(site, linear_out=linear_out)
-        mid = site.width(of_input=bottle_in)
-        options = {"size": site.size} if sized else {}
-        if sized and site.size is None:
+        super().__init__(args, linear_out=linear_out)
+        mid = args.width(of_input=bottle_in)
+        options = {"size": args.size} if sized else {}
+        if sized and args.size is None:
             raise ArgumentError("This self-attention has a table of positions: img_size is needed.")
-        norm, act = norm_and_act(site.recipe.norm, mid, site.recipe.act)
+        norm, act = norm_and_act(args.recipe.norm, mid, args.recipe.act)
         self.add_branch(
-            conv1_1x1=site.recipe.conv(site.in_chs, mid),
-            self_attn=mixer(mid, stride=site.stride, **options),
+            conv1_1x1=args.recipe.conv(args.in_chs, mid),
+            self_attn=mixer(mid, stride=args.stride, **options),
             post_attn=norm,
             post_act=act,
-            conv3_1x1=site.recipe.conv(mid, site.out_chs, act=False),
+            conv3_1x1=args.recipe.conv(mid, args.out_chs, act=False),
         )
 
 
 class Branches(nn.Module):
     """Convolutions in parallel that can become one: what RepVGG and MobileOne share."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, args: BlockArgs) -> None:
         super().__init__()
-        self.same = site.in_chs == site.out_chs and site.stride == 1
-        self.identity = site.recipe.norm(site.out_chs) if self.same else None
+        self.same = args.in_chs == args.out_chs and args.stride == 1
+        self.identity = args.recipe.norm(args.out_chs) if self.same else None
 
-    def conv(self, site: Site, kernel_size: int, *, drop: bool = False) -> ConvNormAct:
-        return site.recipe.conv(
-            site.in_chs,
-            site.out_chs,
+    def conv(self, args: BlockArgs, kernel_size: int, *, drop: bool = False) -> ConvNormAct:
+        return args.recipe.conv(
+            args.in_chs,
+            args.out_chs,
             kernel_size,
-            stride=site.stride,
-            groups=site.groups(site.in_chs),
+            stride=args.stride,
+            groups=args.groups(args.in_chs),
             act=False,
             drop=drop,
         )
 
-    def add_end(self, site: Site) -> None:
-        drop = site.drop_path if self.same else 0.0
+    def add_end(self, args: BlockArgs) -> None:
+        drop = args.drop_path if self.same else 0.0
         self.drop_path = DropPath(drop) if drop else nn.Identity()
-        self.attn = site.attention(site.out_chs)
-        self.act = site.recipe.act(inplace=True)
+        self.attn = args.attention(args.out_chs)
+        self.act = args.recipe.act(inplace=True)
 
     def convolutions(self) -> list[ConvNormAct]:
         """Those in parallel, the largest last."""
@@ -386,11 +386,11 @@ class Branches(nn.Module):
 class RepVggBlock(Branches):
     """kxk beside 1x1 beside nothing."""
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.conv_kxk = self.conv(site, 3, drop=True)
-        self.conv_1x1 = self.conv(site, 1)
-        self.add_end(site)
+    def __init__(self, args: BlockArgs) -> None:
+        super().__init__(args)
+        self.conv_kxk = self.conv(args, 3, drop=True)
+        self.conv_1x1 = self.conv(args, 1)
+        self.add_end(args)
 
     def convolutions(self) -> list[ConvNormAct]:
         return [self.conv_1x1, self.conv_kxk]
@@ -406,11 +406,11 @@ class RepVggBlock(Branches):
 class MobileOneBlock(Branches):
     """Several kxk beside 1x1 beside nothing; where all are 1x1, only the several."""
 
-    def __init__(self, site: Site, *, kernel_size: int = 3, branches: int = 1) -> None:
-        super().__init__(site)
-        self.conv_kxk = nn.ModuleList(self.conv(site, kernel_size) for _ in range(branches))
-        self.conv_scale = self.conv(site, 1) if kernel_size > 1 else None
-        self.add_end(site)
+    def __init__(self, args: BlockArgs, *, kernel_size: int = 3, branches: int = 1) -> None:
+        super().__init__(args)
+        self.conv_kxk = nn.ModuleList(self.conv(args, kernel_size) for _ in range(branches))
+        self.conv_scale = self.conv(args, 1) if kernel_size > 1 else None
+        self.add_end(args)
 
     def convolutions(self) -> list[ConvNormAct]:
         scale = [self.conv_scale] if self.conv_scale is not None else []
@@ -510,33 +510,33 @@ class ByobNet(Backbone):
         )
         self.drop_path_rate = drop_path_rate
         built = (img_size, img_size) if isinstance(img_size, int) else img_size
-        site = self._add_stem(stem, recipe, built)
+        args = self._add_stem(stem, recipe, built)
         smooth = get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None
-        site = dataclasses.replace(site, recipe=dataclasses.replace(recipe, smooth=smooth))
+        args = dataclasses.replace(args, recipe=dataclasses.replace(recipe, smooth=smooth))
         rows = [(stage,) if isinstance(stage, Row) else tuple(stage) for stage in stages]
-        site = self._add_stages(rows, site, drop_path_rate, drop_block_rate)
-        channels = num_features or site.in_chs
-        last = site.recipe.conv(site.in_chs, channels) if num_features else nn.Identity()
+        args = self._add_stages(rows, args, drop_path_rate, drop_block_rate)
+        channels = num_features or args.in_chs
+        last = args.recipe.conv(args.in_chs, channels) if num_features else nn.Identity()
         self.add_stage("final_conv", last, channels=channels, reduction=self._reduction)
         sized = any(isinstance(m, SelfAttention) and m.size for m in self.modules())
         self.img_size = built if sized else None
-        self.head = self._make_head(head, channels, head_hidden_size, site)
+        self.head = self._make_head(head, channels, head_hidden_size, args)
         pool = global_pool if global_pool is not None else "token" if head == "attention" else "avg"
         self.add_head(channels, num_classes=num_classes, global_pool=pool, drop_rate=drop_rate)
         self.init_weights(zero_init_last=zero_init_last)
 
-    def _add_stem(self, stem: Stem, recipe: Recipe, size: tuple[int, int]) -> Site:
+    def _add_stem(self, stem: Stem, recipe: Recipe, size: tuple[int, int]) -> BlockArgs:
         """Returns what a first stage begins from."""
         last, in_chs = len(stem.widths) - 1, self.in_chans
         self._reduction = 2 if not last and not stem.pool else 4
         if self._reduction == 2:
-            site = Site(recipe, in_chs, stem.widths[0], stride=2)
+            args = BlockArgs(recipe, in_chs, stem.widths[0], stride=2)
             whole = (
-                stem.block(site)
+                stem.block(args)
                 if stem.block
-                else recipe.conv(in_chs, site.out_chs, stem.kernel_size, stride=2)
+                else recipe.conv(in_chs, args.out_chs, stem.kernel_size, stride=2)
             )
-            self.add_stage("stem", whole, channels=site.out_chs, reduction=2)
+            self.add_stage("stem", whole, channels=args.out_chs, reduction=2)
         else:
             self.stem = nn.Sequential()
             for i, width in enumerate(stem.widths):
@@ -556,11 +556,15 @@ class ByobNet(Backbone):
         branches = tuple(name for name in convs if not name.startswith("stem.attn"))
         self.first_conv = branches if stem.block else convs[0]
         height, width = (-(-side // self._reduction) for side in size)
-        return Site(recipe, stem.widths[-1], 0, size=(height, width))
+        return BlockArgs(recipe, stem.widths[-1], 0, size=(height, width))
 
     def _add_stages(
-        self, stages: Sequence[tuple[Row, ...]], site: Site, drop_path: float, drop_block: float
-    ) -> Site:
+        self,
+        stages: Sequence[tuple[Row, ...]],
+        args: BlockArgs,
+        drop_path: float,
+        drop_block: float,
+    ) -> BlockArgs:
         """Returns what comes after them. A stage is a level if the next one strides."""
         depth = sum(row.depth for stage in stages for row in stage)
         drops = iter(torch.linspace(0, drop_path, depth, device="cpu").tolist())
@@ -573,40 +577,40 @@ class ByobNet(Backbone):
                 changes: dict[str, Any] = {"drop_block": _drop_block(ahead, drop_block)}
                 if row.attention:
                     changes["attention"] = get_attention(row.attention)
-                here = Site(
-                    dataclasses.replace(site.recipe, **changes),
-                    site.in_chs,
+                here = BlockArgs(
+                    dataclasses.replace(args.recipe, **changes),
+                    args.in_chs,
                     row.channels,
                     stride,
                     row.group_size,
                     row.ratio,
                     next(drops),
-                    site.size,
+                    args.size,
                 )
                 blocks.append(row.block(here))
-                assert site.size is not None
-                size = (-(-site.size[0] // stride), -(-site.size[1] // stride))
-                site = dataclasses.replace(site, in_chs=row.channels, size=size)
+                assert args.size is not None
+                size = (-(-args.size[0] // stride), -(-args.size[1] // stride))
+                args = dataclasses.replace(args, in_chs=row.channels, size=size)
                 stride = 1
             if ahead and stages[i + 1][0].stride > 1:
                 self.add_stage(
-                    f"stages.{i}", Blocks(*blocks), channels=site.in_chs, reduction=self._reduction
+                    f"stages.{i}", Blocks(*blocks), channels=args.in_chs, reduction=self._reduction
                 )
             else:
                 self.stages.add_module(str(i), Blocks(*blocks))
-        return site
+        return args
 
     def _make_head(
-        self, kind: str, channels: int, hidden: int, site: Site
+        self, kind: str, channels: int, hidden: int, args: BlockArgs
     ) -> AttentionPool2d | MlpHead | PlainHead:
         if kind not in HEADS:
             raise ArgumentError(f"head={kind!r}: one of {HEADS} is expected.{nearest(kind, HEADS)}")
         if kind == "attention":
-            assert site.size is not None
+            assert args.size is not None
             self.last_fc = "head.proj"
-            return AttentionPool2d(channels, size=site.size)
+            return AttentionPool2d(channels, size=args.size)
         self.last_fc = "head.fc"
-        return MlpHead(channels, hidden, site.recipe) if kind == "mlp" else PlainHead()
+        return MlpHead(channels, hidden, args.recipe) if kind == "mlp" else PlainHead()
 
     def init_weights(self, *, zero_init_last: bool = True) -> None:
         """He initialisation of the convolutions, then what blocks and attention have."""

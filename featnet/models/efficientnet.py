@@ -223,15 +223,15 @@ SMOOTH: dict[str, Callable[[int, int], nn.Module]] = {
 # The networks ----------------------------------------------------------------------------------
 
 
-class Open(NamedTuple):
+class HalfBlock(NamedTuple):
     """A block halfway: its hidden map, its input, and itself to go on."""
 
     hidden: torch.Tensor
     x: torch.Tensor
     block: Block
 
-    def close(self) -> torch.Tensor:
-        return self.block.close(self.hidden, self.x)
+    def complete(self) -> torch.Tensor:
+        return self.block.complete(self.hidden, self.x)
 
 
 class EfficientNet(Backbone):
@@ -366,7 +366,7 @@ class EfficientNet(Backbone):
             if isinstance(module, MultiQueryAttention2d):
                 module.init_weights()
 
-    def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | Open]:
+    def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
         x = activate(self.bn1(self.conv_stem(x)), self.bn1, self.act1)  # (N, C, H/2, W/2)
         if self._levels[0].module == "bn1":
             yield x
@@ -375,9 +375,9 @@ class EfficientNet(Backbone):
                 assert isinstance(stage, Blocks)
                 x, block = stage.through(x, -1), stage[-1]
                 assert isinstance(block, Block)
-                halfway = Open(block.hidden(x), x, block)
+                halfway = HalfBlock(block.hidden(x), x, block)
                 yield halfway
-                x = halfway.close()
+                x = halfway.complete()
                 continue
             x = stage(x)
             if ends:
@@ -386,8 +386,8 @@ class EfficientNet(Backbone):
     def as_map(self, y: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
         return y[0] if isinstance(y, tuple) else y  # the hidden map, also of what a layer is given
 
-    def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        x = y.close() if isinstance(y, Open) else y
+    def finish(self, y: torch.Tensor | HalfBlock) -> torch.Tensor:
+        x = y.complete() if isinstance(y, HalfBlock) else y
         return x if self.conv_head is None else self.act2(self.bn2(self.conv_head(x)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -430,8 +430,8 @@ class MobileNetV3(EfficientNet):
         y = self.act2(self.norm_head(y))
         return y.flatten(1) if pooled else y
 
-    def finish(self, y: torch.Tensor | Open) -> torch.Tensor:
-        return y.close() if isinstance(y, Open) else y
+    def finish(self, y: torch.Tensor | HalfBlock) -> torch.Tensor:
+        return y.complete() if isinstance(y, HalfBlock) else y
 
 
 # Architectures: a line a stage; see Arch and Spec

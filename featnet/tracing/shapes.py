@@ -190,7 +190,7 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-class Told(TorchFunctionMode):
+class ShapeRules(TorchFunctionMode):
     """A context in which every function is called so."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -110,7 +110,7 @@ def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> An
     return y if done else model.forward_head(model.finish(y))
 
 
-def nothing(_module: nn.Module) -> bool:
+def no_modules(_module: nn.Module) -> bool:
     """``watched`` of a run of which only the levels are wanted."""
     return False
 
@@ -181,7 +181,7 @@ def _run(
             copied.as_map(y)  # what only this level needs may run there
         return watch.done
 
-    with torch.no_grad(), structure.eagerly(copied), watch.used if closely else shapes.Told():
+    with torch.no_grad(), structure.eagerly(copied), watch.used if closely else shapes.ShapeRules():
         try:
             if not hasattr(copied, "forward_levels"):
                 kept.append(copied(x))

@@ -178,7 +178,7 @@ def _swin(draft: Draft, model: nn.Module) -> None:
             (r"(.*\.attn)\.relative_position_bias\.cpb_mlp(\d)\.(.*)", r"\1.cpb_mlp.\2.\3"),
             (r"(?:head|classifier)\.(.*)", r"head.fc.\1"),
         ],
-        why="is counted from the size of the picture",
+        why="is counted from the size of the image",
     )
     for key in [key for key in draft.tensors if ".attn.q." in key]:
         root, leaf = key.split(".q.")

@@ -252,11 +252,11 @@ def observe(
         place = torch.device("meta") if device == "meta" else tensor.device
         copied = clone(model).train(model.training)
         for size in tried:
-            # Two pictures: batch norm in training refuses one of one position
+            # Two images: batch norm in training refuses one of one position
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.no_grad():
-                with structure.eagerly(copied), shapes.Told():
+                with structure.eagerly(copied), shapes.ShapeRules():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

@@ -59,7 +59,7 @@ class GraphExtractor(nn.Module):
         """What comes out, item by item; ``module`` is the output's name.
 
         Raises:
-            TraceError: the graph takes something else than a batch of pictures.
+            TraceError: the graph takes something else than a batch of images.
         """
         mode = self.training
         if mode not in self._levels:
@@ -83,7 +83,7 @@ class GraphExtractor(nn.Module):
         if seen is None or seen.size is None:
             raise TraceError(
                 f"What comes out of this {type(self).__name__} is not known: its graph does not run "
-                f"on a batch of pictures of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
+                f"on a batch of images of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
             )
         output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
         return seen.size, {key: seen.shapes[node] for key, node in output.items()}
