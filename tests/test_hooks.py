@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import foreign as foreign_models
 import helpers
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from featnet import FeatureDictNet, FeatureHookNet, FeatureHooks, FeatureListNet, Tap, create_model
 from featnet.errors import ArgumentError, MissingFeatureError
+from featnet.extraction.hooks import matching, resolve_taps
 
 NAME = "test_resnet"
 
@@ -191,6 +193,44 @@ def test_patterns_and_dicts(model: Any, x: torch.Tensor) -> None:
     listed = FeatureHookNet(model, taps=["layer4", "layer1"], return_dict=False)(x)
     assert isinstance(listed, list) and len(listed) == 2
     assert torch.equal(listed[1], found["layer1"]) and torch.equal(listed[0], found["layer4"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("layer*", ["layer1", "layer2"]),
+        ("layer1.*", ["layer1.0", "layer1.1"]),
+        ("layer?.*.conv*", ["layer1.0.conv1", "layer1.1.conv1"]),
+        ("layer1.**", ["layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv1"]),
+        ("**.conv1", ["conv1", "layer1.0.conv1", "layer1.1.conv1"]),
+        ("**", None),
+        ("*", ["conv1", "layer1", "layer2", "a[b"]),
+        ("layer[2-9]", ["layer2"]),
+        ("layer[!2]", ["layer1"]),
+        ("layer1[!x]0", []),
+        ("layer1[.-]0", []),
+        ("layer1.", []),
+        ("a[b", ["a[b"]),
+        ("layer1?0", []),
+        ("", []),
+    ],
+)
+def test_patterns_stay_inside_a_part(pattern: str, names: list[str] | None) -> None:
+    every = ["conv1", "layer1", "layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv1"]
+    every += ["layer2", "a[b"]
+    assert matching(pattern, every) == (every if names is None else names)
+
+
+def test_the_stages_of_a_resnet_and_the_blocks_of_a_vit() -> None:
+    resnet = foreign_models.torchvision_model("resnet18", device="meta")
+    stages = [f"layer{i}" for i in (1, 2, 3, 4)]
+    assert [tap.module for tap in resolve_taps(resnet, ["layer*"])] == stages
+    vit = helpers.meta_model("vit_tiny_patch16_224")
+    assert [t.key for t in resolve_taps(vit, "blocks.*")] == [
+        f"blocks.{i}" for i in range(len(vit.blocks))
+    ]
+    with pytest.raises(MissingFeatureError, match=r"no module 'block\.\*'.*'blocks\.0'"):
+        resolve_taps(vit, "block.*")
 
 
 @pytest.mark.parametrize(

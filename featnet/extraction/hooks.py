@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -132,9 +132,8 @@ class FeatureHooks:
 
     Args:
         model: any module. Only hooks are added to it.
-        taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``) and :class:`Tap` s, or a dict of
-            them to keys.
-
+        taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``; see :func:`matching`) and
+            :class:`Tap` s, or a dict of them to keys.
         rewritten: (module, kind) of the taps whose value something changes in place afterwards,
             and which is therefore cloned. By default a run on the meta device finds them; of a model
             that cannot run there every tap is cloned.
@@ -264,8 +263,49 @@ def _rewritten(model: nn.Module) -> frozenset[tuple[str, str]] | None:
         return None
 
 
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the dotted names that a name or pattern fits, in their order.
+
+    Args:
+        pattern: a name, or a pattern in which ``*`` (any characters), ``?`` (one) and ``[abc]``
+            (one of these; ``[!abc]`` none of them) stay inside one dotted part, and ``**`` goes
+            across parts: ``"blocks.*"`` are the blocks, ``"blocks.**"`` all that is in them, and
+            ``"**.attn"`` every ``attn``, at any depth.
+        names: the names to choose from.
+
+    Example:
+        >>> names = ["stem", "layer1", "layer1.0", "layer1.0.conv", "layer2"]
+        >>> matching("layer*", names)
+        ['layer1', 'layer2']
+        >>> matching("layer1.**", names)
+        ['layer1.0', 'layer1.0.conv']
+        >>> matching("**.conv", names)
+        ['layer1.0.conv']
+    """
+    names = list(names)
+    if pattern in names:
+        return [pattern]
+    tokens = re.findall(r"\*\*\.|\*\*|\*|\?|\[!?[^\]]+\]|.", pattern, re.DOTALL)
+    expression = "".join(_PATTERN.get(token) or _literal(token) for token in tokens)
+    return [name for name in names if re.fullmatch(expression, name)]
+
+
+_PATTERN = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+
+
+def _literal(token: str) -> str:
+    """The expression of one character, or of a set of them."""
+    if len(token) == 1:
+        return re.escape(token)
+    negated = token[1] == "!"
+    inside = re.sub(r"([\\\[^])", r"\\\1", token[2 if negated else 1 : -1])
+    return f"[^.{inside}]" if negated else f"(?!\\.)[{inside}]"
+
+
 def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
     """Names and patterns as taps on modules that exist.
+
+    Patterns are those of :func:`matching`.
 
     Raises:
         MissingFeatureError: nothing fits.
@@ -285,7 +325,7 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
         if not isinstance(item, (str, Tap)):
             raise ArgumentError(f"{item!r} is no tap: a module's name or a Tap is expected.")
         tap = item if isinstance(item, Tap) else Tap(item, key=key)
-        matches = [tap.module] if tap.module in names else fnmatch.filter(names, tap.module)
+        matches = matching(tap.module, names)
         if not matches:
             raise MissingFeatureError(
                 f"{type(model).__name__} has no module {tap.module!r}."

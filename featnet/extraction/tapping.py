@@ -41,7 +41,7 @@ def extract(
 
     Args:
         model: any module that takes one (N, C, H, W) batch.
-        taps: names of modules, patterns (``"layer*"``, ``"blocks.*.attn"``) and
+        taps: names of modules, patterns (``"layer*"`` within a part of a name, ``"**.attn"`` at any depth) and
             :class:`featnet.Tap` s, or a dict of them to output keys. A FeatureInfo for its levels,
             as maps (N, C, H, W); None for those that the model declares or :func:`featnet.discover`
             finds.
