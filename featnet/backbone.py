@@ -54,7 +54,8 @@ class Backbone(nn.Module):
         if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
             raise ArgumentError(f"in_chans={in_chans!r}: a positive int is expected.")
         self.in_chans = in_chans
-        self._levels: list[Feature] = []
+        # A child may be called ``levels``, as some checkpoints call their stages: the core asks this
+        self._levels: tuple[Feature, ...] = ()
 
     # What a family calls ------------------------------------------------------------------
 
@@ -74,7 +75,8 @@ class Backbone(nn.Module):
         """Declare the output of a module that is there, however deep inside, as the next level;
         with ``hook_type="forward_pre"`` its input."""
         assert isinstance(self.get_submodule(name), nn.Module)
-        self._levels.append(Feature(channels, reduction, name, len(self._levels), hook_type))
+        level = Feature(channels, reduction, name, len(self._levels), hook_type)
+        self._levels = (*self._levels, level)
 
     def add_head(
         self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
@@ -190,6 +192,11 @@ class Backbone(nn.Module):
         self.head_hidden_size = width
 
     # The levels ---------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> tuple[Feature, ...]:
+        """The declared levels, finest first."""
+        return self._levels
 
     @property
     def feature_info(self) -> FeatureInfo:

@@ -130,7 +130,7 @@ def check_law(model: Any, dense: Any) -> None:
     original = helpers.without_global(copy.deepcopy(model)).double()
     dense = helpers.without_global(copy.deepcopy(dense)).double()
     x = image_batch(*helpers.law_sizes(original, dense)[0], dtype=torch.float64)
-    levels = zip(original._levels, dense._levels, strict=True)
+    levels = zip(original.levels, dense.levels, strict=True)
     steps = [a.reduction // b.reduction for a, b in levels]
     with helpers.Local():
         maps = [m.forward_intermediates(x, intermediates_only=True) for m in (dense, original)]

@@ -346,7 +346,7 @@ def set_output_stride(model: Any, output_stride: int) -> None:
         OutputStrideError: not one of the network's ``output_strides``, or one that an operation
             outside of its modules does not let it hold.
     """
-    levels: list[Feature] = model._levels
+    levels: list[Feature] = list(model._levels)
     allowed: list[int] = model.output_strides
     check_stride(output_stride, allowed, model)
     if output_stride >= allowed[-1]:
@@ -368,3 +368,4 @@ def set_output_stride(model: Any, output_stride: int) -> None:
                 "in its forward strides without a module."
             )
         levels[index] = dataclasses.replace(level, reduction=reduction)
+    model._levels = tuple(levels)

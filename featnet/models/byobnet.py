@@ -637,7 +637,7 @@ class ByobNet(Backbone):
                 f"positions for inputs up to {largest[0]} x {largest[1]}; build it with a larger "
                 "img_size."
             )
-        levels = {level.module for level in self._levels}
+        levels = {level.module for level in self.levels}
         if "stem" in levels:
             x = self.stem(x)  # (N, C, H/2, W/2)
             yield x

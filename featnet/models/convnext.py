@@ -272,7 +272,7 @@ class ConvNeXt(Backbone):
         return self.norm_pre(y)
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
-        return self.finish(y) if index == len(self._levels) - 1 else y
+        return self.finish(y) if index == len(self.levels) - 1 else y
 
     def classifier_width(self, pool: GlobalPool) -> int:
         between = self.hidden_size or not isinstance(self.head.norm, nn.Identity)

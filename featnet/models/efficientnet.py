@@ -368,7 +368,7 @@ class EfficientNet(Backbone):
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
         x = activate(self.bn1(self.conv_stem(x)), self.bn1, self.act1)  # (N, C, H/2, W/2)
-        if self._levels[0].module == "bn1":
+        if self.levels[0].module == "bn1":
             yield x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
             if ends and self.feature_location == "expansion":

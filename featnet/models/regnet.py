@@ -309,7 +309,7 @@ class RegNet(Backbone):
                 module.zero_init_last()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        for level in self._levels:  # stem, s1, s2, ...
+        for level in self.levels:  # stem, s1, s2, ...
             x = self.get_submodule(level.module)(x)  # (N, C, H/2, W/2), then halved and wider
             yield x
 

@@ -362,7 +362,7 @@ class ResNet(Backbone):
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
         yield x
         x = self.maxpool(x)
-        for level in self._levels[1:]:
+        for level in self.levels[1:]:
             x = getattr(self, level.module)(x)  # (N, C, H/4, W/4), then (N, 2C, H/8, W/8), ...
             yield x
 

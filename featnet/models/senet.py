@@ -190,7 +190,7 @@ class SENet(Backbone):
         x = self.layer0(x)  # (N, 64, H/2, W/2)
         yield x
         x = self.pool0(x)
-        for level in self._levels[1:]:
+        for level in self.levels[1:]:
             x = getattr(self, level.module)(x)  # (N, C, H/4, W/4), then (N, 2C, H/8, W/8), ...
             yield x
 

@@ -293,7 +293,7 @@ class WindowTransformer(Backbone):
         return y.permute(0, 3, 1, 2)
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:
-        return self.as_map(self.normalize(y, len(self._levels) - 1))
+        return self.as_map(self.normalize(y, len(self.levels) - 1))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stage = rf"^{self.trunk}\.(\d+)"
@@ -409,7 +409,7 @@ class SwinTransformer(WindowTransformer):
         init_linear(self)
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
-        return self.norm(y) if index == len(self._levels) - 1 else y
+        return self.norm(y) if index == len(self.levels) - 1 else y
 
     def no_weight_decay(self) -> set[str]:
         names = (name for name, _ in self.named_parameters())

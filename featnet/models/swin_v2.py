@@ -225,7 +225,7 @@ class SwinTransformerV2(WindowTransformer):
                 module.init_norms(0.0)  # each block begins as the identity
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
-        return self.norm(y) if index == len(self._levels) - 1 else y
+        return self.norm(y) if index == len(self.levels) - 1 else y
 
     def no_weight_decay(self) -> set[str]:
         names = (name for name, _ in self.named_parameters())

@@ -154,10 +154,10 @@ class ResNetTrunk(ResNet):
     def __init__(self, in_chans: int, *, variant: str, level: int = 4) -> None:
         row = RESNETS[variant]
         super().__init__(**row, in_chans=in_chans, num_classes=0)
-        for later in self._levels[level + 1 :]:
+        for later in self.levels[level + 1 :]:
             setattr(self, later.module, None)
         self.level = level
-        self.width, self.reduction = self._levels[level].channels, self._levels[level].reduction
+        self.width, self.reduction = self.levels[level].channels, self.levels[level].reduction
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         levels = self.forward_levels(x)
