@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from . import registry
 from .backbone import Backbone
 from .checkpoints import checkpoint, files, instant
+from .checkpoints.conversion import Draft
 from .dilation import rule as dilation
 from .dilation.stride import set_output_stride
 from .errors import ArgumentError, nearest
@@ -65,93 +65,99 @@ def build_network(build: Callable[[], nn.Module], source: Path | None, place: Pl
         return build().to(dtype=place.dtype)
 
 
-def finish(
-    model: Any,
-    *,
-    cfg: Weights | None,
-    source: Path | None,
-    output_stride: int | None,
-    features_only: bool,
-    wrap: Mapping[str, Any],
-    place: Place = Place(),
-    build: Callable[[], nn.Module] | None = None,
-    new_classes: bool = False,
-    auto_mapping: bool = True,
-) -> Any:
-    """Weights, output stride and extractor, for a model that was built for this.
-
-    Args:
-        build: what built the model without initialising it; None where it is initialised.
-        new_classes: a classifier that the weights lack is left as it is.
-        auto_mapping: match a checkpoint's names that were flattened or prefixed.
-    """
+def describe(model: nn.Module, cfg: Weights | None) -> None:
+    """Tell a Backbone which checkpoint it is for, its own stem, classifier and pooling filled in."""
     if isinstance(model, Backbone) and cfg is not None:
         pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
         model.pretrained_cfg = cfg.replace(
             first_conv=model.first_conv, classifier=model.last_fc, pool_size=cfg.pool_size or pool
         )
-    if output_stride is not None:
-        if isinstance(model, Backbone):
-            dilation.set_output_stride(model, output_stride)
-        else:
-            set_output_stride(model, output_stride, inplace=True)
-    if not features_only:
-        if source is not None:
-            every = functools.partial(FeatureListNet, model)
-            spare = _beyond(model, every) if new_classes else tuple
-            _load(model, source, cfg, place, auto_mapping, spare)
-            _initialise(model, model, build)
-        return model
+
+
+def dilate(model: nn.Module, output_stride: int | None) -> None:
+    """Set an output stride, in place; None leaves the model as it is."""
+    if output_stride is None:
+        return
+    if isinstance(model, Backbone):
+        dilation.set_output_stride(model, output_stride)
+    else:
+        set_output_stride(model, output_stride, inplace=True)
+
+
+def finish_classifier(model: Any, load: Load | None, *, new_classes: bool = False) -> Any:
+    """Give a model its weights, if there are any.
+
+    Args:
+        new_classes: what no level needs, the classifier before all, may be absent in the file.
+    """
+    if load is not None:
+        draft = load.fit(model)
+        optional: set[str] = set()
+        if new_classes and draft.tensors.keys() < model.state_dict().keys():
+            optional = model.state_dict().keys() - FeatureListNet(model).state_dict().keys()
+        load.assign(model, draft, optional=optional)
+    return model
+
+
+def finish_extractor(model: nn.Module, load: Load | None, wrap: Mapping[str, Any]) -> Any:
+    """Wrap a model as an extractor, and give the extractor its weights, if there are any.
+
+    Args:
+        model: is taken over: what the levels do not need is pruned.
+        wrap: arguments of the extractor, and ``feature_cls``, its class.
+
+    Raises:
+        ArgumentError: an argument that the class does not take.
+    """
     options = dict(wrap)
     kind = _extractor(options.pop("feature_cls", FeatureListNet))
     registry.check_arguments(kind, options, what=f"feature_cls={kind!r}")
-    own = isinstance(kind, type) and issubclass(kind, FeatureNet)
-    if source is not None:
-        alike = functools.partial(kind, model, **options)
-        spare = _beyond(model, alike) if own else tuple
-        _load(model, source, cfg, place, auto_mapping, spare)
-    if own:
-        options["copy"] = False
-    net = kind(model, **options)
-    if source is not None:
-        _initialise(model, net, build)
-        if own:
-            net.load_report = model.load_report.restrict(net.state_dict())
+    ours = isinstance(kind, type) and issubclass(kind, FeatureNet)
+    if not ours:
+        return kind(finish_classifier(model, load), **options)
+    if load is None:
+        return kind(model, copy=False, **options)
+    draft, names = load.fit(model), tuple(model.state_dict())
+    net = kind(model, copy=False, **options)
+    load.assign(net, draft, pruned=set(names) - net.state_dict().keys())
     return net
 
 
-def _load(
-    model: Any,
-    source: Path,
-    cfg: Weights | None,
-    place: Place,
-    auto_mapping: bool,
-    spare: Callable[[], Collection[str]],
-) -> None:
-    device = place.device or torch.get_default_device()
-    model.load_report = checkpoint.load(
-        model,
-        files.read(source),
-        source=str(source),
-        cfg=cfg,
-        device=device,
-        dtype=place.dtype,
-        spare=spare,
-        auto_mapping=auto_mapping,
-    )
-    model.to(device, place.dtype)  # what no file holds
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """A file to load, and what is known of it and of where its tensors are to be.
 
+    Attributes:
+        build: what built the network without initialising it; None where it is initialised.
+        auto_mapping: match a checkpoint's names that were flattened or prefixed.
+    """
 
-def _beyond(model: nn.Module, wrap: Callable[[], nn.Module]) -> Callable[[], Collection[str]]:
-    """Gives the names of the tensors that an extractor of the model does not have."""
-    return lambda: set(model.state_dict()) - set(wrap().state_dict())
+    source: Path
+    cfg: Weights | None
+    place: Place = Place()
+    build: Callable[[], nn.Module] | None = None
+    auto_mapping: bool = True
 
+    def fit(self, model: nn.Module) -> Draft:
+        """Read the file, under the names of the whole network."""
+        contents = files.read(self.source)
+        return checkpoint.fit(model, contents, self.cfg, auto_mapping=self.auto_mapping)
 
-def _initialise(model: Any, net: nn.Module, build: Callable[[], nn.Module] | None) -> None:
-    """What the file left out and the result has, as without a file."""
-    names = set(model.load_report.initial) & set(net.state_dict())
-    if names and build is not None:
-        instant.initialise(net, names, build)
+    def assign(self, net: Any, draft: Draft, **options: Any) -> None:
+        """Put tensors into a network or its extractor; what the file lacks is initialised."""
+        device = self.place.device or torch.get_default_device()
+        net.load_report = checkpoint.assign(
+            net,
+            draft,
+            source=str(self.source),
+            cfg=self.cfg,
+            device=device,
+            dtype=self.place.dtype,
+            **options,
+        )
+        net.to(device, self.place.dtype)  # what no file holds
+        if self.build is not None and net.load_report.initial:
+            instant.initialise(net, set(net.load_report.initial), self.build)
 
 
 def _extractor(kind: Any) -> Callable[..., nn.Module]:

@@ -46,6 +46,10 @@ class CheckpointError(FeatnetError, RuntimeError, ValueError):
     """A checkpoint that cannot be found, read, or does not fit the model."""
 
 
+class OutputError(CheckpointError, OSError):
+    """A file or folder that cannot be written."""
+
+
 def check_rate(name: str, value: object) -> None:
     """Refuse what is no probability below 1.
 

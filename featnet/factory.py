@@ -15,7 +15,16 @@ import torch
 from torch import nn
 
 from . import registry
-from .assembly import Place, build_network, finish, make_place
+from .assembly import (
+    Load,
+    Place,
+    build_network,
+    describe,
+    dilate,
+    finish_classifier,
+    finish_extractor,
+    make_place,
+)
 from .backbone import Backbone
 from .checkpoints import hub, instant, sources
 from .errors import ArgumentError, CheckpointError, UnknownModelError
@@ -138,18 +147,14 @@ def create_model(
         model = build_network(build, source, place)
         if isinstance(model, Backbone):
             model.architecture, model.model_args = entry.name, arguments
-    return finish(
-        model,
-        cfg=cfg,
-        source=source,
-        output_stride=output_stride,
-        features_only=features_only,
-        wrap=wrap,
-        place=place,
-        build=build,
-        new_classes=num_classes is not None,
-        auto_mapping=auto_mapping is not False,
-    )
+    load = None
+    if source is not None:
+        load = Load(source, cfg, place, build, auto_mapping=auto_mapping is not False)
+    describe(model, cfg)
+    dilate(model, output_stride)
+    if features_only:
+        return finish_extractor(model, load, wrap)
+    return finish_classifier(model, load, new_classes=num_classes is not None)
 
 
 _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
@@ -301,15 +306,12 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     model = model_cls(**kwargs)
     if cfg is not None and not isinstance(model, Backbone):
         model.pretrained_cfg = model.default_cfg = cfg
-    return finish(
-        model,
-        cfg=cfg,
-        source=source,
-        output_stride=stride,
-        features_only=features_only,
-        wrap=wrap,
-        auto_mapping=auto_mapping,
-    )
+    describe(model, cfg)
+    dilate(model, stride)
+    load = None if source is None else Load(source, cfg, auto_mapping=auto_mapping)
+    if features_only:
+        return finish_extractor(model, load, wrap)
+    return finish_classifier(model, load)
 
 
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:

@@ -205,11 +205,20 @@ class FeatureInfo(Sequence[Feature]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        rows = [("level", "module", "channels", "reduction")]
-        rows += [(str(f.index), f.module, str(f.channels), str(f.reduction)) for f in self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+        rows = [(str(f.index), f.module, str(f.channels), str(f.reduction)) for f in self]
+        return table(("level", "module", "channels", "reduction"), rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns as text: words (the second column) to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in (header, *rows)
+    )
 
 
 def _describe(levels: Sequence[Feature]) -> str:

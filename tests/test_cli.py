@@ -314,12 +314,13 @@ def test_output_folder_without_permission(
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    from featnet.cli.extract import OutputError, atomic_write
+    from featnet.checkpoints.writing import staged
+    from featnet.errors import OutputError
 
     path = tmp_path / "features.png"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match="No space left"), atomic_write(path) as file:
-        file.write(b"half of the n")
+    with pytest.raises(OutputError, match="No space left"), staged(path) as draft:
+        draft.write_bytes(b"half of the n")
         raise OSError(28, "No space left on device")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,6 @@ class LoadReport:
     def loaded(self) -> int:
         """Number of tensors that were taken as they are."""
         return len(self.taken)
-
-    def restrict(self, names: Collection[str]) -> LoadReport:
-        """What the report says of an extractor that keeps only these tensors of the network."""
-        left = [k for k in (*self.taken, *self.converted) if k not in names]
-        return dataclasses.replace(
-            self,
-            taken=tuple(k for k in self.taken if k in names),
-            converted={k: how for k, how in self.converted.items() if k in names},
-            dropped={**self.dropped, **dict.fromkeys(left, "no level needs it")},
-            initial=tuple(k for k in self.initial if k in names),
-        )
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
@@ -226,54 +215,69 @@ def load(
     *,
     source: str,
     cfg: Weights | None = None,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    spare: Callable[[], Collection[str]] = tuple,
-    auto_mapping: bool = True,
 ) -> LoadReport:
-    """Put a state dict into a model, adapted; the tensors themselves where dtype and device fit.
-
-    Args:
-        device, dtype: of the tensors that are put in; by default as the model's.
-        spare: gives names of the model's tensors that may be absent, when something is.
-        auto_mapping: match names that were flattened or prefixed.
+    """Put what a file holds into a model: :func:`fit`, then :func:`assign`.
 
     Raises:
         CheckpointError: anything is missing, unexpected or of another shape. The model is then
             what it was.
     """
     contents = state if isinstance(state, files.Contents) else files.Contents(dict(state))
-    target = model.state_dict()
-    draft = fit(model, contents, cfg, auto_mapping=auto_mapping)
-    found = draft.tensors
-    missing = _missing(model, draft, target, cfg)
-    if missing:
-        allowed = spare()
-        missing = [key for key in missing if key not in allowed]
-    unexpected = [k for k in found if k not in target]
+    return assign(model, fit(model, contents, cfg), source=source, cfg=cfg)
+
+
+def assign(
+    net: nn.Module,
+    draft: Draft,
+    *,
+    source: str,
+    cfg: Weights | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    optional: Collection[str] = (),
+    pruned: Collection[str] = (),
+) -> LoadReport:
+    """Put tensors under a network's names into it, or into an extractor that was cut from it; the
+    tensors themselves where dtype and device fit.
+
+    Args:
+        device, dtype: of the tensors that are put in; by default as the network's.
+        optional: names of the network's tensors that may be absent.
+        pruned: names that the whole network has and ``net`` has not; tensors of these are dropped.
+
+    Raises:
+        CheckpointError: anything is missing, unexpected or of another shape. The network is then
+            what it was.
+    """
+    target, network = net.state_dict(), net.__dict__.get("body", net)  # an extractor's network
+    for key in [key for key in draft.tensors if key in pruned]:
+        draft.drop(key, "no level needs it")
+    tensors = draft.tensors
+    missing = [key for key in _missing(network, draft, target, cfg) if key not in optional]
+    unexpected = [k for k in tensors if k not in target]
     misshaped = [
         f"{k} {tuple(v.shape)}, not {tuple(target[k].shape)}"
-        for k, v in found.items()
+        for k, v in tensors.items()
         if k in target and v.shape != target[k].shape
     ] + [
         f"{k} of {v.dtype}, not {target[k].dtype}"
-        for k, v in found.items()
+        for k, v in tensors.items()
         if k in target and not _castable(v.dtype, target[k].dtype)
     ]
     if missing or unexpected or misshaped:
-        raise CheckpointError(_diff(model, source, contents, missing, unexpected, misshaped))
-    initial = tuple(k for k in target if k not in found)
+        raise CheckpointError(_diff(network, source, draft, missing, unexpected, misshaped))
+    initial = tuple(k for k in target if k not in tensors)
     unborn = [k for k in initial if target[k].is_meta] + [
-        name for name, b in model.named_buffers() if b.is_meta and name not in target
+        name for name, b in net.named_buffers() if b.is_meta and name not in target
     ]
     if unborn and any(value.is_meta for value in target.values()):
         raise CheckpointError(
             f"The model is on the meta device, and {source!r} does not hold {some(unborn)}: build "
             "it with create_model(..., checkpoint_path=) instead. Nothing was loaded."
         )
-    ready = {k: _place(v, target[k], device, dtype) for k, v in found.items()}
+    ready = {k: _place(v, target[k], device, dtype) for k, v in tensors.items()}
     # assign: a tensor that is mapped from a file is taken, not copied
-    model.load_state_dict(ready, strict=False, assign=True)
+    net.load_state_dict(ready, strict=False, assign=True)
     taken = tuple(k for k in ready if k not in draft.converted)
     return LoadReport(source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial)
 
@@ -322,12 +326,12 @@ def _place(
 def _diff(
     model: nn.Module,
     source: str,
-    contents: files.Contents,
+    draft: Draft,
     missing: list[str],
     unexpected: list[str],
     misshaped: list[str],
 ) -> str:
-    total, name = len(contents.tensors), type(model).__name__
+    total, name = len(draft.names), type(model).__name__
     lines = [f"{source!r} does not fit {name} ({total} tensors); nothing was loaded."]
     if missing:
         lines.append(f"  missing ({len(missing)}): {some(missing)}")
@@ -344,7 +348,7 @@ def _diff(
             "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "
             "features_only=True needs none."
         )
-    layout = conversion.recognise(contents.tensors)
+    layout = conversion.recognise(draft.names)
     if layout is not None and layout[0].family not in {c.__name__ for c in type(model).__mro__}:
         lines.append(f"  It looks like {layout[0].name}.")
     return "\n".join(lines)

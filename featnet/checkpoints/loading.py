@@ -36,7 +36,8 @@ def convert_checkpoint(
     Raises:
         ArgumentError: an option that the model does not take.
         UnknownModelError: no such model.
-        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written.
+        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written
+            (an OutputError).
     """
     entry = registry.find(model)
     if entry.is_function:

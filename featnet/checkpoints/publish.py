@@ -56,7 +56,7 @@ def save_for_hub(
 
     Raises:
         ArgumentError: not such a model, or arguments that JSON cannot hold.
-        CheckpointError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     folder = Path(folder)
     return _save(model, folder, model_args, source=f"local-dir:{folder}")

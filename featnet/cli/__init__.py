@@ -80,7 +80,8 @@ def _prefetch(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from .. import feature_info
-    from .extract import selection, table
+    from ..features import table
+    from .extract import selection
 
     info = feature_info(args.name, **selection(args))
     rows = [

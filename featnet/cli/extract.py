@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, FeatnetError
+from ..errors import ArgumentError, OutputError
 from ..images.reading import network_size, read_image, to_input
 
 if TYPE_CHECKING:
     import torch
 
 FEATURES, RENDERING = "features.safetensors", "features.png"
-
-
-class OutputError(FeatnetError, OSError):
-    """An output folder that cannot be written to."""
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -37,6 +30,8 @@ def extract(args: argparse.Namespace) -> int:
     prepare_folder(args.out)
 
     import torch
+
+    from ..checkpoints.writing import staged, write_safetensors
 
     device = _device(args.device)
     net, source = build(args)
@@ -65,10 +60,9 @@ def extract(args: argparse.Namespace) -> int:
         "weights": source,
     }
     rendering = _render(args, image, info, maps)
-    with atomic_write(args.out / FEATURES) as file:
-        write_safetensors(file, maps, metadata=metadata)
-    with atomic_write(args.out / RENDERING) as file:
-        rendering.save(file, format="PNG")
+    write_safetensors(maps, args.out / FEATURES, metadata=metadata)
+    with staged(args.out / RENDERING) as draft:
+        rendering.save(draft, format="PNG")
     print(f"wrote {args.out / FEATURES} and {args.out / RENDERING}")
     return 0
 
@@ -81,18 +75,6 @@ def selection(args: argparse.Namespace) -> dict[str, Any]:
         "output_stride": args.output_stride,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: words (the second column) to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in (header, *rows)
-    )
 
 
 def prepare_folder(folder: Path) -> None:
@@ -112,45 +94,6 @@ def prepare_folder(folder: Path) -> None:
     for name in (FEATURES, RENDERING):
         if (folder / name).is_dir():
             raise OutputError(f"output file {str(folder / name)!r} is a folder")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the name ``path`` only when it is complete.
-
-    Raises:
-        OutputError: the file system refuses (full, gone, read-only since it was checked).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{str(path)!r} could not be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_safetensors(
-    file: IO[bytes], tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str]
-) -> None:
-    """Write float32 tensors in the safetensors format.
-
-    The safetensors package writes metadata in the order of a hash that differs from one process
-    to the next; here equal input gives equal bytes, and tensors lie in the order given.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * 4
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins aligned
-    file.write(struct.pack("<Q", len(text)) + text)
-    for tensor in tensors.values():
-        file.write(tensor.contiguous().numpy().astype("<f4", copy=False).data)
 
 
 def _device(name: str) -> torch.device:
@@ -210,6 +153,8 @@ def _input_size(
 
 
 def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
+    from ..features import table
+
     rows = [
         [
             str(level),

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints.writing import staged
 from ..errors import ArgumentError, FeatnetError, InputSizeError, nearest
 from ..extraction.extractors import FeatureNet
 from ..tracing import trace
@@ -111,8 +111,7 @@ def export(
             ) from error
     if not path.parent.is_dir():
         raise FeatnetError(f"{path.parent} is not a folder to write to.")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    with staged(path) as draft:
         with torch.no_grad(), _quiet():
             WRITERS[kind](program, x, draft, outputs)
             run = _runner(kind, draft)
@@ -129,8 +128,6 @@ def export(
                 f"The {kind} file differs from the network by {worst:.1e} of the largest value; it "
                 "was not kept."
             )
-        for made in Path(folder).iterdir():
-            os.replace(made, path.parent / made.name)
     checked = tuple(dict.fromkeys(tuple(y.shape) for y, _ in pairs))
     return ExportReport(
         path, kind, path.stat().st_size, ("image",), outputs, tuple(dynamic), checked, worst

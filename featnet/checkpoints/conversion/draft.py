@@ -24,10 +24,12 @@ class Draft:
         dropped: a key of the file to why its tensor is not taken.
         left_out: names of the model whose tensors were in the file and were dropped.
         steps: what was done to the file as a whole.
+        names: what the file calls its tensors.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], steps: Sequence[str] = ()) -> None:
         self.tensors = dict(tensors)
+        self.names = tuple(tensors)
         self.steps = list(steps)
         self.converted: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
