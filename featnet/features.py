@@ -1,11 +1,11 @@
-"""What a level is: a named map of known channels and reduction."""
+"""Feature levels: named maps of known channels and reduction, and selections of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 from .errors import ArgumentError, OutIndexError, nearest
 
@@ -22,13 +22,20 @@ class Feature(Mapping[str, Any]):
 
     Attributes:
         channels: number of channels of the map.
-        reduction: input pixels per map position, along each side.
-        module: dotted name of the module whose output the map is.
+        reduction: input pixels per position of the map, along each side.
+        module: dotted name of the module whose output is the map.
         index: position among all levels of the network, finest first.
-        hook_type: ``"forward"``, or ``"forward_pre"`` if the map is what the module is given.
-        layout: what the module puts out, where that is known and no map: ``"NHWC"``, tokens
+        hook_type: ``"forward"``, or ``"forward_pre"`` if the map is the module's input.
+        layout: of the module's output, where it is known: ``"NCHW"``, ``"NHWC"``, tokens
             (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
-        prefix: tokens before those of the image.
+        prefix: number of tokens before those of the image (class token, registers).
+
+    Example:
+        >>> level = featnet.feature_info("resnet18")[-1]
+        >>> level.module, level.channels, level.reduction
+        ('layer4', 512, 32)
+        >>> level["num_chs"], level["chs"]
+        (512, 512)
     """
 
     channels: int
@@ -41,10 +48,22 @@ class Feature(Mapping[str, Any]):
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:
-        """A level from a declaration, ``dict(num_chs|chs=, reduction=, module|name=)``.
+        """Make a level from a row of a declaration.
+
+        Args:
+            row: a Feature, or ``dict(num_chs=, reduction=, module=)``, in which ``chs`` and
+                ``name`` may stand for ``num_chs`` and ``module``; ``hook_type`` is optional.
+            index: position of the level among all levels of its network.
+
+        Returns:
+            The level, with this ``index``.
 
         Raises:
-            ArgumentError: a missing field, or a value that cannot be.
+            ArgumentError: a field is missing, or has a value that is not allowed.
+
+        Example:
+            >>> featnet.Feature.of(dict(chs=64, reduction=4, name="layer1"), 1).module
+            'layer1'
         """
         if isinstance(row, cls):
             return dataclasses.replace(row, index=index)
@@ -95,8 +114,22 @@ class FeatureInfo(Sequence[Feature]):
     Args:
         levels: every level of the network, finest first: Features, or dicts in timm's or MindCV's
             vocabulary.
-        out_indices: which come out (see :func:`resolve`).
-        measure: ``(H, W) -> [(h, w), ...]`` of every level; what :meth:`sizes` asks.
+        out_indices: levels that come out: None is every level, an int the last n, a sequence holds
+            indices in any order, of which negative ones count from the end.
+        measure: a function ``(H, W) -> [(h, w), ...]`` that gives the size of every level for an
+            input size; :meth:`sizes` calls it.
+
+    Raises:
+        OutIndexError: a level that does not exist, or one that is asked for twice.
+
+    Example:
+        >>> info = featnet.feature_info("resnet50", out_indices=(4, 1))
+        >>> info.channels(), info.reduction(), info.module_name()
+        ([2048, 256], [32, 4], ['layer4', 'layer1'])
+        >>> info.sizes((500, 333))
+        [(16, 11), (125, 84)]
+        >>> info[0].index, len(info), len(info.info)
+        (4, 2, 5)
     """
 
     def __init__(
@@ -119,15 +152,41 @@ class FeatureInfo(Sequence[Feature]):
     def from_other(
         cls, other: FeatureInfo, out_indices: int | Sequence[int] | None = None
     ) -> FeatureInfo:
-        """The same levels, another selection."""
+        """Select again from the levels of another FeatureInfo.
+
+        Args:
+            other: the FeatureInfo whose levels are taken.
+            out_indices: levels that come out, as in the constructor.
+
+        Returns:
+            A new FeatureInfo of the same network.
+
+        Example:
+            >>> info = featnet.feature_info("resnet18")
+            >>> featnet.FeatureInfo.from_other(info, (1, 2)).channels()
+            [64, 128]
+        """
         return cls(other.info, out_indices, measure=other._measure)
 
     @classmethod
-    def of(cls, model: Any) -> FeatureInfo:
-        """The declaration of a model: a FeatureInfo, or a list of dicts.
+    def of(cls, model: object) -> FeatureInfo:
+        """Read a model's declaration of its levels.
+
+        Args:
+            model: any object whose ``feature_info`` is a FeatureInfo (of featnet or timm) or a list
+                of dicts.
+
+        Returns:
+            Every level that the model declares.
 
         Raises:
             ArgumentError: the model declares nothing.
+
+        Example:
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2))
+            >>> net.feature_info = [dict(num_chs=8, reduction=2, module="0")]
+            >>> featnet.FeatureInfo.of(net).channels()
+            [8]
         """
         info = getattr(model, "feature_info", None)
         if isinstance(info, FeatureInfo):
@@ -141,7 +200,11 @@ class FeatureInfo(Sequence[Feature]):
             )
         return cls(rows)
 
-    def __getitem__(self, position: Any) -> Any:
+    @overload
+    def __getitem__(self, position: SupportsIndex) -> Feature: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Feature]: ...
+    def __getitem__(self, position: SupportsIndex | slice) -> Feature | list[Feature]:
         if isinstance(position, slice):
             return [self.info[i] for i in self._selected[position]]
         return self.info[self._selected[position]]
@@ -150,7 +213,21 @@ class FeatureInfo(Sequence[Feature]):
         return len(self._selected)
 
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
-        """One field of what comes out: a list, or of a single position one value."""
+        """Return one field of the levels that come out.
+
+        Args:
+            key: name of the field: ``channels`` (``num_chs``, ``chs``), ``reduction``, ``module``
+                (``name``), ``index``, ``hook_type``, ``layout`` or ``prefix``.
+            idx: one position among what comes out, several, or None for all.
+
+        Returns:
+            The value at a single position, otherwise a list of values.
+
+        Example:
+            >>> info = featnet.feature_info("resnet18")
+            >>> info.get("num_chs"), info.get("module", 0)
+            ([64, 64, 128, 256, 512], 'act1')
+        """
         if idx is None:
             return [level[key] for level in self]
         if isinstance(idx, int):
@@ -160,33 +237,89 @@ class FeatureInfo(Sequence[Feature]):
     def get_dicts(
         self, keys: Iterable[str] | None = None, idx: int | Sequence[int] | None = None
     ) -> Any:
-        """Fields of what comes out, as dicts."""
+        """Return fields of the levels that come out as dicts.
+
+        Args:
+            keys: names of the fields, as in :meth:`get`; None is ``num_chs``, ``reduction``,
+                ``module`` and ``index``.
+            idx: one position among what comes out, several, or None for all.
+
+        Returns:
+            A dict for a single position, otherwise a list of dicts.
+
+        Example:
+            >>> featnet.feature_info("resnet18").get_dicts(["num_chs", "reduction"], -1)
+            {'num_chs': 512, 'reduction': 32}
+        """
         names = tuple(keys) if keys is not None else tuple(self.info[0])
         if isinstance(idx, int):
             return {name: self[idx][name] for name in names}
         positions = range(len(self)) if idx is None else idx
         return [{name: self[i][name] for name in names} for i in positions]
 
-    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels of the maps that come out."""
+    @overload
+    def channels(self, idx: int) -> int: ...
+    @overload
+    def channels(self, idx: Sequence[int] | None = None) -> list[int]: ...
+    def channels(self, idx: int | Sequence[int] | None = None) -> int | list[int]:
+        """Return the number of channels of each map that comes out.
+
+        Args:
+            idx: one position among what comes out, several, or None for all.
+
+        Returns:
+            The value at a single position, otherwise a list of values.
+        """
         return self.get("channels", idx)
 
-    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Input pixels per position of the maps that come out."""
+    @overload
+    def reduction(self, idx: int) -> int: ...
+    @overload
+    def reduction(self, idx: Sequence[int] | None = None) -> list[int]: ...
+    def reduction(self, idx: int | Sequence[int] | None = None) -> int | list[int]:
+        """Return the reduction, the input pixels per position, of each map that comes out.
+
+        Args:
+            idx: one position among what comes out, several, or None for all.
+
+        Returns:
+            The value at a single position, otherwise a list of values.
+        """
         return self.get("reduction", idx)
 
-    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Names of the modules whose outputs come out."""
+    @overload
+    def module_name(self, idx: int) -> str: ...
+    @overload
+    def module_name(self, idx: Sequence[int] | None = None) -> list[str]: ...
+    def module_name(self, idx: int | Sequence[int] | None = None) -> str | list[str]:
+        """Return the module name of each map that comes out.
+
+        Args:
+            idx: one position among what comes out, several, or None for all.
+
+        Returns:
+            The value at a single position, otherwise a list of values.
+        """
         return self.get("module", idx)
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Exact (height, width) of each map that comes out, for an input of ``(H, W)``.
+        """Return the exact size of each map that comes out, for one size of the input.
 
-        Found by one run on the meta device: nothing is computed, whatever the size.
+        One run on the meta device tells them: nothing is computed, whatever the size.
+
+        Args:
+            size: (height, width) of the input in pixels.
+
+        Returns:
+            (height, width) of each map, in the order in which they come out.
 
         Raises:
             ArgumentError: the levels belong to no network (a bare declaration).
             InputSizeError: the network cannot take this size.
+
+        Example:
+            >>> featnet.feature_info("resnet18", out_indices=(1, 2)).sizes((33, 64))
+            [(9, 16), (5, 8)]
         """
         if self._measure is None:
             raise ArgumentError(
@@ -226,19 +359,24 @@ def _describe(levels: Sequence[Feature]) -> str:
     return f"The network has {len(levels)} levels: {rows}."
 
 
-def _index(value: Any) -> int | None:
-    """The int that a value stands for; None if it is none (arrays have __index__, too)."""
+def _index(value: object) -> int | None:
+    """Return the int that a value stands for; None if it is none (arrays have __index__, too)."""
     try:
-        return operator.index(value)
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
 
 
 def resolve(out_indices: int | Sequence[int] | None, levels: Sequence[Feature]) -> tuple[int, ...]:
-    """Which levels come out, as indices from the front, in the order asked.
+    """Turn ``out_indices`` into indices from the front, in the order asked.
 
-    ``None`` is every level, an int the last n; a sequence holds indices in any order, negatives
-    counting from the end.
+    Args:
+        out_indices: None is every level, an int the last n; a sequence holds indices in any order,
+            of which negative ones count from the end.
+        levels: every level of the network.
+
+    Returns:
+        Indices from 0 to ``len(levels) - 1``, each once.
 
     Raises:
         OutIndexError: bools, floats, strings, nothing, duplicates (also by sign), out of range.
@@ -265,28 +403,35 @@ def resolve(out_indices: int | Sequence[int] | None, levels: Sequence[Feature]) 
         raise refuse("an int or a sequence of ints is expected") from None
     if not items:
         raise refuse("at least one level must be asked for")
-    found: list[int] = []
+    indices: list[int] = []
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
             raise refuse(f"{item!r} is a {type(item).__name__}, not an int")
         index = operator.index(item)
         if not -total <= index < total:
             raise refuse(f"{index} is out of range, {-total} to {total - 1}")
-        if index % total in found:
+        if index % total in indices:
             raise refuse(f"level {index % total} is asked for twice")
-        found.append(index % total)
-    return tuple(found)
+        indices.append(index % total)
+    return tuple(indices)
 
 
 def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tuple[int, ...]:
-    """The deepest level of each reduction, in the order asked.
+    """Return the deepest level of each reduction, in the order asked.
+
+    Args:
+        out_strides: reductions, each once.
+        levels: every level of the network.
+
+    Returns:
+        Indices from 0 to ``len(levels) - 1``.
 
     Raises:
         OutIndexError: a reduction that no level has, or one that is asked for twice.
     """
     deepest = {level.reduction: level.index for level in levels}
     several = isinstance(out_strides, Sequence) and not isinstance(out_strides, str)
-    wanted: list[Any] = list(out_strides) if several else [out_strides]
+    wanted: list[int] = list(out_strides) if several else [out_strides]  # type: ignore[list-item]
     for stride in wanted:
         unfit = isinstance(stride, bool) or not hasattr(stride, "__index__")
         if unfit or stride not in deepest:
@@ -304,7 +449,14 @@ def resolve_strides(out_strides: Sequence[int], levels: Sequence[Feature]) -> tu
 def output_keys(
     out_map: Sequence[str] | Mapping[str, str] | None, modules: list[str]
 ) -> tuple[str, ...]:
-    """What the outputs are called: their modules' names, or ``out_map``'s.
+    """Return the names of the outputs: their modules' names, or those in ``out_map``.
+
+    Args:
+        out_map: a name for each output, in their order, or a mapping from module names.
+        modules: names of the modules whose outputs come out.
+
+    Returns:
+        Distinct names, one for each output.
 
     Raises:
         ArgumentError: names that do not fit the outputs.

@@ -1,9 +1,9 @@
-"""What goes into a network, and the layouts of what comes out."""
+"""Checks and padding of inputs, and the layouts of outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import TracebackType
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,12 @@ class explain_size:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
             return
         height, width = self.size
@@ -57,7 +62,11 @@ class explain_size:
 
 
 def check_format(output_fmt: str) -> str:
-    """Refuse a layout that does not exist."""
+    """Refuse a layout that does not exist.
+
+    Raises:
+        ArgumentError: with the layouts that exist.
+    """
     if output_fmt not in FORMATS:
         raise ArgumentError(
             f"output_fmt={output_fmt!r}: one of {', '.join(FORMATS)} is expected."
@@ -67,14 +76,14 @@ def check_format(output_fmt: str) -> str:
 
 
 def to_format(x: torch.Tensor, output_fmt: str) -> torch.Tensor:
-    """(N, C, H, W) in another layout."""
+    """Turn a map (N, C, H, W) into another layout, one of :data:`FORMATS`."""
     if output_fmt == "NHWC":
         return x.permute(0, 2, 3, 1)
     return x.flatten(2).transpose(1, 2) if output_fmt == "NLC" else x
 
 
-def check_input(x: Any, in_chans: int) -> None:
-    """Refuse what is no (N, in_chans, H, W) batch.
+def check_input(x: object, in_chans: int) -> None:
+    """Refuse what is no batch (N, in_chans, H, W).
 
     Raises:
         ArgumentError: not a tensor.
@@ -101,13 +110,25 @@ def check_input(x: Any, in_chans: int) -> None:
 
 
 def pad_to_divisor(x: torch.Tensor, net: nn.Module) -> torch.Tensor:
-    """(N, C, H, W) with zeros after its last row and column, so that ``net`` takes it.
+    """Pad images with zeros, after the last row and column, so that a network takes them.
 
-    ``net.size_divisibility`` is what the sides become multiples of. :func:`unpad` takes the padding
-    off the maps.
+    The sides become multiples of ``net.size_divisibility``. :func:`unpad` takes the padding off the
+    maps.
+
+    Args:
+        x: images (N, C, H, W), of any size.
+        net: a Backbone or an extractor, or any module with an int ``size_divisibility``.
+
+    Returns:
+        Images (N, C, H', W'), with H' >= H and W' >= W.
 
     Raises:
-        ArgumentError: the network says no ``size_divisibility``.
+        ArgumentError: the network has no ``size_divisibility``.
+
+    Example:
+        >>> net = featnet.create_model("vit_tiny_patch16_224", features_only=True, device="meta")
+        >>> featnet.pad_to_divisor(torch.ones(1, 3, 50, 64), net).shape
+        torch.Size([1, 3, 64, 64])
     """
     step = getattr(net, "size_divisibility", None)
     if not isinstance(step, int):
@@ -117,11 +138,20 @@ def pad_to_divisor(x: torch.Tensor, net: nn.Module) -> torch.Tensor:
 
 
 def unpad(y: torch.Tensor, x: torch.Tensor, *, padded: torch.Tensor) -> torch.Tensor:
-    """A map (N, C, h, w) of a ``padded`` input, without what only padding gave.
+    """Cut off the rows and columns of a map that only padding gave.
 
     Args:
-        x: the input (N, C, H, W) before :func:`pad_to_divisor`.
-        padded: after it.
+        y: a map (N, C, h, w) of the padded images.
+        x: the images (N, C, H, W) before :func:`pad_to_divisor`.
+        padded: the images (N, C, H', W') after it.
+
+    Returns:
+        The part of the map, a view, that the images themselves reach.
+
+    Example:
+        >>> x, padded = torch.ones(1, 3, 50, 64), torch.ones(1, 3, 64, 64)
+        >>> featnet.unpad(torch.ones(1, 8, 16, 16), x, padded=padded).shape
+        torch.Size([1, 8, 13, 16])
     """
     (height, width), (tall, wide) = x.shape[-2:], padded.shape[-2:]
     rows, columns = y.shape[-2:]

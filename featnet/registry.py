@@ -1,4 +1,4 @@
-"""Which names exist, and where they are defined. Imports neither torch nor a family."""
+"""The names of models, and the files that define them. Imports neither torch nor a family."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ class Family:
         variants: name to constructor arguments; checked against the constructor's signature. A
             variant of another class than ``model`` is ``(class, arguments)``.
         weights: ``"variant.tag"`` to Weights; a variant's first row is its default.
+
+    Raises:
+        ArgumentError: a row has an argument that the constructor does not take, or a checkpoint
+            belongs to no variant.
+
+    Example:
+        >>> from featnet.models.resnet import BasicBlock, ResNet
+        >>> tiny = dict(block=BasicBlock, depths=(1, 1, 1, 1))
+        >>> family = featnet.Family(model=ResNet, variants={"resnet_tiny": tiny})
+        >>> _ = featnet.register(family)
+        >>> featnet.create_model("resnet_tiny", features_only=True).feature_info.channels()
+        [64, 64, 128, 256, 512]
     """
 
     model: Callable[..., Any]
@@ -45,7 +57,14 @@ class Family:
                 raise ArgumentError(f"Weights {key!r} belong to no variant of the family.")
 
     def recipe(self, variant: str) -> tuple[Callable[..., Any], Row]:
-        """What builds a variant, and its arguments."""
+        """Look up the constructor of a variant and its arguments.
+
+        Args:
+            variant: a name in ``variants``.
+
+        Returns:
+            The class (or function), and the arguments of the row.
+        """
         row = self.variants[variant]
         return row if isinstance(row, tuple) else (self.model, row)
 
@@ -58,7 +77,13 @@ def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
 def check_arguments(
     function: Callable[..., Any], names: Mapping[str, Any], *, what: str, near: Sequence[str] = ()
 ) -> None:
-    """Refuse arguments that the function does not take; ``near`` could have been meant as well.
+    """Refuse arguments that a function does not take.
+
+    Args:
+        function: a class or function.
+        names: arguments by name; their values are not looked at.
+        what: of what the arguments are, as the message begins.
+        near: further names that the caller could have meant.
 
     Raises:
         ArgumentError: names the argument, the nearest right one, and all that there are.
@@ -78,7 +103,7 @@ def check_arguments(
 
 @functools.cache
 def weights_table(family: str) -> Mapping[str, Weights]:
-    """The rows of ``models/<family>.json``; the hub repo is ``timm/<key>`` unless given."""
+    """Read ``models/<family>.json``; the hub repository is ``timm/<key>`` where a row has none."""
     rows = json.loads((MODELS / f"{family}.json").read_text(encoding="utf-8"))
     return {key: _weights(key, row) for key, row in rows.items()}
 
@@ -119,8 +144,22 @@ def _claim(name: str, entry: Family | Callable[..., Any], *, override: bool) -> 
 def register(family: Family, *, override: bool = False) -> Family:
     """Add the variants of a family under their names.
 
+    Args:
+        family: tables of variants and checkpoints.
+        override: replace models of the same names.
+
+    Returns:
+        The family itself.
+
     Raises:
         ArgumentError: a name that exists, unless ``override``.
+
+    Example:
+        >>> from featnet.models.resnet import BasicBlock, ResNet
+        >>> rows = {"resnet10x": dict(block=BasicBlock, depths=(1, 1, 1, 1))}
+        >>> _ = featnet.register(featnet.Family(model=ResNet, variants=rows))
+        >>> featnet.is_model("resnet10x")
+        True
     """
     for name in family.variants:
         _claim(name, family, override=override)
@@ -130,11 +169,26 @@ def register(family: Family, *, override: bool = False) -> Family:
 def register_model(
     function: Function | None = None, *, override: bool = False
 ) -> Function | Callable[[Function], Function]:
-    """Decorator: add a function ``f(pretrained=False, **kwargs) -> nn.Module`` under its name.
+    """Decorate a function that builds a model, so that ``create_model`` knows it by its name.
+
+    Defining the same function of the same module again replaces it, as a notebook does.
+
+    Args:
+        function: ``f(pretrained=False, **kwargs) -> nn.Module``.
+        override: replace a model of the same name.
+
+    Returns:
+        The function itself; without a function, the decorator.
 
     Raises:
-        ArgumentError: a name that exists, unless ``override``. Defining the same function of the
-            same module again replaces it, as a notebook does.
+        ArgumentError: a name that exists, unless ``override``.
+
+    Example:
+        >>> @featnet.register_model
+        ... def my_stem(pretrained=False, **kwargs):
+        ...     return torch.nn.Conv2d(3, 8, 3, stride=2)
+        >>> featnet.create_model("my_stem").out_channels
+        8
     """
     if function is None:
         return lambda f: register_model(f, override=override)  # type: ignore[return-value]
@@ -144,7 +198,7 @@ def register_model(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a name stands for."""
+    """The constructor, arguments and checkpoint that a name stands for."""
 
     name: str
     build: Callable[..., Any]
@@ -156,10 +210,11 @@ class Entry:
 
 
 def split_name(name: object) -> tuple[str, str]:
-    """``"resnet50.a1_in1k"`` to ``("resnet50", "a1_in1k")``.
+    """Split ``"resnet50.a1_in1k"`` into ``("resnet50", "a1_in1k")``.
 
     Raises:
-        UnknownModelError: not a string, or nothing, or with spaces.
+        ArgumentError: not a string.
+        UnknownModelError: an empty name, or one with spaces.
     """
     if not isinstance(name, str):
         raise ArgumentError(
@@ -180,7 +235,7 @@ def _names() -> list[str]:
 
 
 def find(name: str, *, tag: str | None = None) -> Entry:
-    """The entry of a name, importing its family.
+    """Look up the entry of a name, importing its family.
 
     Raises:
         UnknownModelError: no such model (with the nearest names), or no such tag of it.
@@ -213,12 +268,23 @@ def _rows(variant: str) -> dict[str, Weights]:
 
 
 def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
-    """The checkpoint that a name means: of its tag, or else the model's default.
+    """Look up the record of a checkpoint. Imports neither torch nor a family.
 
-    Reads a table, neither torch nor a model. None for a model that has no checkpoints.
+    Args:
+        name: of a model, with or without a tag.
+        tag: of the checkpoint, in place of the one in the name.
+
+    Returns:
+        The record of this tag, or of the model's default; None if the model has no checkpoints.
 
     Raises:
         UnknownModelError: no such model, or no such tag of it.
+
+    Example:
+        >>> featnet.get_weights("resnet50").tag
+        'a1_in1k'
+        >>> featnet.get_weights("resnet50", tag="a2_in1k").crop_pct
+        0.95
     """
     variant, named_tag = split_name(name)
     tag = named_tag if tag is None else tag
@@ -234,7 +300,18 @@ def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model of this name (without tag) exists."""
+    """Tell if a model of this name exists.
+
+    Args:
+        name: of a model, without a tag.
+
+    Returns:
+        True if ``create_model`` knows the name.
+
+    Example:
+        >>> featnet.is_model("resnet18"), featnet.is_model("resnet19")
+        (True, False)
+    """
     return isinstance(name, str) and (name in _registered or name in _index())
 
 
@@ -264,7 +341,7 @@ def list_models(
     exclude_filters: str | Sequence[str] = "",
     include_tags: bool | None = None,
 ) -> list[str]:
-    """Names of models, in natural order. Imports no family.
+    """List the names of models. Imports neither torch nor a family.
 
     Args:
         filter: a pattern with wildcards (``"resnet*"``), or several: a name matches any.
@@ -272,6 +349,15 @@ def list_models(
         module: only the family file(s) of this name.
         exclude_filters: patterns of names to leave out.
         include_tags: names with tags (``resnet50.a1_in1k``); by default with ``pretrained``.
+
+    Returns:
+        Names in natural order: ``resnet18`` before ``resnet101``.
+
+    Example:
+        >>> featnet.list_models("resnet?8")
+        ['resnet18']
+        >>> featnet.list_models("vgg1*", exclude_filters="*_bn")
+        ['vgg11', 'vgg13', 'vgg16', 'vgg19']
     """
 
     def patterns(value: str | Sequence[str]) -> list[str]:
@@ -300,17 +386,37 @@ def list_models(
 
 
 def list_pretrained(filter: str | Sequence[str] = "", **options: Any) -> list[str]:
-    """Names with tags of everything that has weights; see :func:`list_models`."""
+    """List the names, with tags, of everything that has weights.
+
+    Args:
+        filter: a pattern with wildcards, or several: a name matches any.
+        **options: the other arguments of :func:`list_models`.
+
+    Returns:
+        Names in natural order.
+
+    Example:
+        >>> featnet.list_pretrained("densenet161")
+        ['densenet161.tv_in1k']
+    """
     return list_models(filter, pretrained=True, **options)
 
 
 def list_modules() -> list[str]:
-    """Names of the family files."""
+    """List the names of the family files, which ``list_models(module=...)`` takes.
+
+    Returns:
+        Names in alphabetical order.
+
+    Example:
+        >>> "resnet" in featnet.list_modules()
+        True
+    """
     return sorted({_module_of(name) for name in _names()})
 
 
 def render_index() -> str:
-    """What ``models/index.txt`` should hold; ``python -m featnet.registry`` writes it."""
+    """Return the text for ``models/index.txt``; ``python -m featnet.registry`` writes it."""
     lines = []
     for path in sorted(MODELS.glob("*.py")):
         if path.stem.startswith("_"):

@@ -1,4 +1,4 @@
-"""What a checkpoint is: where its bytes are, how its input is prepared, who owns it.
+"""Checkpoints as records: where the bytes are, how inputs are prepared, who owns them.
 
 The tables live beside the family files (``featnet/models/<family>.json``: ``"variant.tag"`` to the
 fields that differ from the defaults below), so that they can be read without importing torch.
@@ -18,8 +18,46 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Weights(Mapping[str, Any]):
     """One checkpoint of one architecture; also readable as a mapping (``weights["mean"]``).
 
-    Field names are timm's ``PretrainedCfg``'s, the field's exchange format. Sizes are
-    ``(channels, height, width)``, ``mean`` and ``std`` are per channel for inputs in [0, 1].
+    The fields have the names of timm's ``PretrainedCfg``, in which the world exchanges them. As a
+    mapping it holds the fields that have a value.
+
+    Attributes:
+        architecture: name of the model.
+        tag: name of the checkpoint among those of the model (``a1_in1k``).
+        url: address of the file.
+        file: path of the file on this machine.
+        hf_hub_id: repository on the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
+        hf_hub_filename: name of the file there, if it is not the usual one.
+        custom_load: the file is no state dict, and the family reads it itself.
+        sha256: of the file in hexadecimal digits, or its first eight or more.
+        input_size: (channels, height, width) of the input that the checkpoint was made for.
+        test_input_size: (channels, height, width) with which it gives its best results.
+        min_input_size: (channels, height, width) of the smallest input.
+        fixed_input_size: the model takes inputs of ``input_size`` only.
+        interpolation: method of resizing images: ``bicubic``, ``bilinear``, ``nearest``, ...
+        crop_pct: share of the resized image's side that is cut out, above 0 to 1.
+        test_crop_pct: the same, for ``test_input_size``.
+        crop_mode: ``center``, ``squash`` or ``border``.
+        mean: of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, likewise.
+        num_classes: number of classes; 0 without a classifier.
+        label_offset: number of classes in front of the first one of the data set.
+        pool_size: (height, width) of the map that the classifier pools at ``input_size``.
+        first_conv: name of the layer, or layers, that read the image.
+        classifier: name of the layer, or layers, that put out the classes.
+        license: SPDX name of the licence of the weights.
+        description: one sentence about them.
+        origin_url: address of the project that trained them.
+        paper_name: title of the paper.
+        paper_ids: of the paper, such as ``arXiv:1512.03385``.
+        notes: further remarks.
+
+    Example:
+        >>> weights = featnet.get_weights("resnet50.a1_in1k")
+        >>> weights.hf_hub_id, weights.input_size, weights["crop_pct"]
+        ('timm/resnet50.a1_in1k', (3, 224, 224), 0.95)
+        >>> weights.replace(num_classes=10).num_classes
+        10
     """
 
     architecture: str = ""
@@ -63,11 +101,17 @@ class Weights(Mapping[str, Any]):
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is a place to load from."""
+        """True if there is a place to load from: a file, an address or a repository."""
         return bool(self.url or self.file or self.hf_hub_id)
 
-    def replace(self, **changes: Any) -> Weights:
-        """A copy with some fields changed.
+    def replace(self, **changes: object) -> Weights:
+        """Return a copy with some fields changed.
+
+        Args:
+            **changes: fields and their new values.
+
+        Returns:
+            A new record; this one stays as it is.
 
         Raises:
             ArgumentError: a field that does not exist.
@@ -81,10 +125,14 @@ class Weights(Mapping[str, Any]):
                     f"{name!r} is not a field of pretrained_cfg; it has {', '.join(names)}."
                     + nearest(name, names)
                 )
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that have a value; ``pool_size``, ``first_conv``, ``classifier`` always."""
+        """Return the fields as a dict.
+
+        Returns:
+            The fields that have a value; ``pool_size``, ``first_conv``, ``classifier`` always.
+        """
         always = ("pool_size", "first_conv", "classifier")
         fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return {name: value for name, value in fields if value is not None or name in always}

@@ -25,6 +25,7 @@ from featnet import registry
 PACKAGE = Path(featnet.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+NAMES = {"featnet": featnet, "torch": torch}  # that examples need not import
 INHERITED = {"forward", "extra_repr", "train"}  # torch documents them
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example):", re.MULTILINE)
 
@@ -194,7 +195,7 @@ def run_examples(module: ModuleType) -> str:
     """Run the examples in a module's docstrings; what went wrong, as text."""
     lines: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    for test in doctest.DocTestFinder().find(module):
+    for test in doctest.DocTestFinder().find(module, extraglobs=NAMES):
         runner.run(test, out=lines.append)
     return "".join(lines)
 
