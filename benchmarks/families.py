@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 import featnet
-from featnet.layers import NormAct
 
 from .common import TIMES, Table, Work, alternate, load_noise, noise, seconds_of
 from .core import _call, _step, difference, flops
@@ -217,9 +216,8 @@ def graph(pair: Pair, rounds: int) -> list[str]:
     ours = pair.ours()
     model = pair.whole()
     modules = dict(model.named_modules())
-    leaves = list({type(m) for m in modules.values() if isinstance(m, NormAct)})  # torch's own are
     names = [name for name in ours.feature_info.module_name() if name in modules]
-    found = create_feature_extractor(model, names, tracer_kwargs={"leaf_modules": leaves})
+    found = create_feature_extractor(model, names)
     work = {"torchvision": _call(found, pair.x), "featnet": _call(ours, pair.x)}
     return alternate(work, rounds=rounds, device=pair.device)["featnet"].cells
 

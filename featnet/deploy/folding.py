@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from ..layers import NormAct, with_act
-
 LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -29,7 +27,7 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
         if not isinstance(layer, LINEAR):
             left[name] = "no convolution or linear layer feeds it alone"
             continue
-        if not isinstance(norm, NormAct) and type(norm).forward is not _plain(norm).forward:
+        if type(norm).forward is not _plain(norm).forward:
             left[name] = f"{type(norm).__name__} does more than its base class"
             continue
         if norm.running_var is None or "weight" not in layer._parameters:
@@ -42,9 +40,7 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
             left[name] = f"{type(layer).__name__} is not linear in its weight"
             continue
         replace(model, before[name], _folded(layer, norm))
-        rest = nn.Identity()
-        # A family may ask whether this holds the activation, so it goes on doing so
-        replace(model, name, with_act(rest, norm.act) if isinstance(norm, NormAct) else rest)
+        replace(model, name, nn.Identity())
         folded.append(name)
     return tuple(folded), left
 
@@ -93,7 +89,7 @@ def _is_linear(layer: Any, norm: Any) -> bool:
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     shape = (2, channels) if isinstance(layer, nn.Linear) else (1, channels, *reach)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
-    wanted = _plain(norm).forward(norm, layer(x))  # without what a NormAct does after it
+    wanted = _plain(norm).forward(norm, layer(x))
     scale = float(wanted.abs().max())
     found = made(x)
     return bool((found - wanted).abs().max() <= 1e-3 * scale) or not scale

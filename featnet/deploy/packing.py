@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import IdentityAct
 from .folding import replace
 from .packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Pointwise
 
@@ -114,4 +113,4 @@ def _reader(name: str, modules: Mapping[str, nn.Module], feeds: Mapping[str, str
     reader = feeds.get(name, "")
     while reader and type(modules.get(reader)) is nn.Identity:
         reader = feeds.get(reader, "")
-    return f"{reader}.act" if isinstance(modules.get(reader), IdentityAct) else reader
+    return reader

@@ -13,7 +13,7 @@ from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recom
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
-from .dot_attention import Attention, attend, head_width, join_heads, split_heads
+from .dot_attention import Attention, add_qv_bias, attend, head_width, join_heads, split_heads
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
@@ -22,7 +22,6 @@ from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .norm_act import IdentityAct, NormAct, with_act
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
 from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
@@ -30,7 +29,7 @@ from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import ceil_div, crop, same_size
+from .static import ceil_div, crop, same_size, stride_of
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
@@ -59,7 +58,6 @@ __all__ = [
     "GluMlp",
     "GroupNorm",
     "HaloAttention",
-    "IdentityAct",
     "Kernel",
     "LambdaLayer",
     "LatentPool",
@@ -69,7 +67,6 @@ __all__ = [
     "Memo",
     "MixedRotaryEmbedding",
     "Mlp",
-    "NormAct",
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
@@ -87,6 +84,7 @@ __all__ = [
     "SwiGlu",
     "TokenPool",
     "Tokens",
+    "add_qv_bias",
     "attend",
     "build_act",
     "ceil_div",
@@ -121,6 +119,6 @@ __all__ = [
     "shift_mask",
     "split_heads",
     "split_windows",
+    "stride_of",
     "to_pair",
-    "with_act",
 ]

@@ -64,6 +64,19 @@ def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tens
     return x.reshape(n, length, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+def add_qv_bias(
+    qkv: torch.Tensor, q_bias: torch.Tensor | None, v_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Add, in place, biases to the queries and values of (N, L, 3 * C); None adds nothing.
+
+    The projection before it has no bias. It is called as any other layer, so that an adapter or a
+    quantised layer can stand in its place.
+    """
+    if q_bias is None or v_bias is None:
+        return qkv
+    return qkv.add_(torch.cat((q_bias, torch.zeros_like(q_bias), v_bias)))
+
+
 def join_heads(x: torch.Tensor) -> torch.Tensor:
     """(N, heads, L, C) -> (N, L, heads * C)."""
     n, _, length, _ = x.shape

@@ -14,8 +14,7 @@ from .attention import make_divisible
 from .factory import get_act
 from .mobile_attention import MobileAttention
 from .mobile_conv import Kernel, conv2d
-from .mobile_recipe import Block, Recipe, Spec, activate, groups_of, layer_scale
-from .norm_act import with_act
+from .mobile_recipe import Block, Recipe, Spec, groups_of, layer_scale
 
 
 class ConvBnAct(Block):
@@ -41,11 +40,10 @@ class ConvBnAct(Block):
     def hidden_at(self) -> tuple[str, str]:
         if not isinstance(self.aa, nn.Identity):
             return "aa", "forward"
-        self.bn1 = with_act(self.bn1, self.act1)
-        return "bn1", "forward"
+        return "act1", "forward"
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        return self.aa(activate(self.bn1(self.conv(x)), self.bn1, self.act1))
+        return self.aa(self.act1(self.bn1(self.conv(x))))
 
     @property
     def projection(self) -> tuple[nn.Module, ...]:

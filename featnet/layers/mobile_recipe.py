@@ -14,7 +14,6 @@ from .blocks import DropPath
 from .conv import norm_and_act
 from .factory import Layer, build_act
 from .mobile_conv import Kernel, conv2d
-from .norm_act import NormAct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +206,6 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.complete(self.hidden(x), x)
-
-
-def activate(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
-    """The activation after a norm, which may have been joined with it."""
-    return x if isinstance(norm, NormAct) else act(x)
 
 
 class LayerScale2d(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .factory import Layer
+from .static import stride_of
 
 Size = tuple[int, int]
 
@@ -98,7 +99,7 @@ class PatchEmbed(nn.Module):
     @property
     def multiple(self) -> int:
         """What the sides of an image must be a multiple of."""
-        return max(to_pair(self.proj.stride))
+        return max(stride_of(self.proj))
 
     @property
     def dense(self) -> int:
@@ -113,7 +114,7 @@ class PatchEmbed(nn.Module):
         return strides if strides[-1] == self.reduction else [*strides, self.reduction]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = fit_to_patches(x, to_pair(self.proj.stride), pad=self.pad, built_for=self.img_size)
+        x = fit_to_patches(x, stride_of(self.proj), pad=self.pad, built_for=self.img_size)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

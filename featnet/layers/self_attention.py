@@ -16,7 +16,7 @@ from ..errors import InputSizeError
 from .attention import make_divisible
 from .dot_attention import join_heads
 from .phases import in_phases
-from .static import ceil_div, in_memory_format_of
+from .static import ceil_div, in_memory_format_of, stride_of
 from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
 
 Size = tuple[int, int]
@@ -229,7 +229,7 @@ class HaloAttention(SelfAttention):
                 return self._attend(q, k, v)
             return self._attend(q, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
 
-        return in_phases(ask, (q,), self.step // self.q.stride[0])
+        return in_phases(ask, (q,), self.step // stride_of(self.q)[0])
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q = q.permute(0, 2, 3, 1)

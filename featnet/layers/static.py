@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 Size = tuple[int, int]
 
@@ -42,6 +45,14 @@ def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
         rows, columns = (torch.arange(side, device=x.device) for side in size)
         return x.index_select(axis, rows).index_select(axis + 1, columns)
     return x.narrow(axis, 0, size[0]).narrow(axis + 1, 0, size[1])
+
+
+def stride_of(layer: nn.Module) -> tuple[int, int]:
+    """(rows, columns) of a convolution's stride, also where an adapter holds the convolution; (1, 1)
+    of what has none."""
+    strides = (part.stride for part in layer.modules() if hasattr(part, "stride"))
+    stride: Any = next(strides, 1)
+    return (stride, stride) if isinstance(stride, int) else tuple(stride)
 
 
 def in_memory_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -16,27 +16,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, BlurPool2d, Layer, get_act, get_norm, norm_and_act, with_act
+from ..layers import Blocks, BlurPool2d, Layer, get_act, get_norm, norm_and_act
 from ..registry import Family, weights_table
+
+# f(channels) -> a norm, and the activation after it
+NormAndAct = Callable[[int], tuple[nn.Module, nn.Module]]
 
 
 class DenseLayer(nn.Module):
     """1x1 to a bottleneck of a few times the growth rate, 3x3 to the growth rate; norms first."""
 
     def __init__(
-        self, in_chs: int, growth_rate: int, *, expansion: int, norm: Layer, drop_rate: float
+        self, in_chs: int, growth_rate: int, *, expansion: int, norm: NormAndAct, drop_rate: float
     ) -> None:
         super().__init__()
         width = expansion * growth_rate
-        self.norm1 = norm(in_chs)
+        self.norm1, self.act1 = norm(in_chs)
         self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
-        self.norm2 = norm(width)
+        self.norm2, self.act2 = norm(width)
         self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
         self.drop_rate = drop_rate
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        x = self.conv1(self.norm1(torch.cat(list(maps), 1)))
-        x = self.conv2(self.norm2(x))
+        x = self.conv1(self.act1(self.norm1(torch.cat(list(maps), 1))))
+        x = self.conv2(self.act2(self.norm2(x)))
         return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
 
 
@@ -58,10 +61,10 @@ class DenseBlock(Blocks):
         return torch.cat(maps, 1)
 
 
-def transition(in_chs: int, out_chs: int, norm: Layer) -> nn.Module:
+def transition(in_chs: int, out_chs: int, norm: NormAndAct) -> nn.Module:
     """1x1 and average pooling, to half the width and size."""
     layers = nn.Sequential()
-    layers.add_module("norm", norm(in_chs))
+    layers.norm, layers.act = norm(in_chs)
     layers.add_module("conv", nn.Conv2d(in_chs, out_chs, 1, bias=False))
     layers.add_module("pool", nn.AvgPool2d(2, 2))
     return layers
@@ -78,8 +81,7 @@ class DenseNet(Backbone):
         aa_layer: anti-aliasing ``f(channels, stride=2)`` that strides in place of the stem's pool.
         proj_drop_rate: dropout behind each layer.
 
-    The other arguments are every Backbone's. ``norm_layer`` is one that can hold an activation (see
-    :func:`featnet.layers.with_act`) or has its own.
+    The other arguments are every Backbone's.
     """
 
     first_conv, last_fc = "features.conv0", "classifier"
@@ -101,11 +103,7 @@ class DenseNet(Backbone):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        plain, act = get_norm(norm_layer), get_act(act_layer)
-
-        def norm(channels: int) -> nn.Module:  # its output is a level, so it holds its activation
-            return with_act(*norm_and_act(plain, channels, act))
-
+        norm = partial(norm_and_act, get_norm(norm_layer), act=get_act(act_layer))
         layer = partial(
             DenseLayer,
             growth_rate=growth_rate,
@@ -123,7 +121,8 @@ class DenseNet(Backbone):
             width += depth * growth_rate
             if i == len(depths):
                 self.features.add_module(f"denseblock{i}", block)
-                self.add_stage("features.norm5", norm(width), channels=width, reduction=2 * 2**i)
+                self.features.norm5, act = norm(width)
+                self.add_stage("features.act5", act, channels=width, reduction=2 * 2**i)
             else:
                 self.add_stage(f"features.denseblock{i}", block, channels=width, reduction=2 * 2**i)
                 narrow = transition(width, width // 2, norm)
@@ -132,7 +131,7 @@ class DenseNet(Backbone):
         self.add_head(width, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
         self.init_weights()
 
-    def _add_stem(self, growth_rate: int, deep: bool, norm: Layer) -> int:
+    def _add_stem(self, growth_rate: int, deep: bool, norm: NormAndAct) -> int:
         """conv0, norm0, and of a deep stem two more of each; returns their width."""
         self.features = nn.Sequential()
         width, in_chs = 2 * growth_rate, self.in_chans
@@ -140,13 +139,18 @@ class DenseNet(Backbone):
         for i, chs in enumerate(inner):
             conv = nn.Conv2d(in_chs, chs, 3, 1 if i else 2, 1, bias=False)
             self.features.add_module(f"conv{i}", conv)
-            self.features.add_module(f"norm{i}", norm(chs))
+            self._add_norm(i, *norm(chs))
             in_chs = chs
         kernel, stride = (3, 1) if deep else (7, 2)
         conv = nn.Conv2d(in_chs, width, kernel, stride, kernel // 2, bias=False)
         self.features.add_module(f"conv{len(inner)}", conv)
-        self.add_stage(f"features.norm{len(inner)}", norm(width), channels=width, reduction=2)
+        self._add_norm(len(inner), *norm(width))
+        self.add_level(f"features.act{len(inner)}", channels=width, reduction=2)
         return width
+
+    def _add_norm(self, i: int, norm: nn.Module, act: nn.Module) -> None:
+        self.features.add_module(f"norm{i}", norm)
+        self.features.add_module(f"act{i}", act)
 
     def init_weights(self) -> None:
         """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
@@ -157,7 +161,7 @@ class DenseNet(Backbone):
                 nn.init.zeros_(module.bias)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        # conv0, norm0 | pool0, denseblock1 | transition1, denseblock2 | ... denseblock4, norm5
+        # conv0, norm0, act0 | pool0, denseblock1 | ... | transition3, denseblock4, norm5, act5
         yield from self.through("features", x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -44,11 +44,10 @@ from ..layers import (
     make_divisible,
     narrow,
     pruned_widths,
-    with_act,
 )
 from ..layers.mobile_attention import MultiQueryAttention2d
 from ..layers.mobile_blocks import KINDS, build_block
-from ..layers.mobile_recipe import Block, MobileSqueezeExcite, Recipe, Spec, activate
+from ..layers.mobile_recipe import Block, MobileSqueezeExcite, Recipe, Spec
 from ..registry import Family, weights_table
 
 # What a network is -----------------------------------------------------------------------------
@@ -315,8 +314,7 @@ class EfficientNet(Backbone):
         self._ends: list[bool] = []  # which stages end a resolution
         total, count, reduction = sum(map(len, stages)), 0, 2
         if stages[0][0].step > 1:
-            self.bn1 = with_act(self.bn1, self.act1)
-            self.add_level("bn1", channels=in_chs, reduction=2)
+            self.add_level("act1", channels=in_chs, reduction=2)
         for i, specs in enumerate(stages):
             blocks = []
             for spec in specs:
@@ -367,8 +365,8 @@ class EfficientNet(Backbone):
                 module.init_weights()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
-        x = activate(self.bn1(self.conv_stem(x)), self.bn1, self.act1)  # (N, C, H/2, W/2)
-        if self.levels[0].module == "bn1":
+        x = self.act1(self.bn1(self.conv_stem(x)))  # (N, C, H/2, W/2)
+        if self.levels[0].module == "act1":
             yield x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
             if ends and self.feature_location == "expansion":

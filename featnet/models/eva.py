@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
@@ -37,6 +36,7 @@ from ..layers import (
     RotaryEmbedding,
     SwiGlu,
     Tokens,
+    add_qv_bias,
     get_norm,
     head_width,
     split_heads,
@@ -60,10 +60,8 @@ class KeylessAttention(Attention):
         self.qkv = nn.Linear(dim, 3 * width, bias=False)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return split_heads(F.linear(x, self.qkv.weight, bias), 3, self.num_heads)
+        qkv = add_qv_bias(self.qkv(x), self.q_bias, self.v_bias)
+        return split_heads(qkv, 3, self.num_heads)
 
 
 class SplitAttention(Attention):

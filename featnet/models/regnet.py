@@ -31,7 +31,7 @@ from ..layers import (
     get_layer,
     get_norm,
     make_divisible,
-    with_act,
+    norm_and_act,
 )
 from ..registry import Family, weights_table
 
@@ -194,24 +194,21 @@ class PreBottleneck(nn.Module):
         super().__init__()
         mid = round(out_chs * recipe.bottle_ratio)
         project = partial(nn.Conv2d, kernel_size=1, bias=False)
-
-        def norm(channels: int) -> nn.Module:
-            return with_act(recipe.norm(channels), build_act(recipe.act))
-
-        self.norm1 = norm(in_chs)
+        norm = partial(norm_and_act, recipe.norm, act=recipe.act)
+        self.norm1, self.act1 = norm(in_chs)
         self.conv1 = project(in_chs, mid)
-        self.norm2 = norm(mid)
+        self.norm2, self.act2 = norm(mid)
         self.conv2 = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid // group_size, bias=False)
         self.se = recipe.attention(in_chs, mid)
-        self.norm3 = norm(mid)
+        self.norm3, self.act3 = norm(mid)
         self.conv3 = project(mid, out_chs)
         self.downsample = recipe.connect(project, in_chs, out_chs, stride)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm1(x)
-        y = self.conv2(self.norm2(self.conv1(x)))
-        y = self.conv3(self.norm3(self.se(y)))
+        x = self.act1(self.norm1(x))
+        y = self.conv2(self.act2(self.norm2(self.conv1(x))))
+        y = self.conv3(self.act3(self.norm3(self.se(y))))
         if self.downsample is not None:
             y = self.drop_path(y) + self.downsample(x)
         return y

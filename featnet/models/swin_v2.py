@@ -14,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..layers import DropPath, Layer, Mlp, Phased, drop_path_rates, get_act, get_norm, relative_bias
+from ..layers import (
+    DropPath,
+    Layer,
+    Mlp,
+    Phased,
+    add_qv_bias,
+    drop_path_rates,
+    get_act,
+    get_norm,
+    relative_bias,
+)
 from ..registry import Family, weights_table
 from .swin import (
     Make,
@@ -93,15 +103,12 @@ class ContinuousAttention(CosineAttention):
         return (far.sign() * (far.abs() + 1).log2() / math.log2(8)).to(like.dtype)
 
     def bias(self) -> torch.Tensor:
-        weight = self.proj.weight
-        far = self.memo.get((weight.dtype, weight.device), lambda: self.distances(weight))
+        like = self.logit_scale
+        far = self.memo.get((like.dtype, like.device), lambda: self.distances(like))
         return relative_bias(16 * self.cpb_mlp(far).sigmoid(), self.window)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        if self.q_bias is None or self.v_bias is None:
-            return self.qkv(x)
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return F.linear(x, self.qkv.weight, bias)
+        return add_qv_bias(self.qkv(x), self.q_bias, self.v_bias)
 
 
 class PostNormBlock(Phased):

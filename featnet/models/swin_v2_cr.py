@@ -43,9 +43,9 @@ class MetaAttention(CosineAttention):
         self.logit_scale = nn.Parameter(torch.full((self.num_heads,), math.log(10)))
 
     def bias(self) -> torch.Tensor:
-        weight = self.proj.weight
-        far = distances(self.window, like=weight)
-        far = (far.sign() * (far.abs() + 1).log()).to(weight.dtype)
+        like = self.logit_scale
+        far = distances(self.window, like=like)
+        far = (far.sign() * (far.abs() + 1).log()).to(like.dtype)
         if self.training:  # each pair of positions drops out by itself
             pairs = relative_bias(far, self.window).movedim(0, -1)
             return self.meta_mlp(pairs).movedim(-1, 0)

@@ -27,8 +27,8 @@ from ..layers import (
     PatchEmbed,
     SamePadding,
     fit_to_patches,
+    stride_of,
     to_pair,
-    with_act,
 )
 from ..registry import Family, weights_table
 from .resnet import VARIANTS as RESNETS
@@ -61,11 +61,6 @@ class SameMaxPool2d(SamePadding, nn.MaxPool2d):  # type: ignore[misc]  # tuples 
         return super().forward(self.pad(x))
 
 
-def norm_act(channels: int) -> nn.Module:
-    """Group norm and ReLU."""
-    return with_act(GroupNorm(channels), nn.ReLU(inplace=True))
-
-
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1, of standardised convolutions."""
 
@@ -76,13 +71,16 @@ class Bottleneck(nn.Module):
         if project:
             conv = StdConv2d(in_chs, chs, 1, stride=stride)
             self.downsample = nn.Sequential(OrderedDict(conv=conv, norm=GroupNorm(chs)))
-        self.conv1, self.norm1 = StdConv2d(in_chs, mid, 1), norm_act(mid)
-        self.conv2, self.norm2 = StdConv2d(mid, mid, 3, stride=stride), norm_act(mid)
+        self.conv1, self.norm1 = StdConv2d(in_chs, mid, 1), GroupNorm(mid)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2, self.norm2 = StdConv2d(mid, mid, 3, stride=stride), GroupNorm(mid)
+        self.act2 = nn.ReLU(inplace=True)
         self.conv3, self.norm3 = StdConv2d(mid, chs, 1), GroupNorm(chs)
         self.act3 = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        y = self.act1(self.norm1(self.conv1(x)))
+        y = self.act2(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
         return self.act3(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -110,7 +108,8 @@ class Stem(nn.Sequential):
         super().__init__(
             OrderedDict(
                 conv=StdConv2d(in_chans, 64, 7, stride=2),
-                norm=norm_act(64),
+                norm=GroupNorm(64),
+                act=nn.ReLU(inplace=True),
                 pool=SameMaxPool2d(3, stride=2),
             )
         )
@@ -187,8 +186,7 @@ class ConvStem(nn.Sequential):
     @property
     def multiple(self) -> int:
         """The stride that the convolutions have."""
-        convs: list[Any] = [layer.conv for layer in self]
-        return math.prod([max(to_pair(conv.stride)) for conv in convs])
+        return math.prod(max(stride_of(layer)) for layer in self)
 
 
 class HybridEmbed(PatchEmbed):
@@ -237,7 +235,7 @@ class HybridEmbed(PatchEmbed):
     @property
     def stride(self) -> Size:
         """Of the patches on the trunk's map."""
-        return to_pair(getattr(self.proj, "stride", 1))
+        return stride_of(self.proj)
 
     @property
     def multiple(self) -> int:

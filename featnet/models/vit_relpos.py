@@ -40,21 +40,21 @@ class RelativeMlp(nn.Module):
         self.mlp.drop2 = nn.Identity()
         self.memo = Memo()
 
-    def forward(self, grid: Size, density: int = 1) -> torch.Tensor:
+    def forward(self, grid: Size, density: int = 1, *, like: torch.Tensor) -> torch.Tensor:
         """(h, w) -> (1, heads, prefix + h * w, prefix + h * w).
 
         Args:
             density: positions for one of the grid that distances are counted in.
+            like: a tensor of the dtype and on the device of the result.
         """
-        weight = self.mlp.fc1.weight
         index = self.memo.get(
-            (*grid, weight.device), lambda: relative_index(grid, prefix=False, device=weight.device)
+            (*grid, like.device), lambda: relative_index(grid, prefix=False, device=like.device)
         )
         rows, columns = (
-            torch.arange(1 - side, side, device=weight.device).float() / density for side in grid
+            torch.arange(1 - side, side, device=like.device).float() / density for side in grid
         )
         apart = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)  # (2h - 1, 2w - 1, 2)
-        apart = (torch.sign(apart) * torch.log(1.0 + apart.abs())).to(weight.dtype)
+        apart = (torch.sign(apart) * torch.log(1.0 + apart.abs())).to(like.dtype)
         bias = self.mlp(apart).flatten(0, 1)[index].permute(2, 0, 1)
         return F.pad(bias, (self.prefix, 0, self.prefix, 0))[None].contiguous()
 
@@ -93,7 +93,7 @@ class RelativeAttention(Attention):
         self, x: torch.Tensor, *, grid: Size, density: int, bias: torch.Tensor | None
     ) -> torch.Tensor:
         if self.rel_pos is not None:
-            bias = self.rel_pos(grid, density)
+            bias = self.rel_pos(grid, density, like=x)
         return super().forward(x, bias)
 
 
@@ -186,7 +186,7 @@ class VisionTransformerRelPos(VisionTransformer):
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)
         dense = self.patch_embed.dense
-        bias = None if self.shared_rel_pos is None else self.shared_rel_pos(grid, dense)
+        bias = None if self.shared_rel_pos is None else self.shared_rel_pos(grid, dense, like=x)
         for block in self.blocks.children():
             x = self.blocks.run((partial(block, grid=grid, density=dense, bias=bias),), x)
             yield Tokens(x, grid, prefix)  # (N, prefix + h * w, D)

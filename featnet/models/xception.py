@@ -28,7 +28,6 @@ from ..layers import (
     get_act,
     get_norm,
     norm_and_act,
-    with_act,
 )
 from ..registry import Family, weights_table
 
@@ -117,16 +116,18 @@ class SeparableConv(nn.Module):
 
 
 class PreSeparableConv(nn.Module):
-    """A norm that activates, then depthwise and pointwise convolution."""
+    """A norm and an activation, then depthwise and pointwise convolution."""
 
-    def __init__(self, in_chs: int, out_chs: int, *, stride: int, norm: nn.Module) -> None:
+    def __init__(
+        self, in_chs: int, out_chs: int, *, stride: int, before: tuple[nn.Module, nn.Module]
+    ) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.act = before
         self.conv_dw = nn.Conv2d(in_chs, in_chs, 3, stride, 1, groups=in_chs, bias=False)
         self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv_pw(self.conv_dw(self.norm(x)))
+        return self.conv_pw(self.conv_dw(self.act(self.norm(x))))
 
 
 class AlignedBlock(Block):
@@ -142,7 +143,7 @@ class AlignedBlock(Block):
         self.shortcut: nn.Module | None = nn.Identity() if row.shortcut else None
         if row.shortcut and (row.stride > 1 or row.widths[-1] != in_chs):
             self.shortcut = self.project(in_chs, row.widths[-1], row.stride, norm)
-        self.norm = self.first_norm(in_chs, norm, act)
+        self.norm, self.act = self.first_norm(in_chs, norm, act)
         self.stack = Blocks()
         for i, width in enumerate(row.widths, 1):
             self.add_conv(i, in_chs, width, row, norm, act)
@@ -154,10 +155,10 @@ class AlignedBlock(Block):
         """The shortcut of a block that changes sizes."""
         return ConvNormAct(in_chs, out_chs, stride=stride, norm=norm, act=None)
 
-    def first_norm(self, in_chs: int, norm: Layer, act: Layer) -> nn.Module:
-        """What comes before both branch and shortcut."""
+    def first_norm(self, in_chs: int, norm: Layer, act: Layer) -> tuple[nn.Module, nn.Module]:
+        """The norm and the activation before both branch and shortcut."""
         del in_chs, norm, act
-        return nn.Identity()
+        return nn.Identity(), nn.Identity()
 
     def add_conv(
         self, i: int, in_chs: int, out_chs: int, row: Row, norm: Layer, act: Layer
@@ -175,7 +176,7 @@ class AlignedBlock(Block):
         self.stack.add_module(f"conv{i}", conv)
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(x)
+        return self.act(self.norm(x))
 
     def join(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return y if self.shortcut is None else self.drop_path(y) + self.shortcut(x)
@@ -190,17 +191,15 @@ class PreAlignedBlock(AlignedBlock):
         del norm
         return nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
 
-    def first_norm(self, in_chs: int, norm: Layer, act: Layer) -> nn.Module:
-        return with_act(norm(in_chs), build_act(act))
+    def first_norm(self, in_chs: int, norm: Layer, act: Layer) -> tuple[nn.Module, nn.Module]:
+        return norm_and_act(norm, in_chs, act)
 
     def add_conv(
         self, i: int, in_chs: int, out_chs: int, row: Row, norm: Layer, act: Layer
     ) -> None:
+        before = self.first_norm if i > 1 else super().first_norm
         conv = PreSeparableConv(
-            in_chs,
-            out_chs,
-            stride=row.stride if i == 3 else 1,
-            norm=self.first_norm(in_chs, norm, act) if i > 1 else nn.Identity(),
+            in_chs, out_chs, stride=row.stride if i == 3 else 1, before=before(in_chs, norm, act)
         )
         self.stack.add_module(f"conv{i}", conv)
 

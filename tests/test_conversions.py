@@ -1,0 +1,139 @@
+"""What torch and its libraries put in a layer's place: a module that has tensors is called, and never
+read past its call; a norm does nothing but normalise, so that another norm can replace it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import image_batch, noisy
+from torch import nn
+from torch.nn.utils import parametrize
+
+from featnet.layers import PatchConv
+from featnet.tracing import trace
+
+LAYERS = (nn.Linear, nn.Conv2d, PatchConv, nn.BatchNorm2d, nn.LayerNorm)
+
+
+class Opaque(nn.Module):
+    """A layer of which nothing but the call is known, as an adapter or a quantised layer is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.calls = layer, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        result: torch.Tensor = self.layer(x)
+        return result
+
+
+def swap(model: nn.Module, kinds: tuple[type, ...], make: Callable[[Any], nn.Module]) -> Any:
+    """Another module in the place of each of these classes (not of their subclasses)."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in kinds:
+                setattr(parent, name, make(child))
+    return model
+
+
+@pytest.mark.parametrize("name", helpers.representatives())
+def test_layers_are_called_and_not_read(name: str) -> None:
+    """Every layer that runs in the network runs through the module that stands in its place."""
+    model = helpers.create(name, device="meta").eval()
+    x = torch.empty(2, model.in_chans, *trace.probe_size(model), device="meta")
+    counts: dict[str, int] = {}
+
+    def count(at: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[at] = counts.get(at, 0) + 1
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(count(at))
+        for at, module in model.named_modules()
+        if type(module) in LAYERS
+    ]
+    with torch.no_grad():
+        model(x)
+        for handle in handles:
+            handle.remove()
+        swap(model, LAYERS, Opaque)
+        model(x)
+    opaque = {at: m.calls for at, m in model.named_modules() if isinstance(m, Opaque)}
+    assert {at: n for at, n in opaque.items() if n} == counts
+
+
+def frozen(norm: Any) -> nn.Module:
+    """torchvision's frozen batch norm, which detectors put in each batch norm's place."""
+    from torchvision.ops import FrozenBatchNorm2d
+
+    other = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    state = {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}
+    other.load_state_dict(state)
+    return other
+
+
+def parametrized(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    return layer
+
+
+def same(name: str, change: Callable[[Any], Any], *, tolerance: float = 0.0) -> None:
+    """The classifier and its levels before and after a change, which has to change something."""
+    model = noisy(lambda: helpers.create(name)).eval()
+    x = image_batch(*(model.img_size or (64, 64)))
+    with torch.inference_mode():
+        before = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
+        types = [type(module) for module in model.modules()]
+        model = change(model).eval()
+        assert [type(module) for module in model.modules()] != types, "nothing was changed"
+        after = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
+    for a, b in zip(before, after, strict=True):
+        assert helpers.error(b, a) <= tolerance
+
+
+def having(kind: type) -> Iterator[str]:
+    """One network of each family that has such a layer."""
+    for name in helpers.families():
+        if any(type(module) is kind for module in helpers.meta_model(name).modules()):
+            yield name
+
+
+NORMALISED, PROJECTED = (tuple(having(kind)) for kind in (nn.BatchNorm2d, nn.Linear))
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_sync_batch_norm(name: str) -> None:
+    same(name, nn.SyncBatchNorm.convert_sync_batchnorm)
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_frozen_batch_norm(name: str, torchvision: Any) -> None:
+    same(name, lambda m: swap(m, (nn.BatchNorm2d,), frozen), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", helpers.families())
+def test_parametrized_weights(name: str) -> None:
+    same(name, lambda m: swap(m, (nn.Linear, nn.Conv2d), parametrized))
+
+
+@pytest.mark.parametrize("name", PROJECTED)
+def test_dynamic_quantisation(name: str) -> None:
+    """Eight bits for each weight change the numbers a little, and nothing else."""
+
+    def quantise(model: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.ao.quantization import quantize_dynamic
+
+            return quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+
+    same(name, quantise, tolerance=0.3)
