@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import ArgumentError, FeatnetError, MissingFeatureError, nearest
 from ..tracing import structure, trace
+from .apart import keep_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,41 +64,39 @@ class _Recorder:
     """The hook of one tap."""
 
     def __init__(self, tap: Tap, local: _Local) -> None:
-        self.tap, self.local, self.clone = tap, local, False
+        self.tap, self.local, self.overwritten = tap, local, False
 
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         if self.local.current is None:
-            return  # nobody collects: a plain forward, or a recomputation in the backward pass
-        found, enough = self.local.current
-        value = args if self.tap.kind == "forward_pre" else output
-        if self.tap.kind == "forward_pre" and len(args) == 1:
-            value = args[0]
-        key = self.tap.key
-        if self.clone:
-            value = copied(value)
-        if self.tap.which == "all":
-            found.setdefault(key, []).append(value)
-        elif self.tap.which != "first" or key not in found:
-            if key in found and self.tap.which is None:
-                raise MissingFeatureError(
-                    f"{self.tap.module!r} ran more than once in one forward: say "
-                    "Tap(..., which='first'), 'last' or 'all'."
-                )
-            found[key] = value
-        if len(found) == enough:
+            return None  # nobody collects: a plain forward, or a recomputation in the backward pass
+        features, enough = self.local.current
+        tap, key = self.tap, self.tap.key
+        if key in features and tap.which == "first":
+            return None
+        if key in features and tap.which is None:
+            raise MissingFeatureError(
+                f"{tap.module!r} ran more than once in one forward: say "
+                "Tap(..., which='first'), 'last' or 'all'."
+            )
+        before = tap.kind == "forward_pre"
+        value, onwards = _given(args, kwargs) if before else output, None
+        complete = len(features) + (key not in features) == enough
+        if self.overwritten and not complete:  # the network goes on, and writes there
+            value, onwards = keep_apart(value, (args, kwargs))
+        if tap.which == "all":
+            features.setdefault(key, []).append(value)
+        else:
+            features[key] = value
+        if complete:
             raise trace.Stop
+        return None if before else onwards
 
 
-def copied(value: Any) -> Any:
-    """A value whose tensors are clones."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [copied(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+def _given(args: Any, kwargs: Any) -> Any:
+    """What a module is called with: one value, or several as they are."""
+    if len(args) == 1:
+        return args[0]
+    return args or (next(iter(kwargs.values())) if len(kwargs) == 1 else kwargs)
 
 
 class Collection:
@@ -134,9 +133,9 @@ class FeatureHooks:
         model: any module. Only hooks are added to it.
         taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``; see :func:`matching`) and
             :class:`Tap` s, or a dict of them to keys.
-        rewritten: (module, kind) of the taps whose value something changes in place afterwards,
-            and which is therefore cloned. By default a run on the meta device finds them; of a model
-            that cannot run there every tap is cloned.
+        rewritten: (module, kind) of the taps whose value something changes in place afterwards.
+            These are kept apart (:func:`featnet.extraction.apart.keep_apart`). By default a run on
+            the meta device finds them; of a model that cannot run there all taps are.
 
     Raises:
         MissingFeatureError: a name or pattern that fits no module, with the nearest names.
@@ -153,9 +152,10 @@ class FeatureHooks:
         self._handles: list[Any] = [None] * len(self.taps)
         self._removed = False
         names = _rewritten(model) if rewritten is None else frozenset(rewritten)
+        unknown = names is None or _drops_in_place(model)
         for recorder in self._recorders:
-            tap = recorder.tap
-            recorder.clone = names is None or (tap.module, tap.kind) in names
+            place = (recorder.tap.module, recorder.tap.kind)
+            recorder.overwritten = unknown or place in (names or ())
         self.bind()
 
     def bind(self) -> None:
@@ -169,7 +169,8 @@ class FeatureHooks:
             attach: Any = module.register_forward_hook
             if tap.kind == "forward_pre":
                 attach = module.register_forward_pre_hook
-            self._handles[i], self._bound[i] = attach(recorder), module
+            self._handles[i] = attach(recorder, with_kwargs=True)
+            self._bound[i] = module
 
     def remove(self) -> None:
         """Take the hooks off; only these."""
@@ -261,6 +262,14 @@ def _rewritten(model: nn.Module) -> frozenset[tuple[str, str]] | None:
         return trace.run(model, trace.probe_size(model), through=True).rewritten
     except Exception:
         return None
+
+
+def _drops_in_place(model: nn.Module) -> bool:
+    """Whether dropout writes into what it is given, in training only: a run in eval mode sees none."""
+    return any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace and module.p > 0
+        for module in model.modules()
+    )
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

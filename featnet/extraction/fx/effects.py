@@ -55,6 +55,15 @@ class Effects:
         after = run[run.index(node) + 1 :]
         return any(self.writes[later] & self.holds[node] for later in after)
 
+    def shares(self, node: fx.Node) -> bool:
+        """Whether a node's tensors lie in memory that nodes before it hold too."""
+        for earlier, storages in self.holds.items():
+            if earlier is node:
+                return False
+            if storages & self.holds[node]:
+                return True
+        return False
+
     def idle(self, before: Sequence[fx.Node], wanted: Collection[fx.Node]) -> bool:
         """Whether nothing that changes a tensor in place matters to the wanted nodes."""
         live = self.needed(before, wanted)

@@ -8,6 +8,7 @@ that model alone.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from torch import fx, nn
 
 from ...errors import ArgumentError, MissingFeatureError, TraceError
 from ...tracing import structure, trace
+from ..apart import keep_apart
 from ..hooknet import FeatureHookNet
-from ..hooks import Tap, copied
+from ..hooks import Tap
 from . import nodes
-from .effects import guess, observe, sizes_for
+from .effects import Effects, guess, observe, sizes_for
 from .graphnet import GraphExtractor, GraphExtractorOfSeveral
 
 Nodes = Sequence[str] | Mapping[str, str]
@@ -65,8 +67,8 @@ def create_feature_extractor(
     """A module that returns what nodes of a model put out, as a dict in the order asked.
 
     A node is an operation (see :func:`get_graph_node_names`) or a module, which means its last
-    operation. What no node needs is neither kept nor computed. A node whose tensor something
-    overwrites afterwards is cloned.
+    operation. What no node needs is neither kept nor computed. Where something overwrites the tensor
+    of a node afterwards, it goes on with a copy: what comes out has its values and its gradients.
 
     Args:
         model: any module. It is not changed; the extractor has a structure of its own over the same
@@ -217,17 +219,34 @@ def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None
         channels = trace.channels_of(body)
         seen = observe(body, graph, sizes_for(body), channels=channels) or seen
     live = seen.needed(before, wanted)
-    given: dict[str, fx.Node] = {}
-    for key, node in found.items():
-        if seen.overwritten(node, [n for n in before if n in live]):
-            with graph.inserting_after(node):
-                if node in seen.plain:
-                    given[key] = graph.call_method("clone", (node,))
-                else:
-                    given[key] = graph.call_function(copied, (node,))
-        else:
-            given[key] = node
-    graph.output(given)
+    run = [node for node in before if node in live]
+    outputs = {
+        node: _apart(graph, node, seen) if seen.overwritten(node, run) else node for node in wanted
+    }
+    graph.output({key: outputs[node] for key, node in found.items()})
     for node in reversed(before):
         if node not in live and node.op != "placeholder":
             graph.erase_node(node)
+
+
+def _apart(graph: fx.Graph, node: fx.Node, seen: Effects) -> fx.Node:
+    """Put :func:`keep_apart` behind a node whose tensors something overwrites later.
+
+    Returns:
+        the node to put out; the operations behind go on from another.
+    """
+    users = set(node.users)
+    with graph.inserting_after(node):
+        if node not in seen.plain:
+            pair = graph.call_function(keep_apart, (node, list(node.all_input_nodes)))
+            with graph.inserting_after(pair):
+                outer = graph.call_function(operator.getitem, (pair, 0))
+                onwards = graph.call_function(operator.getitem, (pair, 1))
+        elif seen.shares(node):
+            outer, onwards = graph.call_method("clone", (node,)), node
+            with graph.inserting_after(outer):
+                graph.call_method("copy_", (node, outer))
+        else:
+            outer, onwards = node, graph.call_method("clone", (node,))
+    node.replace_all_uses_with(onwards, delete_user_cb=lambda user: user in users)
+    return outer
