@@ -14,7 +14,7 @@ import torch
 from ..tracing import trace
 
 
-def keep_apart(value: Any, inputs: Any = ()) -> tuple[Any, Any]:
+def keep_apart(value: Any, inputs: Any = (), *, certain: bool = True) -> tuple[Any, Any]:
     """Return the value to hand out, and the one that the network is to go on with.
 
     A tensor of its own is handed out as it is, and the network goes on with a copy. Of a tensor whose
@@ -26,6 +26,8 @@ def keep_apart(value: Any, inputs: Any = ()) -> tuple[Any, Any]:
         value: a tensor, or tensors in any nesting.
         inputs: what the operation that put out the value was given. A value that is an input
             itself is given as both.
+        certain: the value is known to be overwritten. If it only may be, nothing is written back,
+            which autograd might not allow: the network goes on with a copy in any case.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -39,14 +41,11 @@ def keep_apart(value: Any, inputs: Any = ()) -> tuple[Any, Any]:
     copies = {key: tensor.clone() for key, tensor in parts.items()}
     if not _shared(list(parts.values()), list(trace.tensors(inputs))):
         return value, _replaced(value, copies)
+    if not certain:
+        return _replaced(value, copies), _replaced(value, {k: t.clone() for k, t in copies.items()})
     for key, tensor in parts.items():
         tensor.copy_(copies[key])
     return _replaced(value, copies), value
-
-
-def handed_out(value: Any, inputs: Any = ()) -> Any:
-    """Return the first of :func:`keep_apart`'s values."""
-    return keep_apart(value, inputs)[0]
 
 
 def _shared(values: list[torch.Tensor], inputs: list[torch.Tensor]) -> bool:

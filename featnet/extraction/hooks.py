@@ -64,7 +64,9 @@ class _Recorder:
     """The hook of one tap."""
 
     def __init__(self, tap: Tap, local: _Local) -> None:
-        self.tap, self.local, self.overwritten = tap, local, False
+        self.tap, self.local = tap, local
+        # Whether the network writes there later: in eval mode, in training; None: perhaps
+        self.overwritten: tuple[bool | None, bool | None] = (None, None)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         if self.local.current is None:
@@ -81,8 +83,10 @@ class _Recorder:
         before = tap.kind == "forward_pre"
         value, onwards = _given(args, kwargs) if before else output, None
         complete = len(features) + (key not in features) == enough
-        if self.overwritten and not complete:  # the network goes on, and writes there
-            value, onwards = keep_apart(value, (args, kwargs))
+        overwritten = self.overwritten[module.training]
+        if overwritten is not False and not complete:
+            certain = overwritten or before  # there is no other way into what is given
+            value, onwards = keep_apart(value, (args, kwargs), certain=certain)
         if tap.which == "all":
             features.setdefault(key, []).append(value)
         else:
@@ -151,11 +155,14 @@ class FeatureHooks:
         self._bound: list[nn.Module | None] = [None] * len(self.taps)
         self._handles: list[Any] = [None] * len(self.taps)
         self._removed = False
-        names = _rewritten(model) if rewritten is None else frozenset(rewritten)
-        unknown = names is None or _drops_in_place(model)
+        places = _rewritten(model) if rewritten is None else frozenset(rewritten)
+        in_training = _rewritten(model, training=True) if _drops(model) else places
         for recorder in self._recorders:
             place = (recorder.tap.module, recorder.tap.kind)
-            recorder.overwritten = unknown or place in (names or ())
+            recorder.overwritten = (
+                None if places is None else place in places,
+                None if in_training is None else place in in_training,
+            )
         self.bind()
 
     def bind(self) -> None:
@@ -256,20 +263,20 @@ class FeatureHooks:
         return {tap.key: found[tap.key] for tap in self.taps}
 
 
-def _rewritten(model: nn.Module) -> frozenset[tuple[str, str]] | None:
+def _rewritten(model: nn.Module, *, training: bool = False) -> frozenset[tuple[str, str]] | None:
     """(module, kind) of what is changed in place; None if that cannot be found out."""
     try:
-        return trace.run(model, trace.probe_size(model), through=True).rewritten
+        size = trace.probe_size(model)
+        return trace.run(model, size, through=True, training=training).rewritten
     except Exception:
         return None
 
 
-def _drops_in_place(model: nn.Module) -> bool:
-    """Whether dropout writes into what it is given, in training only: a run in eval mode sees none."""
-    return any(
-        isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace and module.p > 0
-        for module in model.modules()
-    )
+def _drops(model: nn.Module) -> bool:
+    """Whether there is dropout, which in eval mode hands on what it is given, and in training may
+    write into it."""
+    kind = nn.modules.dropout._DropoutNd
+    return any(isinstance(module, kind) and module.p > 0 for module in model.modules())
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

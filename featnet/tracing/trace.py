@@ -127,8 +127,9 @@ def run(
     channels: int | None = None,
     real: bool = True,
     watched: Which | None = None,
+    training: bool = False,
 ) -> Run:
-    """Run a copy of the model on the meta device in eval mode.
+    """Run a copy of the model on the meta device, in eval mode by default.
 
     A network from elsewhere that cannot run there, since it looks at values, runs on zeros.
 
@@ -146,18 +147,23 @@ def run(
         real: whether zeros may be tried.
         watched: of which modules :attr:`Run.calls` are wanted. Then only these and
             :attr:`Run.levels` are found out, sooner.
+        training: in training mode, on two images: batch norm refuses a single value per channel.
     """
     how: Any = dict(levels=levels, norm=norm, until=until, through=through, watched=watched)
     tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    shape = (1, channels_of(model) if channels is None else channels, *size)
+    shape = (1 + training, channels_of(model) if channels is None else channels, *size)
     try:
         x = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        return _run(structure.meta_clone(model), x, **how)
+        copied = structure.meta_clone(model)
+        copied.train(training)
+        return _run(copied, x, **how)
     except Exception:
         if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
             raise
     x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    return dataclasses.replace(_run(structure.real_clone(model), x, **how), real=True)
+    copied = structure.real_clone(model)
+    copied.train(training)
+    return dataclasses.replace(_run(copied, x, **how), real=True)
 
 
 def _run(
