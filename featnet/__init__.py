@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbone import Backbone as Backbone
     from .checkpoints.checkpoint import LoadReport as LoadReport
+    from .checkpoints.demo import demo_weights as demo_weights
     from .checkpoints.loading import convert_checkpoint as convert_checkpoint
     from .checkpoints.loading import load_checkpoint as load_checkpoint
     from .checkpoints.publish import push_to_hub as push_to_hub
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
+    from .images.pooling import pool_features as pool_features
+    from .images.transform import ImageTransform as ImageTransform
+    from .images.transform import create_transform as create_transform
     from .inputs import pad_to_divisor as pad_to_divisor
     from .inputs import unpad as unpad
     from .registry import Family as Family
@@ -66,6 +70,7 @@ _PUBLIC = {
     "FeatureInfo": "features",
     "FeatureListNet": "extraction.extractors",
     "GraphExtractor": "extraction.fx.graphnet",
+    "ImageTransform": "images.transform",
     "LoadReport": "checkpoints.checkpoint",
     "OptimizeReport": "deploy.optimizing",
     "SimplePyramid": "extraction.pyramid",
@@ -75,6 +80,8 @@ _PUBLIC = {
     "convert_checkpoint": "checkpoints.loading",
     "create_feature_extractor": "extraction.fx.graph",
     "create_model": "factory",
+    "create_transform": "images.transform",
+    "demo_weights": "checkpoints.demo",
     "discover": "extraction.discovery",
     "export": "deploy.exporting",
     "extract": "extraction.tapping",
@@ -90,6 +97,7 @@ _PUBLIC = {
     "model_entrypoint": "factory",
     "optimize": "deploy.optimizing",
     "pad_to_divisor": "inputs",
+    "pool_features": "images.pooling",
     "prefetch": "checkpoints.sources",
     "push_to_hub": "checkpoints.publish",
     "register": "registry",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...errors import CheckpointError
-from . import jax, mindcv, originals, torchvision, transformers
+from . import efficientnet_pytorch, jax, mindcv, originals, torchvision, transformers
 from .draft import Draft, Layout, one_error
 
 __all__ = ["Draft", "Layout", "apply", "layouts", "one_error", "recognise"]
@@ -24,6 +24,7 @@ _LAYOUTS: tuple[Layout, ...] = (
     *torchvision.LAYOUTS,
     *transformers.LAYOUTS,
     *originals.LAYOUTS,
+    *efficientnet_pytorch.LAYOUTS,
     *jax.LAYOUTS,
     *mindcv.LAYOUTS,
 )
