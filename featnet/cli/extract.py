@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, OutputError
-from ..images.reading import network_size, read_image, to_input
+from ..images.reading import read_image
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ def extract(args: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoints.writing import staged, write_safetensors
+    from ..images.transform import create_transform
 
     device = _device(args.device)
     net, source = build(args)
@@ -39,7 +40,8 @@ def extract(args: argparse.Namespace) -> int:
     size = _input_size(args, image=(image.height, image.width), cfg=cfg, info=info)
     net = net.eval().to(device)
     with torch.inference_mode():
-        x = to_input(image, size=size, cfg=cfg)
+        transform = create_transform(net, input_size=size, fit="squash")
+        x = transform.normalize(image)[None]
         if device.type == "cuda":  # copied while this goes on, from memory that stays where it is
             x = x.pin_memory()
         outputs = net(x.to(device, non_blocking=True))
@@ -149,7 +151,9 @@ def _input_size(
         return cfg["input_size"][1], cfg["input_size"][2]
     # Dilated or cut short, the network keeps the input size that it has whole, so that the levels
     # of one image can be compared between runs.
-    return network_size(image, multiple=max(32, *info.reduction()))
+    multiple = max(32, *info.reduction())
+    height, width = (max(1, round(side / multiple)) * multiple for side in image)
+    return height, width
 
 
 def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:

@@ -35,6 +35,7 @@ def pool_features(maps: Any, pool: str = "avg", *, normalize: bool = True) -> to
         ArgumentError: an unknown pool, no maps, or ``"cls"`` without prefix tokens.
 
     Example:
+        >>> import featnet, torch
         >>> maps = [torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2)]
         >>> vectors = featnet.pool_features(maps)
         >>> vectors.shape

@@ -117,18 +117,13 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
     if image.mode == "F":
-        low, high = image.getextrema()
-        return _from_unit(image, float(low), float(high), name)  # type: ignore[arg-type]
+        import numpy as np
+
+        return _from_array(np.asarray(image), name, "(H, W)")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
-
-
-def _from_unit(image: Image, low: float, high: float, name: str) -> Image:
-    """An image of floats: from 0 to 1, as they are; other ranges mean nothing by themselves."""
-    _check_unit(low, high, name)
-    return image.point(lambda value: value * 255 + 0.5).convert("L").convert("RGB")
 
 
 def _check_unit(low: float, high: float, name: str) -> None:

@@ -10,32 +10,22 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import sources
 from ..errors import ArgumentError, nearest
 from ..weights import Weights
+from .fits import FITS, Placement
 from .reading import ImageError, to_pil
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-FITS = ("crop", "pad", "squash", "short", "keep")
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _LARGE = 2**27  # pixels
+# What a configuration says about inputs
+_FIELDS = (
+    *("input_size", "test_input_size", "interpolation", "mean", "std"),
+    *("crop_pct", "test_crop_pct", "crop_mode"),
+)
 # Where wrappers keep the network that they are around
 _WRAPPED = ("net", "module", "_orig_mod", "body", "model")
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where an image lies in an input.
-
-    Attributes:
-        resized: (height, width) that the whole image is resized to.
-        offset: (top, left) of the resized image in the input; negative where it is cropped.
-        size: (height, width) of the input.
-    """
-
-    resized: tuple[int, int]
-    offset: tuple[int, int]
-    size: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +41,21 @@ class ImageTransform:
         crop_mode: what ``fit="crop"`` does before its crop: ``"center"`` keeps the aspect ratio,
             ``"squash"`` does not, ``"border"`` keeps the whole image.
         max_side: longest side of what ``"short"`` and ``"keep"`` give.
+
+    Raises:
+        ArgumentError: a value that cannot be.
+
+    Example:
+        >>> import torch
+        >>> from featnet import ImageTransform
+        >>> transform = ImageTransform((64, 96), fit="pad")
+        >>> x = transform(torch.full((3, 100, 100), 255, dtype=torch.uint8))
+        >>> x.shape
+        torch.Size([3, 64, 96])
+        >>> transform.placement((100, 100))
+        Placement(resized=(64, 64), offset=(0, 16), size=(64, 96))
+        >>> round(transform.denormalize(x)[:, 0, 16:-16].min().item(), 3)
+        1.0
     """
 
     input_size: tuple[int, int]
@@ -94,6 +99,9 @@ class ImageTransform:
             images: a path, a Pillow image, a uint8 array (H, W, C) or tensor (C, H, W), or a list
                 or tuple of them.
 
+        Returns:
+            float32, normalised.
+
         Raises:
             ImageError: an image that cannot be read, or values that an image cannot have.
             ArgumentError: no image, an empty list, or images whose inputs differ in size.
@@ -115,14 +123,27 @@ class ImageTransform:
         return torch.stack(inputs)
 
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
-        """Give the image(s) of an input back: (..., C, H, W) with values from 0 to 1."""
+        """Give the image(s) of an input back.
+
+        Args:
+            x: (..., C, H, W), as the transform made it.
+
+        Returns:
+            (..., C, H, W) with values from 0 to 1.
+        """
         mean, std = self._statistics(x)
         return (x * std + mean).clamp(0, 1)
 
     def placement(self, size: tuple[int, int]) -> Placement:
-        """Where an image of a (height, width) lies in its input."""
-        fit = _FIT_RULES[self.fit]
-        return fit(self, size)
+        """Say where an image lies in its input.
+
+        Args:
+            size: (height, width) of the image.
+
+        Returns:
+            The size that the image is resized to, and its offset.
+        """
+        return FITS[self.fit](self, size)
 
     def to_source(self, points: Any, *, size: tuple[int, int]) -> Any:
         """Bring pixels (x, y) of an input to those of the image that it was made of.
@@ -130,6 +151,9 @@ class ImageTransform:
         Args:
             points: a tensor or array (..., 2), or (..., 4) of boxes (x1, y1, x2, y2).
             size: (height, width) of the image.
+
+        Returns:
+            Points or boxes in pixels of the image.
         """
         place = self.placement(size)
         (top, left), (tall, wide) = place.offset, place.resized
@@ -142,7 +166,14 @@ class ImageTransform:
         return self.normalize(to_pil(image))
 
     def normalize(self, image: Image) -> torch.Tensor:
-        """Give the input (C, H, W) of a Pillow image in RGB."""
+        """Make the input of one image that has been read.
+
+        Args:
+            image: a Pillow image in RGB.
+
+        Returns:
+            (C, H, W), float32.
+        """
         import torch
 
         placed = self._place(image)
@@ -169,7 +200,7 @@ class ImageTransform:
         if top <= 0 and left <= 0 and image.height >= height - top and image.width >= width - left:
             return image.crop((-left, -top, width - left, height - top))
         fill = tuple(round(255 * value) for value in self._colour())
-        canvas = pillow.new("RGB", (width, height), fill)  # type: ignore[arg-type]
+        canvas = pillow.new("RGB", (width, height), fill)
         canvas.paste(image, (left, top))
         return canvas
 
@@ -199,72 +230,6 @@ class ImageTransform:
             return torch.tensor(values, device=x.device, dtype=x.dtype).view(-1, 1, 1)
 
         return column(self.mean), column(self.std)
-
-
-# Fits: (transform, (height, width) of the image) -> where it lies ------------------------------
-
-
-def _centre(resized: tuple[int, int], size: tuple[int, int]) -> Placement:
-    """The middle of a resized image, or all of it in the middle."""
-
-    def offset(have: int, want: int) -> int:
-        return -round((have - want) / 2) if have > want else (want - have) // 2
-
-    return Placement(resized, (offset(resized[0], size[0]), offset(resized[1], size[1])), size)
-
-
-def _scaled(size: tuple[int, int], ratio: float) -> tuple[int, int]:
-    return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
-
-
-def _shorter_to(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """A size with the aspect of another and a given shorter side; the longer one is rounded down."""
-    short, long = min(size), max(size)
-    other = int(side * long / short)
-    return (side, other) if size[0] <= size[1] else (other, side)
-
-
-def _crop(transform: ImageTransform, size: tuple[int, int]) -> Placement:
-    wanted = transform.input_size
-    target = (
-        math.floor(wanted[0] / transform.crop_pct),
-        math.floor(wanted[1] / transform.crop_pct),
-    )
-    ratios = (size[0] / target[0], size[1] / target[1])
-    if transform.crop_mode == "squash":
-        return _centre(target, wanted)
-    if transform.crop_mode == "border":
-        return _centre(_scaled(size, max(ratios)), wanted)
-    if target[0] == target[1]:
-        return _centre(_shorter_to(size, target[0]), wanted)
-    return _centre(_scaled(size, min(ratios)), wanted)
-
-
-def _pad(transform: ImageTransform, size: tuple[int, int]) -> Placement:
-    wanted = transform.input_size
-    return _centre(_scaled(size, max(size[0] / wanted[0], size[1] / wanted[1])), wanted)
-
-
-def _squash(transform: ImageTransform, size: tuple[int, int]) -> Placement:
-    del size
-    return Placement(transform.input_size, (0, 0), transform.input_size)
-
-
-def _short(transform: ImageTransform, size: tuple[int, int]) -> Placement:
-    return _limited(_shorter_to(size, min(transform.input_size)), transform.max_side)
-
-
-def _keep(transform: ImageTransform, size: tuple[int, int]) -> Placement:
-    return _limited(size, transform.max_side)
-
-
-def _limited(size: tuple[int, int], max_side: int | None) -> Placement:
-    if max_side is not None and max(size) > max_side:
-        size = _scaled(size, max(size) / max_side)
-    return Placement(size, (0, 0), size)
-
-
-_FIT_RULES = {"crop": _crop, "pad": _pad, "squash": _squash, "short": _short, "keep": _keep}
 
 
 # From a network to its transform ----------------------------------------------------------------
@@ -308,6 +273,7 @@ def create_transform(
         UnknownModelError: no such model.
 
     Example:
+        >>> import featnet, torch
         >>> transform = featnet.create_transform("resnet50.a1_in1k", input_size=160)
         >>> image = torch.zeros(3, 300, 451, dtype=torch.uint8)
         >>> tuple(transform(image).shape), tuple(transform([image, image]).shape)
@@ -369,10 +335,8 @@ def _weights(cfg: Any) -> Weights:
     """The fields of any library's configuration that say how an input is made."""
     if isinstance(cfg, Weights):
         return cfg
-    fields = ("input_size", "test_input_size", "interpolation", "crop_pct", "test_crop_pct")
-    fields += ("crop_mode", "mean", "std")
     known = cfg if isinstance(cfg, Mapping) else vars(cfg)
-    return Weights(**{name: known[name] for name in fields if known.get(name) is not None})
+    return Weights(**{name: known[name] for name in _FIELDS if known.get(name) is not None})
 
 
 def _size(value: int | Sequence[int]) -> tuple[int, int]:

@@ -34,6 +34,8 @@ class GraphExtractor(nn.Module):
         self.training = body.training
         self._levels: dict[bool, tuple[Feature, ...]] = {}  # by mode, once somebody asks
         self._sizes, self._channels = sizes_for(body), trace.channels_of(body)
+        self.in_chans = self._channels
+        self.pretrained_cfg: Any = getattr(body, "pretrained_cfg", None)  # of any library
         self._use(graphs)
 
     def _use(self, graphs: Mapping[bool, fx.Graph]) -> None:
