@@ -25,7 +25,7 @@ setup: .venv/.ready-test
 
 # Of the last line's two modules are run, which need none of what the whole libraries do.
 consumers: .venv/.ready-test
-	$(PIP) -e '.[cli,test,consumers]'
+	$(PIP) -e '.[cli,demo,test,consumers]'
 	$(PIP) --no-deps anomalib mmsegmentation mmengine addict yapf termcolor platformdirs
 
 # Only the stamps decide whether anything is installed, so packages that were added to .venv by

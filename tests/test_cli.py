@@ -77,6 +77,7 @@ def test_extract_safetensors(image: Path, tmp_path: Path) -> None:
         "mean": "[0.485, 0.456, 0.406]",
         "std": "[0.229, 0.224, 0.225]",
         "interpolation": "bicubic",
+        "format": "pt",
         "input_size": "[3, 64, 96]",
         "weights": "random, seed 0",
     }
