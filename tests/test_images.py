@@ -144,7 +144,7 @@ def test_every_way_to_crop_is_timms(mode: str, pct: float, size: Any, timm: Any)
         image = Image.effect_noise(shape, 90).convert("RGB")
         a, b = ours(image), theirs(image)
         assert a.shape == b.shape
-        known = ours.denormalize(b) > 1e-3  # in the middle of what is too small timm's border is black
+        known = ours.denormalize(b) > 1e-3  # timm's border of what is too small is black
         assert ((a - b).abs() * known).max() < 1 / 255, shape
 
 
