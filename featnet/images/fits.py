@@ -25,7 +25,7 @@ class Placement:
     size: Size
 
 
-class Wanted(Protocol):
+class _Wanted(Protocol):
     """What a transform says about its inputs; see :class:`featnet.ImageTransform`."""
 
     @property
@@ -58,7 +58,7 @@ def _shorter_to(size: Size, side: int) -> Size:
     return (side, other) if size[0] <= size[1] else (other, side)
 
 
-def _crop(wanted: Wanted, size: Size) -> Placement:
+def _crop(wanted: _Wanted, size: Size) -> Placement:
     height, width = wanted.input_size
     tall, wide = (max(1, math.floor(side / wanted.crop_pct)) for side in (height, width))
     ratios = (size[0] / tall, size[1] / wide)
@@ -71,21 +71,21 @@ def _crop(wanted: Wanted, size: Size) -> Placement:
     return _centre(_scaled(size, min(ratios)), (height, width))
 
 
-def _pad(wanted: Wanted, size: Size) -> Placement:
+def _pad(wanted: _Wanted, size: Size) -> Placement:
     height, width = wanted.input_size
     return _centre(_scaled(size, max(size[0] / height, size[1] / width)), (height, width))
 
 
-def _squash(wanted: Wanted, size: Size) -> Placement:
+def _squash(wanted: _Wanted, size: Size) -> Placement:
     del size
     return Placement(wanted.input_size, (0, 0), wanted.input_size)
 
 
-def _short(wanted: Wanted, size: Size) -> Placement:
+def _short(wanted: _Wanted, size: Size) -> Placement:
     return _limited(_shorter_to(size, min(wanted.input_size)), wanted.max_side)
 
 
-def _keep(wanted: Wanted, size: Size) -> Placement:
+def _keep(wanted: _Wanted, size: Size) -> Placement:
     return _limited(size, wanted.max_side)
 
 
@@ -95,7 +95,7 @@ def _limited(size: Size, max_side: int | None) -> Placement:
     return Placement(size, (0, 0), size)
 
 
-FITS: Mapping[str, Callable[[Wanted, Size], Placement]] = {
+FITS: Mapping[str, Callable[[_Wanted, Size], Placement]] = {
     "crop": _crop,
     "pad": _pad,
     "squash": _squash,
