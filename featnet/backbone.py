@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .errors import ArgumentError, check_rate
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
-from .layers import Blocks, GlobalPool, Tokens, recompute
+from .layers import Blocks, GlobalPool, Head, Tokens, classifiers, recompute
 from .tracing import trace
 from .weights import Weights
 
@@ -25,8 +24,8 @@ class Backbone(nn.Module):
 
     Class attributes:
         first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        last_fc: name of the linear layer on which ``num_classes`` acts; of several, which the
-            network builds itself, the first one is the classifier.
+        last_fc: name(s) of the linear layer(s) on which ``num_classes`` acts; of several the first
+            is the classifier.
     """
 
     # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
@@ -38,6 +37,7 @@ class Backbone(nn.Module):
     architecture: str = ""  # the registered name; model_args were given beside it
     model_args: Mapping[str, Any] = {}
     global_pool: GlobalPool
+    head_spec: Head = Head()  # what lies between the final features and the logits
     # (H, W) of the input that tables of positions are made for
     img_size: tuple[int, int] | None = None
     # What the sides of an input must be multiples of
@@ -79,15 +79,31 @@ class Backbone(nn.Module):
         self._levels = (*self._levels, level)
 
     def add_head(
-        self, num_features: int, *, num_classes: int, global_pool: str, drop_rate: float = 0.0
+        self,
+        num_features: int,
+        *,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float = 0.0,
+        head: Head | None = None,
     ) -> None:
-        """Add pooling and classifier over the last map, ``num_features`` channels wide."""
+        """Add the head over the final features.
+
+        Args:
+            num_features: channels of the final features.
+            num_classes: of the classifier; 0 for none.
+            global_pool: name of the pooling.
+            drop_rate: dropout before the classifier.
+            head: see :mod:`featnet.layers.heads`; by default pooling and a linear layer.
+        """
         check_rate("drop_rate", drop_rate)
         self.num_features = num_features
         self.drop_rate = drop_rate
-        parent = self._classifier_name().rpartition(".")[0]
+        self.head_spec = Head() if head is None else head
+        parent = classifiers(self)[0].rpartition(".")[0]
         if parent and parent not in dict(self.named_modules()):
             self.add_module(parent, nn.Sequential())  # only a name: "head" of "head.fc"
+        self.head_spec.build(self, num_features, global_pool)
         self.reset_classifier(num_classes, global_pool)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
@@ -136,31 +152,13 @@ class Backbone(nn.Module):
         with explain_size(self, x.shape[-2:]):
             return self.finish(trace.visit(self, x, lambda index, y: False)[0])
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) -> (N, head_hidden_size), or unchanged with ``global_pool=""``."""
-        return self.global_pool(x)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Features -> logits, or with ``pre_logits`` what the classifier would be given."""
-        x = self.pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.get_classifier()(x)
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
+        """Final features -> logits, or with ``pre_logits`` what the classifier would be given."""
+        return self.head_spec(self, x, pre_logits=pre_logits)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
-        return self.get_submodule(self._classifier_name())
-
-    def _classifier_name(self) -> str:
-        return self.last_fc if isinstance(self.last_fc, str) else self.last_fc[0]
-
-    def make_pool(self, global_pool: str) -> GlobalPool:
-        """The pooling of a name; a head of another kind has its own."""
-        return GlobalPool(global_pool)
-
-    def classifier_width(self, pool: GlobalPool) -> int:
-        """Channels that the classifier is given behind this pooling."""
-        return self.num_features * pool.multiplier
+        return self.get_submodule(classifiers(self)[0])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -173,21 +171,23 @@ class Backbone(nn.Module):
             raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
         if global_pool is None:
             global_pool = self.global_pool.pool_type
-        pool = self.make_pool(global_pool)
+        pool = self.head_spec.make_pool(self, global_pool)
         if not pool.pool_type and num_classes:
             raise ArgumentError(
                 f"global_pool={global_pool!r} leaves a map, which a classifier of "
                 f"{num_classes} classes cannot take: say num_classes=0 too."
             )
-        width = self.classifier_width(pool)
+        width = self.head_spec.width(self, pool)
         near = next(self.parameters(), None)
         place: dict[str, Any] = (
             {"device": near.device, "dtype": near.dtype} if near is not None else {}
         )
-        linear = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-        parent, _, child = self._classifier_name().rpartition(".")
+        linear: dict[str, nn.Module] = {}
+        for name in classifiers(self):
+            new = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
+            linear[name] = new.train(self.training)
         self.global_pool = pool.train(self.training)
-        setattr(self.get_submodule(parent), child, linear.train(self.training))
+        self.head_spec.replace(self, linear)
         self.num_classes = num_classes
         self.head_hidden_size = width
 

@@ -337,7 +337,8 @@ def test_fast_alone_is_the_average() -> None:
     model, x = build(global_pool="fast"), helpers.image_batch(*X)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.pool(model.forward_features(x)), model.forward_features(x).mean((2, 3))
+            model.forward_head(model.forward_features(x), pre_logits=True),
+            model.forward_features(x).mean((2, 3)),
         )
 
 
@@ -346,7 +347,7 @@ def test_without_classes_and_without_pooling() -> None:
     with torch.no_grad():
         model = build(num_classes=0)
         assert model.num_classes == 0 and isinstance(model.get_classifier(), nn.Identity)
-        assert torch.equal(model(x), model.pool(model.forward_features(x)))
+        assert torch.equal(model(x), model.forward_head(model.forward_features(x), pre_logits=True))
         model = build(num_classes=0, global_pool="")
         assert torch.equal(model(x), model.forward_features(x)) and model(x).ndim == 4
 

@@ -17,6 +17,16 @@ from .dot_attention import Attention, add_qv_bias, attend, head_width, join_head
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
+from .heads import (
+    AttentionPoolHead,
+    ChannelsLast,
+    ConvHead,
+    DistilledHead,
+    Head,
+    NormMlp,
+    TokenHead,
+    classifiers,
+)
 from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
@@ -37,14 +47,18 @@ __all__ = [
     "SEQUENCE_POOLS",
     "Attention",
     "AttentionPool2d",
+    "AttentionPoolHead",
     "Augment",
     "BilinearAttention",
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
     "CentredRotaryEmbedding",
+    "ChannelsLast",
     "CondConv2d",
+    "ConvHead",
     "ConvNormAct",
+    "DistilledHead",
     "DropBlock2d",
     "DropPath",
     "EffectiveSqueezeExcite",
@@ -58,6 +72,7 @@ __all__ = [
     "GluMlp",
     "GroupNorm",
     "HaloAttention",
+    "Head",
     "Kernel",
     "LambdaLayer",
     "LatentPool",
@@ -67,6 +82,7 @@ __all__ = [
     "Memo",
     "MixedRotaryEmbedding",
     "Mlp",
+    "NormMlp",
     "PatchConv",
     "PatchDropout",
     "PatchEmbed",
@@ -82,6 +98,7 @@ __all__ = [
     "SimpleNorm2d",
     "SqueezeExcite",
     "SwiGlu",
+    "TokenHead",
     "TokenPool",
     "Tokens",
     "add_qv_bias",
@@ -90,6 +107,7 @@ __all__ = [
     "ceil_div",
     "chain",
     "check_multiple",
+    "classifiers",
     "conv2d",
     "crop",
     "drop_path_rates",

@@ -46,18 +46,12 @@ class SequencePool(GlobalPool):
     Args:
         pool_type: ``""``, ``token`` (the first), or over the others ``avg``, ``max``, ``avgmax``
             (their mean). A network that pools by attention does so itself; here is no change.
-        prefix: tokens before those of the patches.
-        over_prefix: reduce over them too.
+        prefix: tokens before those that are reduced.
         allowed: what the network has: no ``token`` without a class, ``map`` with attention.
     """
 
     def __init__(
-        self,
-        pool_type: str = "token",
-        *,
-        prefix: int = 0,
-        over_prefix: bool = False,
-        allowed: Sequence[str] = SEQUENCE_POOLS,
+        self, pool_type: str = "token", *, prefix: int = 0, allowed: Sequence[str] = SEQUENCE_POOLS
     ) -> None:
         nn.Module.__init__(self)
         if pool_type not in allowed:
@@ -66,7 +60,7 @@ class SequencePool(GlobalPool):
                 + nearest(pool_type, allowed)
             )
         self.pool_type, self.multiplier = pool_type, 1
-        self.skip = 0 if over_prefix else prefix
+        self.skip = prefix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pool_type == "token":

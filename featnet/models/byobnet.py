@@ -24,6 +24,7 @@ from ..backbone import Backbone
 from ..errors import ArgumentError, InputSizeError, nearest
 from ..layers import (
     AttentionPool2d,
+    AttentionPoolHead,
     BilinearAttention,
     Blocks,
     BlurPool2d,
@@ -33,10 +34,11 @@ from ..layers import (
     DropPath,
     EvoNorm,
     GlobalContext,
-    GlobalPool,
     HaloAttention,
+    Head,
     LambdaLayer,
     Layer,
+    NormMlp,
     SelfAttention,
     SqueezeExcite,
     fold_norm,
@@ -417,38 +419,6 @@ class MobileOneBlock(Branches):
         return [*scale, *self.conv_kxk]
 
 
-# Heads --------------------------------------------------------------------------------------
-
-
-class PlainHead(nn.Module):
-    """Pooling."""
-
-    pools = GlobalPool
-
-    def forward(self, x: torch.Tensor, pool: GlobalPool) -> torch.Tensor:
-        return pool(x)
-
-
-class MlpHead(nn.Module):
-    """Pooling, norm, and a layer before the classifier's. Without pooling, at each position."""
-
-    pools = GlobalPool
-
-    def __init__(self, channels: int, hidden: int, recipe: Recipe) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.norm = recipe.norm(channels)
-        layers = {"fc": nn.Linear(channels, hidden), "act": recipe.act()}
-        self.pre_logits = nn.Sequential(OrderedDict(layers))
-
-    def forward(self, x: torch.Tensor, pool: GlobalPool) -> torch.Tensor:
-        x = pool(x)
-        pooled = x.ndim == 2
-        x = self.norm(x[..., None, None] if pooled else x).permute(0, 2, 3, 1)
-        x = self.pre_logits(x.flatten(1) if pooled else x)
-        return x if pooled else x.permute(0, 3, 1, 2)
-
-
 # The network --------------------------------------------------------------------------------
 
 
@@ -475,9 +445,10 @@ class ByobNet(Backbone):
     The other arguments are every Backbone's.
     """
 
+    last_fc = "head.fc"
     stem: nn.Module
     final_conv: nn.Module
-    head: AttentionPool2d | MlpHead | PlainHead
+    head: nn.Module
 
     def __init__(
         self,
@@ -520,9 +491,14 @@ class ByobNet(Backbone):
         self.add_stage("final_conv", last, channels=channels, reduction=self._reduction)
         sized = any(isinstance(m, SelfAttention) and m.size for m in self.modules())
         self.img_size = built if sized else None
-        self.head = self._make_head(head, channels, head_hidden_size, args)
         pool = global_pool if global_pool is not None else "token" if head == "attention" else "avg"
-        self.add_head(channels, num_classes=num_classes, global_pool=pool, drop_rate=drop_rate)
+        self.add_head(
+            channels,
+            num_classes=num_classes,
+            global_pool=pool,
+            drop_rate=drop_rate,
+            head=self._make_head(head, channels, head_hidden_size, args),
+        )
         self.init_weights(zero_init_last=zero_init_last)
 
     def _add_stem(self, stem: Stem, recipe: Recipe, size: tuple[int, int]) -> BlockArgs:
@@ -600,17 +576,16 @@ class ByobNet(Backbone):
                 self.stages.add_module(str(i), Blocks(*blocks))
         return args
 
-    def _make_head(
-        self, kind: str, channels: int, hidden: int, args: BlockArgs
-    ) -> AttentionPool2d | MlpHead | PlainHead:
+    def _make_head(self, kind: str, channels: int, hidden: int, args: BlockArgs) -> Head:
         if kind not in HEADS:
             raise ArgumentError(f"head={kind!r}: one of {HEADS} is expected.{nearest(kind, HEADS)}")
         if kind == "attention":
             assert args.size is not None
-            self.last_fc = "head.proj"
-            return AttentionPool2d(channels, size=args.size)
-        self.last_fc = "head.fc"
-        return MlpHead(channels, hidden, args.recipe) if kind == "mlp" else PlainHead()
+            self.head, self.last_fc = AttentionPool2d(channels, size=args.size), "head.proj"
+            return AttentionPoolHead()
+        if kind == "mlp":
+            return NormMlp(norm=args.recipe.norm, hidden=hidden, act=args.recipe.act)
+        return Head()
 
     def init_weights(self, *, zero_init_last: bool = True) -> None:
         """He initialisation of the convolutions, then what blocks and attention have."""
@@ -651,19 +626,6 @@ class ByobNet(Backbone):
             if f"stages.{name}" in levels:
                 yield x
         yield self.final_conv(x)
-
-    def make_pool(self, global_pool: str) -> GlobalPool:
-        return self.head.pools(global_pool)
-
-    def classifier_width(self, pool: GlobalPool) -> int:
-        if not isinstance(self.head, MlpHead):
-            return super().classifier_width(pool)
-        if pool.multiplier != 1:
-            raise ArgumentError(f"global_pool={pool.pool_type!r} is too wide for this head's norm.")
-        return self.head.hidden
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x, self.global_pool)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"

@@ -8,7 +8,6 @@ with its norm first (hnf) and the other norms are timm's.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,9 +20,9 @@ from ..errors import ArgumentError, check_rate, nearest
 from ..layers import (
     Blocks,
     DropPath,
-    GlobalPool,
     GlobalResponseNorm,
     Layer,
+    NormMlp,
     get_act,
     get_norm,
     make_divisible,
@@ -225,15 +224,13 @@ class ConvNeXt(Backbone):
             self.add_stage(f"stages.{i}", stage, channels=chs, reduction=reduction)
             in_chs = chs
         self.norm_pre = norm(in_chs) if head_norm_first else nn.Identity()
-        self.hidden_size = head_hidden_size
-        layers = OrderedDict[str, nn.Module]()
-        layers["norm"] = nn.Identity() if head_norm_first else norm(in_chs)
-        layers["pre_logits"] = nn.Sequential()
-        if head_hidden_size:
-            layers["pre_logits"].fc = nn.Linear(in_chs, head_hidden_size)
-            layers["pre_logits"].act = nn.GELU()
-        self.head = nn.Sequential(layers)
-        self.add_head(in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+        self.add_head(
+            in_chs,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=NormMlp(norm=None if head_norm_first else norm, hidden=head_hidden_size),
+        )
         self.init_weights(head_init_scale=head_init_scale)
 
     def _add_stem(
@@ -273,23 +270,6 @@ class ConvNeXt(Backbone):
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
         return self.finish(y) if index == len(self.levels) - 1 else y
-
-    def classifier_width(self, pool: GlobalPool) -> int:
-        between = self.hidden_size or not isinstance(self.head.norm, nn.Identity)
-        if pool.multiplier > 1 and between:
-            raise ArgumentError(
-                f"global_pool={pool.pool_type!r} changes the width, {self.num_features}, of the "
-                "layers between pooling and classifier."
-            )
-        return self.hidden_size or super().classifier_width(pool)
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.global_pool(x)
-        pooled = x.ndim == 2
-        norm, pre_logits, *_ = self.head
-        x = norm(x[..., None, None] if pooled else x).permute(0, 2, 3, 1)
-        x = pre_logits(x).permute(0, 3, 1, 2)  # (N, C, 1, 1)
-        return x.flatten(1) if pooled else x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         within = [

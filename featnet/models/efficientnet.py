@@ -29,13 +29,13 @@ from ..layers import (
     Blocks,
     BlurPool2d,
     CondConv2d,
+    ConvHead,
     EvoNormS0,
-    GlobalPool,
     GroupNorm,
+    Head,
     Kernel,
     Layer,
     LayerNorm2d,
-    build_act,
     conv2d,
     get_act,
     get_attention,
@@ -295,9 +295,13 @@ class EfficientNet(Backbone):
         self.conv_stem = conv2d(in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=pad_type)
         self.bn1, self.act1 = recipe.norm_act(arch.stem)
         out_chs = self._add_blocks(plan(arch), arch.stem, recipe, drop_path_rate, widths)
-        self.add_tail(out_chs, arch, recipe, global_pool)
+        head = self.add_tail(out_chs, arch, recipe)
         self.add_head(
-            self.num_features, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+            self.num_features,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=head,
         )
         self.init_weights()
 
@@ -338,14 +342,14 @@ class EfficientNet(Backbone):
                 self.add_level(name, channels=last.out_channels, reduction=reduction)
         return last.out_channels
 
-    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe, global_pool: str) -> None:
-        """What comes between the last block and the pooling."""
-        del global_pool
+    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe) -> Head:
+        """Add what comes between the last block and the pooling; return the head behind it."""
         self.num_features = arch.head or in_chs
         self.conv_head: nn.Module | None = None
         if arch.head:
             self.conv_head = conv2d(in_chs, arch.head, 1)
             self.bn2, self.act2 = recipe.norm_act(arch.head)
+        return Head()
 
     def init_weights(self) -> None:
         """He initialisation by the fan-out within a group, as TensorFlow's reference has it."""
@@ -400,33 +404,14 @@ LOCATIONS = ("bottleneck", "expansion")
 class MobileNetV3(EfficientNet):
     """The last convolution comes after the pooling, so that it costs next to nothing."""
 
-    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe, global_pool: str) -> None:
+    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe) -> Head:
         self.num_features = in_chs
-        pooled = in_chs * GlobalPool(global_pool).multiplier
-        bias = arch.head_bias and not arch.head_norm
-        self.conv_head = nn.Conv2d(pooled, arch.head, 1, bias=bias)
-        self.norm_head: nn.Module = nn.Identity()
-        self.act2 = build_act(recipe.act)
-        if arch.head_norm:
-            self.norm_head, self.act2 = recipe.norm_act(arch.head)
-
-    def classifier_width(self, pool: GlobalPool) -> int:
-        conv, pooled = self.conv_head, super().classifier_width(pool)
-        assert isinstance(conv, nn.Conv2d)
-        if conv.in_channels != pooled:
-            raise ArgumentError(
-                f"This pooling gives {pooled} channels; the convolution behind it was built for "
-                f"{conv.in_channels}. Say global_pool when the model is made."
-            )
-        return conv.out_channels
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.conv_head is not None
-        y = self.global_pool(x)
-        pooled = y.ndim == 2
-        y = self.conv_head(y[..., None, None] if pooled else y)
-        y = self.act2(self.norm_head(y))
-        return y.flatten(1) if pooled else y
+        return ConvHead(
+            arch.head,
+            act=recipe.act,
+            norm=recipe.norm if arch.head_norm else None,
+            bias=arch.head_bias and not arch.head_norm,
+        )
 
     def finish(self, y: torch.Tensor | HalfBlock) -> torch.Tensor:
         return y.complete() if isinstance(y, HalfBlock) else y

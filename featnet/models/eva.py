@@ -35,6 +35,7 @@ from ..layers import (
     PatchEmbed,
     RotaryEmbedding,
     SwiGlu,
+    TokenHead,
     Tokens,
     add_qv_bias,
     get_norm,
@@ -303,7 +304,6 @@ class Eva(VisionTransformer):
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
         self.has_class_token, self.num_reg_tokens = class_token, num_reg_tokens
         self.no_embed_class, self.abs_pos_embed = no_embed_class, abs_pos_embed
-        self.pool_include_prefix = False
         self.patch_embed = PatchEmbed(
             patch_size,
             img_size=img_size,
@@ -345,16 +345,16 @@ class Eva(VisionTransformer):
         self.norm = norm(embed_dim) if final_norm and not after else nn.Identity()
         self.attn_pool = None
         if global_pool == "map":
-            self.attn_pool = LatentPool(
-                embed_dim,
-                attn_pool_num_heads or num_heads,
-                norm=norm,
-                act=nn.GELU,
-                mlp_ratio=attn_pool_mlp_ratio or mlp_ratio,
-            )
+            ratio, heads = attn_pool_mlp_ratio or mlp_ratio, attn_pool_num_heads or num_heads
+            self.attn_pool = LatentPool(embed_dim, heads, norm=norm, act=nn.GELU, mlp_ratio=ratio)
         self.fc_norm = norm(embed_dim) if final_norm and after else nn.Identity()
+        head = TokenHead("fc_norm", class_token=class_token, map_over_prefix=True)
         self.add_head(
-            embed_dim, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+            embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=head,
         )
         self.init_weights(head_init_scale=head_init_scale)
 
@@ -400,12 +400,6 @@ class Eva(VisionTransformer):
         for block, context in zip(self.blocks.children(), contexts, strict=True):
             x = self.blocks.run((partial(block, **context),), x)
             yield Tokens(x, grid, prefix)  # (N, prefix + h * w, D)
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, C) -> (N, C)."""
-        if self.attn_pool is not None:  # asks the tokens before the patches', too
-            return self.fc_norm(self.attn_pool(x))
-        return super().pool(x)
 
     def no_weight_decay(self) -> set[str]:
         learnt = {"rope.freqs"} if isinstance(self.rope, MixedRotaryEmbedding) else set()

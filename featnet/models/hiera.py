@@ -21,6 +21,7 @@ from ..errors import ArgumentError
 from ..layers import (
     Blocks,
     DropPath,
+    Head,
     Layer,
     LayerScale,
     Mlp,
@@ -263,7 +264,13 @@ class Hiera(Backbone):
                 window = (window[0] // pool, window[1] // pool)
             self.add_level(f"blocks.{len(self.blocks) - 1}", channels=dim, reduction=reduction)
         self.head = nn.Sequential(OrderedDict(norm=norm(dim)))
-        self.add_head(dim, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+        self.add_head(
+            dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=Head("head.norm", channels_last=True),
+        )
         self.init_weights(uniform=weight_init == "jax")
 
     def add_positions(self, dim: int, window: Size, *, whole: Size | None) -> None:
@@ -326,10 +333,6 @@ class Hiera(Backbone):
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:
         return self.as_map(y)
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        x, norm = self.global_pool(x), self.get_submodule("head.norm")
-        return norm(x) if x.ndim == 2 else norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, GlobalPool, Layer, get_act, get_norm
+from ..layers import Blocks, Head, Layer, get_act, get_norm
 from ..registry import Family, weights_table
 
 MAP = 7  # side of the last map for an input of 224
@@ -91,7 +91,13 @@ class VGG(Backbone):
         self.pre_logits = ConvMlp(
             in_chs, HIDDEN, hidden_chs=int(HIDDEN * mlp_ratio), act=act, drop_rate=drop_rate
         )
-        self.add_head(in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
+        self.add_head(
+            in_chs,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=Head(before=("pre_logits",), channels=HIDDEN),
+        )
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -108,12 +114,6 @@ class VGG(Backbone):
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         # conv ... act | pool conv ... act | ... | pool: (N, 64, H, W) to (N, 512, H/32, W/32)
         yield from self.through("features", x)
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        return super().pool(self.pre_logits(x))
-
-    def classifier_width(self, pool: GlobalPool) -> int:
-        return HIDDEN * pool.multiplier
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         del coarse

@@ -20,24 +20,23 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
 from ..errors import InputSizeError
 from ..layers import (
-    SEQUENCE_POOLS,
     Attention,
     Blocks,
-    GlobalPool,
+    DistilledHead,
     GluMlp,
+    Head,
     LatentPool,
     Layer,
     Mlp,
     PatchDropout,
     PatchEmbed,
-    SequencePool,
     SwiGlu,
+    TokenHead,
     Tokens,
     check_multiple,
     get_act,
@@ -153,7 +152,7 @@ class VisionTransformer(Backbone):
         norm = get_norm(norm_layer)
         self.strict, self.dense_norm = not dynamic_img_size, dense_norm
         self.has_class_token, self.num_reg_tokens = class_token, reg_tokens
-        self.no_embed_class, self.pool_include_prefix = no_embed_class, pool_include_prefix
+        self.no_embed_class = no_embed_class
         embed: Any = embed_layer(
             patch_size,
             img_size=img_size,
@@ -196,9 +195,17 @@ class VisionTransformer(Backbone):
             )
         self.fc_norm = norm(embed_dim) if final_norm and after else nn.Identity()
         self.add_head(
-            embed_dim, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+            embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=self.make_head(over_prefix=pool_include_prefix),
         )
         self.init_weights()
+
+    def make_head(self, *, over_prefix: bool) -> Head:
+        """Pooling of the tokens, and the norm behind it."""
+        return TokenHead("fc_norm", class_token=self.has_class_token, over_prefix=over_prefix)
 
     def add_tokens(self, dim: int) -> None:
         """The tokens before the patches', and positions."""
@@ -309,29 +316,6 @@ class VisionTransformer(Backbone):
         del index
         return y._replace(x=self.norm(y.x))
 
-    # The head -----------------------------------------------------------------------------
-
-    def make_pool(self, global_pool: str) -> GlobalPool:
-        allowed = [p for p in SEQUENCE_POOLS if self.has_class_token or p != "token"]
-        return SequencePool(
-            global_pool,
-            prefix=self.num_prefix_tokens,
-            over_prefix=self.pool_include_prefix,
-            allowed=[*allowed, "map"] if self.attn_pool is not None else allowed,
-        )
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        if self.global_pool.pool_type != "map":
-            self.attn_pool = None
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, C) -> (N, C)."""
-        if self.attn_pool is not None:
-            skip = 0 if self.pool_include_prefix else self.num_prefix_tokens
-            return self.fc_norm(self.attn_pool(x[:, skip:]))
-        return self.fc_norm(self.global_pool(x))
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
             "stem": r"^cls_token|reg_token|dist_token|pos_embed|patch_embed|norm_pre",
@@ -407,31 +391,13 @@ class DistilledVisionTransformer(VisionTransformer):
     def prefix(self) -> list[torch.Tensor]:
         return [*super().prefix(), self.dist_token]
 
-    def make_pool(self, global_pool: str) -> GlobalPool:
-        return SequencePool(global_pool, allowed=("", "token"))
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        head = self.get_classifier()
-        self.head_dist: nn.Module = nn.Identity()
-        if isinstance(head, nn.Linear):
-            place: Any = {"device": head.weight.device, "dtype": head.weight.dtype}
-            self.head_dist = nn.Linear(head.in_features, num_classes, **place).train(self.training)
+    def make_head(self, *, over_prefix: bool) -> Head:
+        del over_prefix
+        return DistilledHead()
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether training gives ``(logits, logits of the distillation head)``."""
         self.distilled_training = enable
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
-        if not self.global_pool.pool_type:
-            return x
-        both = [F.dropout(x[:, i], self.drop_rate, self.training) for i in (0, 1)]
-        if pre_logits:
-            return (both[0] + both[1]) / 2
-        logits, distilled = self.head(both[0]), self.head_dist(both[1])
-        if self.distilled_training and self.training:
-            return logits, distilled
-        return (logits + distilled) / 2
 
 
 LAYER_NORM_5: Layer = partial(nn.LayerNorm, eps=1e-5)

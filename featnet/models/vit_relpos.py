@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Attention, Layer, Mlp, PatchDropout, PatchEmbed, Tokens, get_act, get_norm
+from ..layers import (
+    Attention,
+    Layer,
+    Mlp,
+    PatchDropout,
+    PatchEmbed,
+    TokenHead,
+    Tokens,
+    get_act,
+    get_norm,
+)
 from ..layers.memo import Memo
 from ..layers.relative_position import relative_index
 from ..registry import Family, weights_table
@@ -139,7 +149,7 @@ class VisionTransformerRelPos(VisionTransformer):
         Backbone.__init__(self, in_chans=in_chans)  # the parts of a ViT, put together otherwise
         norm, self.strict = get_norm(norm_layer), not dynamic_img_size
         self.has_class_token, self.num_reg_tokens = class_token, 0
-        self.no_embed_class, self.pool_include_prefix = False, False
+        self.no_embed_class = False
         self.patch_embed = PatchEmbed(
             patch_size,
             img_size=img_size,
@@ -171,7 +181,11 @@ class VisionTransformerRelPos(VisionTransformer):
         self.attn_pool = None
         self.fc_norm = norm(embed_dim) if fc_norm else nn.Identity()
         self.add_head(
-            embed_dim, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
+            embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head=TokenHead("fc_norm", class_token=class_token),
         )
         self.init_weights()
 

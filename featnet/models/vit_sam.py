@@ -19,7 +19,6 @@ from torch import nn
 from ..backbone import Backbone
 from ..features import Feature
 from ..layers import (
-    GlobalPool,
     Layer,
     LayerNorm2d,
     Mlp,
@@ -266,15 +265,6 @@ class VisionTransformerSAM(VisionTransformer):
 
     def normalized(self, level: Feature) -> Feature:
         return dataclasses.replace(level, channels=self.neck_chans)
-
-    def make_pool(self, global_pool: str) -> GlobalPool:
-        return GlobalPool(global_pool)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        Backbone.reset_classifier(self, num_classes, global_pool)
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        return self.global_pool(x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [(r"^blocks\.(\d+)", None), (r"^neck", (99999,))]
