@@ -1,4 +1,4 @@
-"""``export``: a network as a file for other runtimes, checked after it was written."""
+"""``export``: write a network as a file for other runtimes, and check the file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from ..checkpoints.writing import staged
 from ..errors import ArgumentError, FeatnetError, InputSizeError, nearest
@@ -28,15 +28,25 @@ NEEDED = {"onnx": ("onnx", "onnxscript")}
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What :func:`export` wrote.
+    """The file that :func:`export` wrote, and how far its numbers are from the network's.
 
     Attributes:
-        path, format, bytes: of the file; ONNX weights beyond 2 GB lie beside it.
-        inputs, outputs: names; of an extractor's outputs those of the levels.
-        dynamic: the axes whose sizes are free.
-        checked: sizes (N, C, H, W) at which the file was run and compared; none where the runtime
+        path: of the file; ONNX weights beyond 2 GB lie beside it.
+        format: ``onnx``, ``pt2`` or ``aoti``.
+        bytes: size of the file.
+        inputs: names of the inputs.
+        outputs: names of the outputs; of an extractor those of its levels.
+        dynamic: axes whose sizes are free.
+        checked: sizes (N, C, H, W) at which the file was run and compared; empty where the runtime
             is not installed.
-        difference: of its outputs from the network's, largest, relative to the largest value.
+        difference: largest difference of its outputs from the network's, relative to the largest
+            value.
+
+    Example:
+        >>> net = torch.nn.Conv2d(3, 8, 3).eval()
+        >>> report = featnet.export(net, "conv.pt2", dynamic=("batch",))
+        >>> report.format, report.inputs, report.dynamic, report.difference < 1e-5
+        ('pt2', ('image',), ('batch',), True)
     """
 
     path: Path
@@ -65,24 +75,35 @@ def export(
     example: torch.Tensor | None = None,
     dynamic: Sequence[str] = ("batch", "height", "width"),
 ) -> ExportReport:
-    """Write a network as ONNX (``.onnx``), as a torch.export program (``.pt2``), or compiled by
-    AOTInductor (``format="aoti"``), and run what was written against it at a size that the export
-    has not seen.
+    """Write a network as a file for another runtime, and check the numbers that the file gives.
+
+    The file is ONNX (``.onnx``), a torch.export program (``.pt2``), or a library compiled by
+    AOTInductor (``format="aoti"``). It is run beside the network at the size of the example and at
+    another one.
 
     Args:
         net: a Backbone, an extractor, or any module that takes (N, C, H, W), in eval mode.
-        path: the file, which is replaced only when all went well.
-        format: ``onnx``, ``pt2``, ``aoti``; by default what the path's suffix says.
-        example: a batch of at least two, on the network's device. By default noise of a size that
-            the network takes.
-        dynamic: the axes that stay free, of ``batch``, ``height`` and ``width``.
+        path: of the file, which is replaced only when the new one gives the right numbers.
+        format: ``onnx``, ``pt2`` or ``aoti``; by default the path's suffix says it.
+        example: a batch of at least two images (N, C, H, W), on the network's device. By default
+            noise of a size that the network takes.
+        dynamic: axes whose sizes stay free, among ``batch``, ``height`` and ``width``.
+
+    Returns:
+        A report: names of inputs and outputs, the sizes that were checked, and the difference.
 
     Raises:
-        ArgumentError: an unknown format or axis, training mode, a packed network (see
-            :func:`featnet.optimize`), which only runs here.
-        InputSizeError: an example that the network cannot take.
-        FeatnetError: a package that is missing (and how to get it), a network that cannot be
-            exported with these axes (and why), a file that gives other numbers.
+        ArgumentError: an unknown format or axis, training mode, or a network packed by
+            :func:`featnet.optimize`, which runs on this machine only.
+        InputSizeError: the network cannot take the example.
+        FeatnetError: a package is missing (with how to get it), the network cannot be exported with
+            these axes (with the reason), or the file gives other numbers.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(0,)).eval()
+        >>> report = featnet.export(net, "stem.pt2", example=torch.randn(2, 3, 32, 32))
+        >>> report.outputs, report.dynamic
+        (('act1',), ('batch', 'height', 'width'))
     """
     path = Path(path)
     kind = _format(path, format)
@@ -152,7 +173,7 @@ def _format(path: Path, format: str | None) -> str:
     return kind
 
 
-def _check(net: Any) -> None:
+def _check(net: object) -> None:
     if not isinstance(net, nn.Module):
         raise ArgumentError(f"The network is a {type(net).__name__}, not a torch.nn.Module.")
     if any(module.training for module in net.modules()):
@@ -166,7 +187,7 @@ def _check(net: Any) -> None:
 
 
 def _example(net: nn.Module, example: torch.Tensor | None) -> torch.Tensor:
-    """Two images: an axis of one is taken for a constant."""
+    """Return two images, since torch.export takes an axis of size one for a constant."""
     if example is None:
         body = net.body if isinstance(net, FeatureNet) else net
         like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
@@ -197,8 +218,8 @@ def _names(net: nn.Module) -> tuple[str, ...]:
 def _other(
     net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of other sizes where they are free, and what the network makes of it: one image, half
-    as much higher and wider, of odd sides where it takes them."""
+    """Return a batch of another size along the free axes, and the network's output for it: one
+    image, half as much higher and wider, of odd sides if the network takes them."""
     for halves, odd in ((3, 1), (3, 0), (4, 0), (1, 0)):
         shape = list(x.shape)
         for axis in dynamic:
@@ -210,8 +231,8 @@ def _other(
     return y, net(y)
 
 
-def _difference(found: Sequence[torch.Tensor], wanted: Any) -> float:
-    pairs = zip(found, trace.tensors(wanted), strict=True)
+def _difference(outputs: Sequence[torch.Tensor], wanted: object) -> float:
+    pairs = zip(outputs, trace.tensors(wanted), strict=True)
     gaps = [(a.to(b) - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]
     return max((float(gap) for gap in gaps), default=0.0)
 
@@ -222,7 +243,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn of their own deprecations."""
+    """Silence exporters, which warn of their own deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -231,20 +252,26 @@ def _quiet() -> Iterator[None]:
 # Formats ----------------------------------------------------------------------------------
 
 
-def _write_onnx(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+def _write_onnx(
+    program: ExportedProgram, x: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
     names = list(outputs) or None
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program, (x,), dynamo=True, input_names=["image"], output_names=names, verbose=False
     )
-    assert made is not None
-    made.save(path)
+    assert onnx_program is not None
+    onnx_program.save(path)
 
 
-def _write_pt2(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+def _write_pt2(
+    program: ExportedProgram, x: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
     torch.export.save(program, path)
 
 
-def _write_aoti(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str]) -> None:
+def _write_aoti(
+    program: ExportedProgram, x: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
     from torch._inductor import aoti_compile_and_package
 
     package = path.with_suffix(".pt2")
@@ -258,7 +285,7 @@ def _write_aoti(program: Any, x: torch.Tensor, path: Path, outputs: Sequence[str
     os.replace(package, path)
 
 
-WRITERS: dict[str, Callable[[Any, torch.Tensor, Path, Sequence[str]], None]] = {
+WRITERS: dict[str, Callable[[ExportedProgram, torch.Tensor, Path, Sequence[str]], None]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
     "aoti": _write_aoti,
@@ -266,7 +293,7 @@ WRITERS: dict[str, Callable[[Any, torch.Tensor, Path, Sequence[str]], None]] = {
 
 
 def _runner(kind: str, path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]] | None:
-    """What runs the file; None where its runtime is not installed."""
+    """Return a function that runs the file; None where its runtime is not installed."""
     if kind == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             return None
@@ -276,7 +303,7 @@ def _runner(kind: str, path: Path) -> Callable[[torch.Tensor], list[torch.Tensor
         return lambda x: [
             torch.from_numpy(y) for y in session.run(None, {"image": x.cpu().numpy()})
         ]
-    loaded: Any
+    loaded: Callable[[torch.Tensor], object]
     if kind == "aoti":
         from torch._inductor import aoti_load_package
 

@@ -1,21 +1,33 @@
-"""Batch norms become part of the convolution or linear layer before them, where that is exact."""
+"""Fold batch norms into the convolution or linear layer before them, where that is exact."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
+LINEAR = (nn.Linear, _ConvNd)
+Layer: TypeAlias = nn.Linear | _ConvNd
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Fold, in place, every batch norm that can be; its name stays with what is left of it."""
+    """Fold every batch norm that can be folded, in place; an Identity keeps its name.
+
+    Args:
+        model: in eval mode.
+        feeds: names of modules whose output one other module reads, and nothing else, to that
+            module's name.
+
+    Returns:
+        Names of the batch norms that were folded, and of the others, each with the reason.
+    """
     modules = dict(model.named_modules())
     before = {reader: maker for maker, reader in feeds.items()}
     folded: list[str] = []
@@ -23,7 +35,7 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
     for name, norm in modules.items():
         if not isinstance(norm, NORM):
             continue
-        layer: Any = modules.get(before.get(name, ""))
+        layer = modules.get(before.get(name, ""))
         if not isinstance(layer, LINEAR):
             left[name] = "no convolution or linear layer feeds it alone"
             continue
@@ -45,13 +57,14 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
     return tuple(folded), left
 
 
-def _plain(norm: nn.Module) -> Any:
-    """The class of torch's that a norm is."""
+def _plain(norm: nn.Module) -> type[nn.Module]:
+    """Return the class of torch that a norm is, or is derived from."""
     return next(cls for cls in type(norm).__mro__ if cls.__module__.startswith("torch."))
 
 
-def _folded(layer: Any, norm: Any) -> nn.Module:
-    """A layer with the same tensors but for weight and bias, which have taken in the norm."""
+def _folded(layer: Layer, norm: _BatchNorm) -> nn.Module:
+    """Copy a layer, with a weight and a bias that have the norm in them, and shared tensors."""
+    assert norm.running_mean is not None and norm.running_var is not None
     mean, var = _single(norm.running_mean), _single(norm.running_var)
     gamma = torch.ones_like(var) if norm.weight is None else _single(norm.weight)
     beta = torch.zeros_like(mean) if norm.bias is None else _single(norm.bias)
@@ -62,26 +75,26 @@ def _folded(layer: Any, norm: Any) -> nn.Module:
         fused = fuse_conv_bn_weights(
             weight, bias, mean, var, norm.eps, gamma, beta, layer.transposed
         )
-    made = copy.copy(layer)
-    made._parameters = dict(layer._parameters)
+    folded = copy.copy(layer)
+    folded._parameters = dict(layer._parameters)
     for key, value in zip(("weight", "bias"), fused, strict=True):
         rounded = value.detach().to(layer.weight.dtype)
-        made._parameters[key] = nn.Parameter(rounded, requires_grad=False)
-    return made
+        folded._parameters[key] = nn.Parameter(rounded, requires_grad=False)
+    return folded
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32, so that a product is rounded once."""
+    """Convert to float32 unless it is wider already, so that a product is rounded once."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @torch.inference_mode()
-def _is_linear(layer: Any, norm: Any) -> bool:
-    """Whether the folded layer does what the two did, on a little noise: a subclass may do with
-    its weight what it likes."""
+def _is_linear(layer: Layer, norm: _BatchNorm) -> bool:
+    """Compare the folded layer with the two, on a little noise: a subclass may use its weight in
+    another way."""
     if layer.weight.dtype != _single(layer.weight).dtype:  # whose rounding would hide it
         layer, norm = copy.deepcopy(layer).float(), copy.deepcopy(norm).float()
-    made = _folded(layer, norm)
+    folded = _folded(layer, norm)
     reach = [1]
     if not isinstance(layer, nn.Linear):
         pairs = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
@@ -91,11 +104,10 @@ def _is_linear(layer: Any, norm: Any) -> bool:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
     wanted = _plain(norm).forward(norm, layer(x))
     scale = float(wanted.abs().max())
-    found = made(x)
-    return bool((found - wanted).abs().max() <= 1e-3 * scale) or not scale
+    return bool((folded(x) - wanted).abs().max() <= 1e-3 * scale) or not scale
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put another module, in eval mode, where one of this name is."""
+    """Put another module, in eval mode, in the place of the one with this name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module.eval())

@@ -1,4 +1,4 @@
-"""``optimize``: a network made ready for inference, a copy that gives the same numbers sooner."""
+"""``optimize``: copy a network into a form that gives the same numbers sooner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -32,22 +33,29 @@ INDUCTOR: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizeReport:
-    """What :func:`optimize` did.
+    """The changes that :func:`optimize` made, the time they save, and the difference they make.
 
     Attributes:
-        reparameterized: blocks that became one layer.
-        folded: batch norms that became part of the layer before them.
-        left: batch norms that did not, each with the reason.
-        packed: convolutions and linear layers whose weights are laid out for oneDNN, with their
-            activations.
+        reparameterized: names of the blocks that became one layer.
+        folded: names of the batch norms that became part of the layer before them.
+        left: names of the batch norms that did not, each with the reason.
+        packed: names of the convolutions and linear layers whose weights are laid out for oneDNN,
+            together with their activations.
         memory_format: ``"channels_last"`` or ``"contiguous"``.
-        compiled: the backend, if it runs compiled; of inductor on the CPU also whether weights are
-            frozen, and the wrapper is C++, which torch cannot write for every network.
-        milliseconds: median time of every form that was tried on the example.
-        difference: of the outputs, largest, relative to the largest value.
-        rounding: where that is above the tolerance, and accepted since the network amplifies
-            rounding: the errors against float64 of this, and of the original, in the root mean
-            square.
+        compiled: name of the backend, or empty if the network is not compiled; for inductor on the
+            CPU also if weights are frozen, and if its wrapper is in C++, which torch cannot write for
+            every network.
+        milliseconds: median time of each form that was tried on the example.
+        difference: largest difference of the outputs, relative to the largest value.
+        rounding: None, or where the difference is above the tolerance, and accepted since the
+            network amplifies rounding: the errors of the result and of the original against
+            float64, as root mean squares.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1,)).eval()
+        >>> report = featnet.optimize(net).optimize_report
+        >>> report.folded[:2], report.left, report.difference < 1e-4
+        (('bn1', 'layer1.0.bn1'), {}, True)
     """
 
     reparameterized: tuple[str, ...]
@@ -80,33 +88,41 @@ class OptimizeReport:
 def optimize(
     net: Model, *, example: torch.Tensor | None = None, compile: bool | str = False
 ) -> Model:
-    """A copy of a network for inference, of featnet or any other origin.
+    """Copy a network into the form that is quickest for inference on its device.
 
-    Re-parameterisable blocks become one layer, batch norms part of the convolution or linear layer
-    before them where nothing else reads it; on the CPU in float32 or bfloat16 the weights of
-    convolutions and linear layers are laid out for oneDNN, with their activations; elsewhere
-    kernels lie in channels_last. Levels and taps stay, as do the names of modules. The result has
-    an ``optimize_report``, and no gradients.
+    Re-parameterisable blocks become one layer. A batch norm becomes part of the convolution or
+    linear layer before it, if nothing else reads that layer's output. On the CPU, in float32 or
+    bfloat16, the weights of convolutions and linear layers are laid out for oneDNN, together with
+    their activations; elsewhere kernels lie in channels_last. Levels, taps and names of modules
+    stay.
 
     Args:
-        net: in eval mode: a Backbone, an extractor, or any module that takes (N, C, H, W).
-        example: a batch of the size and on the device of later ones. The forms are then timed on
-            it and the quickest one is taken. Without it a batch of one of a size that the network
-            takes only checks the numbers.
-        compile: try the result compiled as one graph too, by inductor (True; on the CPU with
-            frozen weights, and a wrapper in C++ if that works) or by the backend of this name.
-            Without an example to time it on, it is the form that is taken.
+        net: a Backbone, an extractor, or any module that takes (N, C, H, W), in eval mode.
+        example: a batch (N, C, H, W) of the size and on the device of later ones: the forms are
+            timed on it, and the quickest one is taken. Without it one image of noise, of a size
+            that the network takes, only checks the numbers.
+        compile: try the result compiled as one graph as well: True for inductor (on the CPU with
+            frozen weights, and with a wrapper in C++ if that works), or the name of a backend.
+            Without an example it is the form that is taken.
+
+    Returns:
+        A copy without gradients, which has an ``optimize_report``.
 
     Raises:
-        ArgumentError: in training mode; an example that is no (N, C, H, W) tensor; an unknown
+        ArgumentError: training mode, an example that is no (N, C, H, W) tensor, or an unknown
             backend.
-        FeatnetError: it does not compile, with the reason; or the numbers differ by more than 1e-4
-            of the largest (below float32 by more than eight roundings), and are further from those
-            in float64 than rounding explains: in the root mean square more than twice as far as
-            the original's.
+        FeatnetError: the network does not compile (with the reason); or the numbers differ by more
+            than 1e-4 of the largest (below float32 by more than eight roundings), and by more than
+            rounding explains: against float64, their root mean square error is more than twice the
+            original's.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2)).eval()
+        >>> fast = featnet.optimize(net)
+        >>> [y.shape for y in fast(torch.randn(1, 3, 64, 64))]
+        [torch.Size([1, 64, 16, 16]), torch.Size([1, 128, 8, 8])]
     """
     _check(net, example, compile)
-    given = example is not None
     x = _batch(net) if example is None else example
     with torch.inference_mode():
         wanted = _outputs(net, x)
@@ -130,12 +146,12 @@ def optimize(
             del forms["packed"]
     if compile:
         forms["compiled"], how = _compiled(forms["channels_last"], sizes, x, compile)
-    milliseconds = _race(forms, x) if given else {}
+    milliseconds = _race(forms, x) if example is not None else {}
     best = min(milliseconds, key=milliseconds.__getitem__) if milliseconds else list(forms)[-1]
     model = forms[best]
     with torch.inference_mode():
-        found = _outputs(model, x)
-    gaps = _gaps(found, wanted)
+        outputs = _outputs(model, x)
+    gaps = _gaps(outputs, wanted)
     rounding = _check_numbers(net, model, x, gaps)
     model.optimize_report = OptimizeReport(
         blocks,
@@ -151,7 +167,7 @@ def optimize(
     return model
 
 
-def _check(net: Any, example: Any, backend: bool | str) -> None:
+def _check(net: object, example: object, backend: bool | str) -> None:
     if not isinstance(net, nn.Module):
         raise ArgumentError(f"The network is a {type(net).__name__}, not a torch.nn.Module.")
     training = [name or "the network itself" for name, m in net.named_modules() if m.training]
@@ -174,7 +190,7 @@ def _check(net: Any, example: Any, backend: bool | str) -> None:
 def _compiled(
     model: nn.Module, sizes: dict[str, torch.Size], x: torch.Tensor, backend: bool | str
 ) -> tuple[nn.Module, str]:
-    """A copy that torch compiles and has compiled for this input, and how."""
+    """Return a copy that torch has compiled for this input, and a word on how it did."""
     name = "inductor" if backend is True else str(backend)
     tries = INDUCTOR if name == "inductor" and x.device.type == "cpu" else {name: None}
     # Of all networks of a class together torch refuses the ninth graph. A network needs one for each
@@ -184,14 +200,14 @@ def _compiled(
         more = {}
     failure: Exception | None = None
     for how, options in tries.items():
-        made = copy.deepcopy(model)
+        compiled = copy.deepcopy(model)
         if can_pack(x):
-            pointwise(made, sizes)
-        made.compile(fullgraph=True, backend=name, options=options, **more)
+            pointwise(compiled, sizes)
+        compiled.compile(fullgraph=True, backend=name, options=options, **more)
         try:
             with torch.inference_mode():
-                made(x), made(x)  # what only the second call shows
-            return made, how
+                compiled(x), compiled(x)  # some errors show in the second call only
+            return compiled, how
         except Exception as error:
             failure = error
     raise FeatnetError(
@@ -200,7 +216,7 @@ def _compiled(
 
 
 def _batch(net: nn.Module) -> torch.Tensor:
-    """One image of noise that the network takes."""
+    """Return one image of noise that the network takes."""
     body = net.body if isinstance(net, FeatureNet) else net
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
@@ -212,15 +228,15 @@ def _outputs(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [y.clone() for y in trace.tensors(net(x))]
 
 
-def _gaps(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> list[float]:
-    """Largest difference in each output, relative to its largest value."""
-    pairs = list(zip(found, wanted, strict=True))
+def _gaps(outputs: list[torch.Tensor], wanted: list[torch.Tensor]) -> list[float]:
+    """Return the largest difference in each output, relative to its largest value."""
+    pairs = list(zip(outputs, wanted, strict=True))
     return [float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs]
 
 
 @torch.inference_mode()
 def _check_numbers(
-    net: nn.Module, made: nn.Module, x: torch.Tensor, gaps: list[float]
+    net: nn.Module, result: nn.Module, x: torch.Tensor, gaps: list[float]
 ) -> tuple[float, float] | None:
     """Refuse numbers that are wrong. Those that differ only as the network's own rounding does, which
     its values in float64 show, pass; see :attr:`OptimizeReport.rounding`."""
@@ -235,9 +251,9 @@ def _check_numbers(
         for count, axes in enumerate(((), (3,), (2,), (2, 3)), 1):
             turned = x.flip(axes) if axes else x
             wanted = _outputs(exact, turned.double())
-            for row, model in zip(errors, (made, net), strict=True):
-                found = _outputs(model, turned)
-                row += torch.tensor([_error(found[i], wanted[i]) for i in far])
+            for row, model in zip(errors, (result, net), strict=True):
+                outputs = _outputs(model, turned)
+                row += torch.tensor([_error(outputs[i], wanted[i]) for i in far])
             ours, own = (errors / count).sqrt()
             if bool((ours <= 2 * own).all()):
                 worst = int(ours.argmax())
@@ -255,31 +271,31 @@ def _check_numbers(
     )
 
 
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """Mean square of the differences, relative to that of the values."""
-    square = (found.double() - exact).square().mean() / exact.square().mean().clamp(min=1e-24)
+def _error(output: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the mean square of the differences, relative to that of the values."""
+    square = (output.double() - exact).square().mean() / exact.square().mean().clamp(min=1e-24)
     return float(square)
 
 
 def _chains(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, str], dict[str, torch.Size]]:
-    """Which module alone feeds which, without those whose output is a level or tapped; and the
-    sizes of what they are given, for one image."""
+    """Return pairs of modules of which the first feeds the second and nothing else, except those
+    whose output is a level or tapped; and the size of each module's input, for one image."""
     size = (x.shape[-2], x.shape[-1])
     if isinstance(model, FeatureNet):
-        seen, read = model.observe(size)
+        run, read = model.observe(size)
     else:
-        seen = trace.run(model, size, through=True)
+        run = trace.run(model, size, through=True)
         read = frozenset(level.module for level in getattr(model, "_levels", ()))
-    if seen.real:
+    if run.real:
         return {}, {}
-    feeds = {maker: reader for maker, reader in seen.feeds.items() if maker not in read}
-    sizes = {call.name: call.inputs[0] for call in seen.calls if call.inputs}
+    feeds = {maker: reader for maker, reader in run.feeds.items() if maker not in read}
+    sizes = {call.name: call.inputs[0] for call in run.calls if call.inputs}
     return feeds, sizes
 
 
-def _race(forms: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
-    """Median milliseconds of each form, called in turn."""
-    wait: Any = torch.cuda.synchronize if x.is_cuda else (lambda: None)
+def _race(forms: dict[str, nn.Module], x: torch.Tensor) -> dict[str, float]:
+    """Call the forms in turn; return the median milliseconds of each."""
+    wait: Callable[[], None] = torch.cuda.synchronize if x.is_cuda else (lambda: None)
     taken: dict[str, list[float]] = {form: [] for form in forms}
     with torch.inference_mode():
         for turn in range(5):
@@ -289,8 +305,7 @@ def _race(forms: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
                     start = time.perf_counter()
                     net(x)
                     wait()
-                    if (
-                        turn and again
-                    ):  # the first ones warm up; the others' weights filled the cache
+                    # The first ones warm up, and the other form's weights fill the cache
+                    if turn and again:
                         taken[form].append(time.perf_counter() - start)
     return {form: statistics.median(times) * 1e3 for form, times in taken.items()}

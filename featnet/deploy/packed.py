@@ -1,10 +1,9 @@
-"""Layers for inference on the CPU: their weights lie as oneDNN wants them, the activation behind
-them is part of them."""
+"""Layers for inference on the CPU, with weights laid out for oneDNN, and their activation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,10 @@ from torch import nn
 
 from ..errors import ArgumentError
 
-# What oneDNN applies to a value before it writes it: name, scalars, algorithm
-PostOp = tuple[str, list[float], str]
+# The operation that oneDNN applies to a value before it writes it: name, scalars, algorithm
+PostOp: TypeAlias = tuple[str, list[float], str]
+# Padding, stride and dilation along (H, W), and groups
+Geometry: TypeAlias = tuple[list[int], list[int], list[int], int]
 NOTHING: PostOp = ("none", [], "")
 
 POST_OPS: Mapping[type[nn.Module], Callable[[Any], PostOp]] = {
@@ -41,37 +42,35 @@ class _Weight:
         self.shape, self.dtype = weight.shape, weight.dtype
 
     def plain(self) -> torch.Tensor:
-        """The weight as a layer of torch's has it."""
+        """Return the weight as torch's layer has it."""
         return self.packed.to_dense()
 
     def on_meta(self) -> torch.Tensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Weight:
+    def __deepcopy__(self, memo: dict[int, object]) -> _Weight:
         return self
 
 
 class _Matrix(_Weight):
-    """(O, I), laid out once for products with any number of rows."""
+    """A matrix (O, I), laid out once for products with any number of rows."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__(weight)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[_Matrix], tuple[torch.Tensor]]:
         return _Matrix, (self.plain(),)
 
 
 class _Kernel(_Weight):
-    """(O, I / groups, kh, kw), in as many layouts as there are for the sizes of maps that came.
+    """A kernel (O, I / groups, kh, kw), in the layouts for the sizes of maps that it has met.
 
     oneDNN takes another algorithm for another size, and some of them want another layout: given the
     wrong one it reorders the kernel in each call, which can take longer than the convolution.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, geometry: tuple[Any, ...], size: Sequence[int]
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, geometry: Geometry, size: Sequence[int]) -> None:
         super().__init__(weight)
         self.geometry, self.size = geometry, tuple(size)
         self.layouts: dict[bytes, torch.Tensor] = {}
@@ -79,9 +78,9 @@ class _Kernel(_Weight):
         self.packed = self._lay_out(weight, self.size)
 
     def for_size(self, size: torch.Size) -> torch.Tensor:
-        """The kernel as it lies best for maps (N, C, H, W) of this size."""
-        found = self.by_size.get(size)
-        return self._lay_out(self.plain(), size) if found is None else found
+        """Return the kernel in its best layout for maps (N, C, H, W) of this size."""
+        packed = self.by_size.get(size)
+        return self._lay_out(self.plain(), size) if packed is None else packed
 
     def _lay_out(self, weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         ops = torch.ops.mkldnn
@@ -91,32 +90,32 @@ class _Kernel(_Weight):
         if len(self.by_size) >= SIZES or len(self.layouts) >= LAYOUTS:
             self.by_size.clear()
             self.layouts.clear()
-        found = self.by_size[size] = self.layouts.setdefault(layout, packed)
-        return found
+        packed = self.by_size[size] = self.layouts.setdefault(layout, packed)
+        return packed
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[_Kernel], tuple[torch.Tensor, Geometry, tuple[int, ...]]]:
         return _Kernel, (self.plain(), self.geometry, self.size)
 
 
 class Packed(nn.Module):
-    """What packed layers have in common: what the layer says of itself, and how it was made."""
+    """Base of the packed layers: a bias, an activation, and the attributes of the plain layer."""
 
     kernel: _Weight
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, act: nn.Module | None) -> None:
         super().__init__()
-        _say_the_same(self, layer)
+        _copy_attributes(self, layer)
         self.post = NOTHING if act is None else POST_OPS[type(act)](act)
         self.act_name = type(act).__name__ if act is not None else ""
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy of the weight, for who asks for it."""
+        """The weight in torch's own layout, a copy."""
         return self.kernel.plain()
 
     def takes(self, x: torch.Tensor) -> torch.Tensor:
-        """The input in the type that was packed: autocast may hand over another.
+        """Convert the input to the type that was packed: under autocast it may have another.
 
         Raises:
             ArgumentError: it is of another type, without autocast.
@@ -135,10 +134,10 @@ class Packed(nn.Module):
         return f"{_sizes_of(self)}, act={self.act_name or None}"
 
 
-def _say_the_same(made: nn.Module, layer: Any) -> None:
-    """Sizes, strides and the like, which a network may ask for."""
+def _copy_attributes(to: nn.Module, layer: nn.Linear | nn.Conv2d) -> None:
+    """Copy sizes, strides and the like, which a network may ask for."""
     for key in layer.__constants__:
-        setattr(made, key, getattr(layer, key))
+        setattr(to, key, getattr(layer, key))
 
 
 def _sizes_of(layer: Any) -> str:
@@ -154,7 +153,7 @@ class PackedConv2d(Packed):
     """``act(conv(x))`` in one call of oneDNN, on the CPU, without gradients.
 
     Args:
-        conv: what it does.
+        conv: the convolution, whose weight is copied.
         act: one of ``POST_OPS``, or None.
         size: (N, C, H, W) for which the kernel is laid out at once; for others when they come.
     """
@@ -163,6 +162,7 @@ class PackedConv2d(Packed):
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module | None, *, size: Sequence[int]) -> None:
         super().__init__(conv, act)
+        assert not isinstance(conv.padding, str)  # see ``packing``
         geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.kernel = _Kernel(conv.weight.detach(), geometry, size)
 
@@ -183,7 +183,8 @@ class PackedLinear(Packed):
     """``act(linear(x))`` in one call of oneDNN, on the CPU, without gradients.
 
     Args:
-        linear: what it does; or a 1x1 convolution, see :class:`PackedPointwise`.
+        linear: the layer, whose weight is copied; or a 1x1 convolution, for
+            :class:`PackedPointwise`.
         act: one of ``POST_OPS``, or None.
     """
 
@@ -216,12 +217,12 @@ class PackedPointwise(PackedLinear):
 
 
 class Pointwise(nn.Module):
-    """A 1x1 convolution as torch's own linear layer: the quickest one where there is but one
-    position, in whose time oneDNN does not even begin."""
+    """A 1x1 convolution as torch's own linear layer, which is quickest for a single position: oneDNN
+    takes longer to begin."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        _say_the_same(self, conv)
+        _copy_attributes(self, conv)
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

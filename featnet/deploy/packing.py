@@ -1,10 +1,10 @@
-"""Which layers are packed for inference on the CPU, with what follows them, and which are not."""
+"""Choose the layers that are packed for inference on the CPU, and pack them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from .packed import POST_OPS, PackedConv2d, PackedLinear, PackedPointwise, Point
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """In place: kernels (O, I, kh, kw) lie as (O, kh, kw, I); ``Module.to`` refuses where there
-    are kernels of other ranks too."""
+    """Lay kernels (O, I, kh, kw) out as (O, kh, kw, I), in place.
+
+    ``Module.to`` refuses a model that has kernels of other ranks as well.
+    """
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -23,9 +25,8 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 def can_pack(x: torch.Tensor) -> bool:
-    """Whether oneDNN takes tensors like this one, here and in this type."""
-    mkldnn: Any = torch.backends.mkldnn
-    if x.device.type != "cpu" or not mkldnn.is_available():
+    """Tell if oneDNN takes tensors of this device and type on this machine."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     bfloat16 = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return x.dtype == torch.float32 or bool(bfloat16)
@@ -34,13 +35,18 @@ def can_pack(x: torch.Tensor) -> bool:
 def pack(
     model: nn.Module, feeds: Mapping[str, str], sizes: Mapping[str, torch.Size], *, batch: int
 ) -> tuple[str, ...]:
-    """Pack, in place, every plain convolution and linear layer that ran, together with the
-    activation behind it.
+    """Pack every plain convolution and linear layer that ran, with the activation behind it, in
+    place.
 
     Args:
-        feeds: which module alone feeds which.
-        sizes: of what modules are given, for a batch of one.
-        batch: size of the batches to come.
+        model: in eval mode.
+        feeds: names of modules whose output one other module reads, and nothing else, to that
+            module's name.
+        sizes: names of modules to the size of their input, for a batch of one.
+        batch: number of images in the batches to come.
+
+    Returns:
+        Names of the layers that were packed.
     """
     modules = dict(model.named_modules())
     packed: list[str] = []
@@ -50,12 +56,13 @@ def pack(
         size = sizes[name]
         one_row = _is_one_row(layer, size)
         reader = _reader(name, modules, feeds)
-        act: Any = modules.get(reader)
-        fused = act if type(act) in POST_OPS and not one_row and not _hooked(act) else None
-        made = _packed(layer, fused, one_row=one_row, size=(batch, *size[1:]))
-        if made is None:
+        act = modules.get(reader)
+        fuses = act is not None and type(act) in POST_OPS and not one_row and not _hooked(act)
+        fused = act if fuses else None
+        replacement = _packed(layer, fused, one_row=one_row, size=(batch, *size[1:]))
+        if replacement is None:
             continue
-        replace(model, name, made)
+        replace(model, name, replacement)
         if fused is not None:
             replace(model, reader, nn.Identity())
         packed.append(name)
@@ -63,7 +70,7 @@ def pack(
 
 
 def pointwise(model: nn.Module, sizes: Mapping[str, torch.Size]) -> nn.Module:
-    """Make, in place, every 1x1 convolution of a single position torch's own linear layer."""
+    """Replace each 1x1 convolution that reads a single position by a linear layer, in place."""
     for name, layer in dict(model.named_modules()).items():
         if name not in sizes or type(layer) is not nn.Conv2d or not _is_plain(layer):
             continue
@@ -77,12 +84,12 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def _is_one_row(layer: nn.Module, size: torch.Size) -> bool:
-    """Whether a layer multiplies one row by its weight, as what is behind a pooling does."""
+    """Tell if a layer multiplies its weight by a single row, as layers behind a pooling do."""
     return math.prod(size) == getattr(layer, "in_features", getattr(layer, "in_channels", 0))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer does what its class in torch does, on weights that can be packed."""
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Tell if a layer computes what its class in torch does, with weights that can be packed."""
     if type(layer) is nn.Conv2d and (
         layer.padding_mode != "zeros" or isinstance(layer.padding, str)
     ):
@@ -97,10 +104,10 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _packed(
-    layer: Any, act: nn.Module | None, *, one_row: bool, size: tuple[int, ...]
+    layer: nn.Linear | nn.Conv2d, act: nn.Module | None, *, one_row: bool, size: tuple[int, ...]
 ) -> nn.Module | None:
-    """What takes a layer's place; None where nothing is gained. For one row oneDNN takes longer
-    to begin than the product takes."""
+    """Return the packed layer; None where nothing is gained. For one row oneDNN takes longer to
+    begin than the product takes."""
     if isinstance(layer, nn.Linear):
         return None if one_row else PackedLinear(layer, act)
     if _is_pointwise(layer):
@@ -109,7 +116,7 @@ def _packed(
 
 
 def _reader(name: str, modules: Mapping[str, nn.Module], feeds: Mapping[str, str]) -> str:
-    """Who reads a module's output behind modules that do nothing."""
+    """Return the name of the module that reads an output, behind modules that do nothing."""
     reader = feeds.get(name, "")
     while reader and type(modules.get(reader)) is nn.Identity:
         reader = feeds.get(reader, "")

@@ -14,16 +14,30 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def reparameterize(model: Model) -> Model:
-    """The deploy form of a model, a copy: the same function in eval mode, in fewer layers.
+    """Copy a model in its form for inference: the same function in eval mode, in fewer layers.
 
-    Every module that has a method ``reparameterized() -> nn.Module`` is replaced by what that
-    gives; modules inside of it are not asked. Models, extractors (with the same levels, also where
-    a level is such a module) and models with an output stride all work, and an output stride can
-    still be set afterwards.
+    The result of its method ``reparameterized() -> nn.Module`` takes the place of every module that
+    has one; the modules inside of it are not asked. An extractor keeps its levels, also where a
+    level is such a module. An output stride may be set before or afterwards.
+
+    Args:
+        model: a Backbone, an extractor, or any module that holds such modules.
+
+    Returns:
+        A copy; the model itself stays as it is.
 
     Raises:
         ArgumentError: no module has that method, or one cannot be re-parameterised.
         MissingFeatureError: an extractor taps a module that disappears.
+
+    Example:
+        >>> net = featnet.create_model("repvgg_a0").eval()
+        >>> deployed = featnet.reparameterize(net)
+        >>> len(list(net.parameters())), len(list(deployed.parameters()))
+        (168, 46)
+        >>> x = torch.randn(1, 3, 32, 32)
+        >>> torch.allclose(deployed(x), net(x), atol=1e-5)
+        True
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
@@ -42,15 +56,15 @@ def reparameterize(model: Model) -> Model:
                 "is re-parameterised."
             )
     copied = copy.deepcopy(model)
-    made: dict[int, nn.Module] = {}
+    deployed: dict[int, nn.Module] = {}
     for name in outermost:
         old = copied.get_submodule(name)
-        if id(old) not in made:
-            made[id(old)] = _deploy(old, name)
+        if id(old) not in deployed:
+            deployed[id(old)] = _deploy(old, name)
         if not name:
-            return made[id(old)]  # type: ignore[return-value]
+            return deployed[id(old)]  # type: ignore[return-value]
         parent, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(parent), child, made[id(old)])
+        setattr(copied.get_submodule(parent), child, deployed[id(old)])
     hooks = getattr(copied, "_hooks", None)
     if isinstance(hooks, FeatureHooks):
         hooks.bind()
@@ -58,10 +72,10 @@ def reparameterize(model: Model) -> Model:
 
 
 def reparameterizable(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that :func:`reparameterize` would replace, of which several may have
-    one module."""
-    sites = dict(model.named_modules(remove_duplicate=False))
-    names = [name for name, module in sites.items() if hasattr(module, "reparameterized")]
+    """List the names of the modules that :func:`reparameterize` would replace; one module may have
+    several names."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = [name for name, module in modules.items() if hasattr(module, "reparameterized")]
     return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
