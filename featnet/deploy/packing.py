@@ -72,7 +72,7 @@ def pack(
 def pointwise(model: nn.Module, sizes: Mapping[str, torch.Size]) -> nn.Module:
     """Replace each 1x1 convolution that reads a single position by a linear layer, in place."""
     for name, layer in dict(model.named_modules()).items():
-        if name not in sizes or type(layer) is not nn.Conv2d or not _is_plain(layer):
+        if name not in sizes or not _is_plain(layer) or not isinstance(layer, nn.Conv2d):
             continue
         if _is_pointwise(layer) and _is_one_row(layer, sizes[name]):
             replace(model, name, Pointwise(layer))
