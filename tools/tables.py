@@ -1,11 +1,13 @@
 """Write the checkpoint tables and the pruned shapes from the facts in timm's registry.
 
-    python tools/tables.py FAMILY TIMM_MODULE [TIMM_MODULE ...] [--out DIR]
+    python tools/tables.py FAMILY [TIMM_MODULE ...] [--out DIR]
     python tools/tables.py --pruned [VARIANT ...] [--out DIR]
 
 A maintainer's tool: it needs timm (1.0.31), the library does not. The first form writes
-``featnet/models/FAMILY.json``, a line a checkpoint, reads it back and compares every field with
-timm's; it also prints what the tables leave to the model class. The second form writes
+``featnet/models/FAMILY.json``, a line a checkpoint, from the timm modules named (without any, those
+that the family's table has been written from, or the one that is called as the family). It reads
+the table back, compares every field with timm's, and prints what the tables leave to the model
+class: ``first_conv``, ``last_fc``, and the levels of each group of variants. The second form writes
 ``featnet/models/pruned.json``, the channel counts in which a pruned variant differs from the
 variant it was cut from (all that timm has, when none is named).
 """
@@ -14,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
+import difflib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +29,24 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
+from timm.models._registry import _model_to_module, _module_to_models
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "featnet" / "models"
 sys.path.insert(0, str(ROOT))
 
 from featnet.weights import Weights  # noqa: E402
 
 FROM_KEY = ("architecture", "tag")
 FROM_CLASS = ("first_conv", "classifier")
-COLUMNS = [f.name for f in dataclasses.fields(Weights) if f.name not in FROM_KEY + FROM_CLASS]
+PEER = {field.name: field.default for field in dataclasses.fields(PretrainedCfg)}
+# Fields that both libraries have; a field of featnet alone (a digest) is not the peer's to fill
+COLUMNS = [
+    f.name
+    for f in dataclasses.fields(Weights)
+    if f.name in PEER and f.name not in FROM_KEY + FROM_CLASS
+]
 
 
 def plain(value: Any) -> Any:
@@ -52,7 +65,9 @@ def checkpoints(modules: Sequence[str]) -> Iterator[tuple[str, PretrainedCfg]]:
     known = {field.name for field in dataclasses.fields(Weights)}
     for module in modules:
         if not timm.list_models(module=module):
-            raise ValueError(f"timm has no models in a module {module!r}")
+            near = difflib.get_close_matches(module, _module_to_models, n=3, cutoff=0.5)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise ValueError(f"timm has no models in a module {module!r}{hint}")
     for variant in timm.list_models(module=modules, include_tags=False):
         for key, cfg in (get_arch_pretrained_cfgs(variant) or {variant: PretrainedCfg()}).items():
             for field in dataclasses.fields(PretrainedCfg):
@@ -113,8 +128,8 @@ def write_lines(path: Path, lines: Mapping[str, Mapping[str, Any]]) -> None:
     path.write_text(f"{{\n{body}\n}}\n", encoding="utf-8")
 
 
-def write_table(family: str, modules: Sequence[str], out: Path) -> None:
-    """Write, compare and describe the table of one family."""
+def write_table(family: str, modules: Sequence[str], out: Path) -> dict[str, PretrainedCfg]:
+    """Write the table of one family, and compare it with timm's cfgs, which are returned."""
     cfgs = dict(checkpoints(modules))
     path = out / f"{family}.json"
     write_lines(path, {key: row(key, cfg) for key, cfg in cfgs.items()})
@@ -128,13 +143,64 @@ def write_table(family: str, modules: Sequence[str], out: Path) -> None:
     )
     without = variants - {table[key].architecture for key in usable}
     print(f"  variants without weights: {' '.join(sorted(without)) or 'none'}")
-    groups: dict[tuple[Any, Any], list[str]] = collections.defaultdict(list)
-    for key, cfg in cfgs.items():
-        groups[plain(cfg.first_conv), plain(cfg.classifier)].append(key)
-    for pair, keys in sorted(groups.items(), key=lambda item: -len(item[1])):
-        archs = list(dict.fromkeys(key.partition(".")[0] for key in keys))
-        shown = " ".join(archs[:6]) + (f" ... ({len(archs)} variants)" if len(archs) > 6 else "")
-        print(f"  {len(keys):4d}  first_conv={pair[0]!r} classifier={pair[1]!r}: {shown}")
+    return cfgs
+
+
+def describe(cfgs: Mapping[str, PretrainedCfg]) -> None:
+    """Print the facts about the variants that their classes hold."""
+    heads = {variant_of(key): (plain(c.first_conv), plain(c.classifier)) for key, c in cfgs.items()}
+    print("  first_conv, last_fc:")
+    print_groups(heads)
+    print("  levels (/reduction channels module); the channels are those of the first variant:")
+    print_groups({variant: levels(variant) for variant in heads})
+
+
+def variant_of(key: str) -> str:
+    """``"resnet50.a1_in1k"`` to ``"resnet50"``."""
+    return key.partition(".")[0]
+
+
+def print_groups(facts: Mapping[str, Any]) -> None:
+    """Print each fact once, with the variants that share it."""
+    groups: dict[Any, list[str]] = collections.defaultdict(list)
+    for variant, fact in facts.items():
+        groups[fact].append(variant)
+    for fact, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        shown = " ".join(names[:6]) + (f" ... ({len(names)} variants)" if len(names) > 6 else "")
+        print(f"    {fact}: {shown}")
+
+
+class Levels(tuple[tuple[int, str], ...]):
+    """(reduction, module) of every level; equal whatever the channels, which are only shown."""
+
+    channels: list[int]
+
+    def __repr__(self) -> str:
+        rows = zip(self, self.channels, strict=True)
+        return " ".join(f"/{reduction} {c} {module!r}" for (reduction, module), c in rows)
+
+
+def levels(variant: str) -> Levels | str:
+    """The peer's full list of levels, of which its own wrappers may leave some out."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            info = timm.create_model(variant).feature_info
+    except (RuntimeError, NotImplementedError) as error:
+        return f"not to be built on the meta device ({type(error).__name__})"
+    rows = Levels((level["reduction"], level["module"]) for level in info)
+    rows.channels = [level["num_chs"] for level in info]
+    return rows
+
+
+def modules_of(family: str) -> list[str]:
+    """The timm modules of a family that has a table; else the one of its name."""
+    with contextlib.suppress(FileNotFoundError):
+        variants = {variant_of(key) for key in load(MODELS / f"{family}.json")}
+        modules = {_model_to_module[variant] for variant in variants if variant in _model_to_module}
+        if modules:
+            return sorted(modules)
+    return [family]
 
 
 def differences(variant: str) -> dict[str, dict[str, int]]:
@@ -181,19 +247,20 @@ def write_pruned(variants: Sequence[str], out: Path) -> None:
         print(f"  {variant}: " + ", ".join(f"{len(plan[kind])} {kind}" for kind in plan))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write one file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("names", nargs="*", help="FAMILY TIMM_MODULE ..., or pruned variants")
+    parser.add_argument("names", nargs="*", help="FAMILY [TIMM_MODULE ...], or pruned variants")
     parser.add_argument("--pruned", action="store_true", help="write pruned.json")
-    parser.add_argument("--out", type=Path, default=ROOT / "featnet" / "models", metavar="DIR")
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=MODELS, metavar="DIR")
+    args = parser.parse_args(arguments)
     if args.pruned:
         write_pruned(args.names, args.out)
-    elif len(args.names) < 2:
-        parser.error("a family and at least one timm module")
+    elif not args.names:
+        parser.error("a family, and the timm modules that it covers where they have other names")
     else:
-        write_table(args.names[0], args.names[1:], args.out)
+        family, *modules = args.names
+        describe(write_table(family, modules or modules_of(family), args.out))
 
 
 if __name__ == "__main__":
