@@ -21,6 +21,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("tv_name", names)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without pytest-xdist its marker is unknown, and markers are strict."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        config.addinivalue_line("markers", "xdist_group(name): one worker runs them all")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one model go to one worker, which builds it once."""
     for item in items:

@@ -78,7 +78,7 @@ def _families() -> list[str]:
         return list(helpers.representatives())
     rows = (Path(featnet.__file__).parent / "models" / "index.txt").read_text().splitlines()
     family = dict(row.split()[:2] for row in rows)
-    return list({family[name]: name for name in reversed(helpers.chosen()["names"])}.values())
+    return list({family[name]: name for name in reversed(helpers.named())}.values())
 
 
 @functools.cache

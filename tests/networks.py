@@ -1,0 +1,151 @@
+"""featnet's models as the tests take them: on the meta device, small, at sizes that they take."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import featnet
+from featnet import registry
+from featnet.tracing import shapes, trace
+
+
+@functools.cache
+def small(name: str) -> dict[str, Any]:
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
+    None for what has no such arguments, or is not the same with them."""
+    entry = registry.find(name)
+    takes = inspect.signature(entry.build).parameters.keys()
+    if not {"depth", "embed_dim", "num_heads"} <= takes:
+        return {}
+    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
+        narrow["num_kv_heads"] = 3
+    for options in (narrow, {"depth": 3}):
+        try:
+            model = featnet.create_model(name, device="meta", **options)
+            model.feature_info.sizes(trace.probe_size(model))
+            return options
+        except (RuntimeError, ValueError, TypeError):
+            continue
+    return {}
+
+
+@functools.cache
+def shallow(name: str) -> dict[str, Any]:
+    """Arguments that leave a network few blocks: two in the first stage, one in the others. For
+    modes, in which every block is traced; checkpoints' shapes are not kept."""
+    entry = registry.find(name)
+    takes = inspect.signature(entry.build).parameters
+    for key in ("depths", "stages"):
+        depths = entry.row.get(key)
+        if key not in takes or not isinstance(depths, (tuple, list)):
+            continue
+        if not all(isinstance(depth, int) for depth in depths):
+            continue
+        options = {key: tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(depths))}
+        try:
+            model = featnet.create_model(name, device="meta", **options)
+            model.feature_info.sizes(trace.probe_size(model))
+        except (RuntimeError, ValueError, TypeError):
+            continue
+        return options
+    return small(name)
+
+
+@functools.cache
+def shallow_model(name: str) -> Any:
+    """It on the meta device. Nobody may change it."""
+    return featnet.create_model(name, device="meta", **shallow(name)).eval()
+
+
+def create(name: str, **options: Any) -> Any:
+    """The model, small where it can be."""
+    return featnet.create_model(name, **small(name), **options)
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether it is a transformer."""
+    return any(hasattr(module, "fused_attn") for module in model.modules())
+
+
+@functools.lru_cache(maxsize=8)
+def full_model(name: str) -> Any:
+    """The model on the meta device, built once for the tests that follow each other. Nobody may
+    change it."""
+    return featnet.create_model(name, device="meta").eval()
+
+
+@functools.cache
+def meta_model(name: str) -> Any:
+    """The model (small where it can be) on the meta device, built once for all tests. Nobody may
+    change it."""
+    return create(name, device="meta").eval() if small(name) else full_model(name)
+
+
+@functools.cache
+def parameter_count(name: str) -> int:
+    return sum(p.numel() for p in meta_model(name).parameters())
+
+
+@functools.cache
+def sizes(name: str) -> tuple[tuple[int, int], ...]:
+    """Input sizes (H, W) for a model, small and different, one of them odd where it takes any."""
+    found = []
+    for size in ((64, 96), (65, 97), (128, 64), (112, 84), (84, 112), (224, 224)):
+        try:
+            meta_model(name).feature_info.sizes(size)
+        except featnet.errors.InputSizeError:
+            continue
+        found.append(size)
+        if len(found) == 3:
+            break
+    return tuple(found) or (trace.probe_size(meta_model(name)),)
+
+
+def strides(name: str) -> list[int]:
+    """The output strides that a model can have, coarsest first."""
+    return sorted(meta_model(name).output_strides, reverse=True)
+
+
+class _Linked(torch.autograd.Function):
+    """A value that depends on the tensors it is given with, whose gradients have their shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        ctx.given = [(t.shape, t.dtype) for t in given]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: torch.Tensor) -> Any:
+        made = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in ctx.given]
+        return (None, *made)
+
+
+class Cheap(TorchFunctionMode):
+    """What torch decomposes in Python on the meta device, most of the time of a run there, only puts
+    out a tensor of the right shape that depends on what went in.
+
+    Args:
+        real: functions that stay.
+    """
+
+    def __init__(self, *real: Any) -> None:
+        super().__init__()
+        self.real = real
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in shapes.RULES or func in self.real:
+            return func(*args, **kwargs)
+        given = [t for t in trace.tensors([args, kwargs]) if t.requires_grad]
+        if not given or not torch.is_grad_enabled():
+            return shapes.call(func, args, kwargs)
+        with torch.no_grad():  # what is changed in place could not be gone back through
+            found = given[0].clone() if func in shapes.KEEP else shapes.call(func, args, kwargs)
+        return _Linked.apply(found, *given)

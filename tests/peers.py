@@ -1,0 +1,98 @@
+"""The peer libraries, and timm's models with what the tests ask of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import os
+import re
+import warnings
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from networks import attends, meta_model, small
+from noise import Unset
+from torch import nn
+
+import featnet
+
+
+def peer(name: str) -> Any:
+    """A peer library; without it a skip, or with FEATNET_REQUIRE_PEERS=1 a failure."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("FEATNET_REQUIRE_PEERS") == "1":
+            pytest.fail(f"FEATNET_REQUIRE_PEERS=1, and {name} is missing: {error}")
+        pytest.skip(f"{name} is not installed")
+
+
+def peer_model(name: str, **options: Any) -> nn.Module:
+    """timm's model of this name as it is for its checkpoint (which decides some of its constants),
+    without that (unless ``pretrained`` is given), and its warnings unheard."""
+    timm = peer("timm")
+    skip: Any = contextlib.nullcontext()
+    if "pretrained" not in options:
+        skip = mock.patch("timm.models._builder.load_pretrained")
+    with warnings.catch_warnings(), skip:
+        warnings.simplefilter("ignore")
+        model: nn.Module = timm.create_model(name, **{"pretrained": True, **options})
+    return model
+
+
+def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
+    """timm's extractor with the classifier's weights; None where it refuses the stride, or has
+    tables of positions of another size for it."""
+    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    if attends(meta_model(name)):
+        return Intermediates(name, weights) if stride == 32 else None
+    try:
+        dilated = {} if stride == 32 else {"output_stride": stride}
+        with Unset():
+            net = peer_model(name, features_only=True, **dilated)
+        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
+        net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError):
+        return None
+    return net.eval()
+
+
+class Intermediates:
+    """Levels of timm's transformers, whose extractors are only for the last three."""
+
+    def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        with Unset():
+            self.model: Any = peer_transformer(name, **small(name)).eval()
+        self.model.load_state_dict(weights, strict=True)
+        self.feature_info = featnet.FeatureInfo(self.model.feature_info)
+
+    def __call__(self, x: torch.Tensor, norm: bool = False) -> Any:
+        model = at_size(self.model, (x.shape[-2], x.shape[-1]))
+        maps = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        if not norm and [y.shape[1] for y in maps] != self.feature_info.channels():
+            raise RuntimeError  # it thinks that a hybrid's map of an odd size is smaller
+        return maps
+
+
+def peer_transformer(name: str, **options: Any) -> nn.Module:
+    """timm's, for any input size if it can."""
+    try:
+        return peer_model(name, dynamic_img_size=True, **options)
+    except TypeError:
+        return peer_model(name, **options)
+
+
+def at_size(peer: Any, size: tuple[int, int]) -> Any:
+    """timm's model, changed to take inputs of a size if it takes but one."""
+    if getattr(peer, "dynamic_img_size", True) and hasattr(peer, "dynamic_img_size"):
+        return peer
+    if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
+        return peer
+    changed = copy.deepcopy(peer)
+    changed.set_input_size(img_size=size)
+    return changed
