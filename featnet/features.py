@@ -29,6 +29,7 @@ class Feature(Mapping[str, Any]):
         layout: of the module's output, where it is known: ``"NCHW"``, ``"NHWC"``, tokens
             (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
         prefix: number of tokens before those of the image (class token, registers).
+        item: position of the map among the tensors of an output that holds several.
 
     Example:
         >>> level = featnet.feature_info("resnet18")[-1]
@@ -45,6 +46,7 @@ class Feature(Mapping[str, Any]):
     hook_type: str = "forward"
     layout: str = "NCHW"
     prefix: int = 0
+    item: int = 0
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ..errors import ArgumentError, TraceError
 from ..features import Feature, FeatureInfo
-from ..tracing import structure, trace
+from ..tracing import flow, structure, trace
+from ..tracing.flow import Flow, FlowCall, Part
 from . import layout
-from .layout import Layout
+from .layout import Layout, Size
 
 
-def discover(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> FeatureInfo:
+def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
     """The levels of any model: at each resolution the last module that puts out a map of it.
 
     Modules inside a block that itself ends at a coarser resolution, or in a vector, are that block's
@@ -40,31 +41,32 @@ def discover(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Fea
         TraceError: the model does not run on such an input.
     """
     structure.check_module(model)
-    channels, size = _input(model, input_size)
+    channels, size = _input(model, (3, 224, 224) if input_size == () else input_size)
     try:
-        seen = trace.run(model, size, through=True, channels=channels)
+        run = flow.follow(model, (channels, *size))
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} does not run on an input of {(channels, *size)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    levels = _levels(model, _calls(model, seen, size, channels), channels, [*seen.levels.values()])
+    maps = _maps(model, run, size, channels)
+    levels = _Levels(model, run, maps).features()
     if not any(level.reduction > 1 for level in levels):
-        shapes = {tuple(c.outputs[0]) for c in seen.calls if c.outputs}
+        shapes = {tuple(part.shape) for call in run.calls for part in call.outputs[:1]}
         raise ArgumentError(
-            f"{type(model).__name__} has no pyramid: none of its {len(seen.calls)} module calls "
+            f"{type(model).__name__} has no pyramid: none of its {len(run.calls)} module calls "
             f"puts out a map coarser than the input. It puts out {sorted(shapes)[:8]}."
         )
 
-    def measure(other: tuple[int, int]) -> list[tuple[int, int]]:
+    def measure(other: Size) -> list[Size]:
         calls = trace.run(model, other, through=True, channels=channels).calls
-        found = {call.name: call.outputs[0] for call in calls if call.outputs}
-        return [layout.sides(found[level.module], level, other) for level in levels]
+        shapes = {call.name: call.outputs for call in calls if call.outputs}
+        return [layout.sides(shapes[f.module][f.item], f, other) for f in levels]
 
     return FeatureInfo(levels, measure=measure)
 
 
-def _input(model: nn.Module, given: Sequence[int]) -> tuple[int, tuple[int, int]]:
+def _input(model: nn.Module, given: Sequence[int]) -> tuple[int, Size]:
     if (
         isinstance(given, str)
         or not isinstance(given, Sequence)
@@ -77,85 +79,287 @@ def _input(model: nn.Module, given: Sequence[int]) -> tuple[int, tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
-    """One call of a module: at which reduction it reads, and what it puts out."""
+class _Map:
+    """A tensor that is a map: where it is among a call's inputs or outputs, and how it lies."""
 
-    name: str
-    reads: int | None
-    gives: Layout | None
+    item: int
+    part: Part
+    lies: Layout
 
 
-def _calls(model: nn.Module, seen: trace.Run, size: tuple[int, int], channels: int) -> list[_Call]:
+@dataclasses.dataclass(frozen=True)
+class _Maps:
+    """The maps that one call reads and puts out."""
+
+    reads: tuple[_Map, ...]
+    gives: tuple[_Map, ...]
+
+
+def _maps(model: nn.Module, run: Flow, size: Size, channels: int) -> list[_Maps]:
+    """The maps of each call, told by what grows between two runs."""
     double = size[0] * 2, size[1] * 2
     try:
-        again = trace.run(model, double, through=True, channels=channels).calls
+        again = flow.follow(model, (channels, *double), real=run.real).calls
     except Exception:  # a network of one input size
         again = ()
-    both = [call.name for call in again] == [call.name for call in seen.calls]
+    if [call.name for call in again] != [call.name for call in run.calls]:
+        again = ()
 
-    def of(first: Sequence[torch.Size], second: Sequence[torch.Size]) -> Layout | None:
-        if not first:
-            return None
-        if not both:
-            return layout.of_one(first[0], size)
-        return layout.of_two(first[0], second[0], size, double) if second else None
+    def of(parts: Sequence[Part], others: Sequence[Part] | None) -> Iterator[_Map]:
+        if others is not None and len(parts) != len(others):
+            return
+        for item, part in enumerate(parts):
+            if others is None:
+                lies = layout.of_one(part.shape, size)
+            else:
+                lies = layout.of_two(part.shape, others[item].shape, size, double)
+            if lies is not None and not (lies.reduction == 1 and not part.origin.layers):
+                yield _Map(item, part, lies)  # else the image itself, normalised perhaps
 
-    found = []
-    for call, other in zip(seen.calls, again if both else seen.calls, strict=True):
-        given, gives = of(call.inputs, other.inputs), of(call.outputs, other.outputs)
-        found.append(_Call(call.name, given.reduction if given else None, gives))
-    return found
+    def both(first: FlowCall, second: FlowCall | None) -> _Maps:
+        reads = of(first.inputs, second.inputs if second else None)
+        return _Maps(tuple(reads), tuple(of(first.outputs, second.outputs if second else None)))
+
+    if not again:
+        return [both(call, None) for call in run.calls]
+    return [both(a, b) for a, b in zip(run.calls, again, strict=True)]
 
 
 # They change nothing where it matters, and something in training
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
-def _levels(
-    model: nn.Module, calls: list[_Call], channels: int, returned: Sequence[torch.Size]
-) -> list[Feature]:
-    """The last call of each resolution that is not within a step to a coarser one, or to a vector."""
-    count = Counter(call.name for call in calls)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    classes = {shape[1] for shape in returned if len(shape) == 2}
-    networks = _networks(calls)
-    steps = {c.name: c.gives.reduction for c in calls if c.gives and c.name not in networks}
-    heads = {c.name: c.reads for c in calls if c.gives is None and c.reads and c.reads > 1}
-    last: dict[int, tuple[str, Layout]] = {}
-    for call in calls:
-        found = call.gives
-        if found is None or count[call.name] > 1 or call.name in networks:
-            continue
-        if found.channels in classes or isinstance(modules[call.name], _PASSING):
-            continue  # maps of scores, for one
-        if found.reduction == 1 and found.channels == channels:
-            continue  # the image itself, normalised perhaps
-        inner = any(
-            steps.get(outer, 0) > found.reduction or heads.get(outer, 0) >= found.reduction
-            for outer in _outer(call.name)
-        )
-        if not inner:
-            last[found.reduction] = call.name, found
-    return [
-        Feature(found.channels, reduction, name, index, layout=found.axes, prefix=found.prefix)
-        for index, (reduction, (name, found)) in enumerate(sorted(last.items()))
-    ]
+class _Levels:
+    """The choice of levels among the maps of one run.
+
+    Args:
+        model: the network.
+        run: its run.
+        maps: of each call.
+    """
+
+    def __init__(self, model: nn.Module, run: Flow, maps: list[_Maps]) -> None:
+        self.run, self.maps = run, maps
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.count = Counter(call.name for call in run.calls)
+        self.end = {index: time for time, index in enumerate(run.ended)}
+        self.networks = self._networks()
+        self.necks = self._necks()
+        self.heads = self._heads()
+
+    def _module(self, index: int) -> nn.Module:
+        return self.modules[self.run.calls[index].name]
+
+    def read(self, index: int) -> int:
+        """The finest resolution that a call reads."""
+        return min((m.lies.reduction for m in self.maps[index].reads), default=1)
+
+    def gives(self, index: int) -> int | None:
+        """The resolution of the first map that a call puts out."""
+        return next((m.lies.reduction for m in self.maps[index].gives), None)
+
+    def _networks(self) -> set[int]:
+        """Calls within which the resolution falls more than once: they hold several levels.
+
+        A part that ends at another resolution than it reached inside shows only its end.
+        """
+        networks: set[int] = set()
+        inside: list[set[int]] = [set() for _ in self.run.calls]
+        for index in self.run.ended:  # what is inside before what is around it
+            shown = {m.lies.reduction for m in self.maps[index].gives}
+            if sum(r > self.read(index) for r in inside[index]) > 1:
+                networks.add(index)
+                shown |= inside[index]
+            for outer in self.run.calls[index].outer[-1:]:
+                inside[outer] |= shown
+        return networks
+
+    # What is behind the levels -------------------------------------------------------------
+
+    def _necks(self) -> set[int]:
+        """Calls that read several maps of a backbone: a call that reads the image, and puts out
+        several maps."""
+        necks: set[int] = set()
+        backbones: list[tuple[int, set[tuple[int, int]]]] = []
+        for index, call in enumerate(self.run.calls):
+            several = {m.part.ident for m in self.maps[index].gives}
+            image = (
+                any(not part.origin.layers for part in call.inputs) and not self.maps[index].reads
+            )
+            if image and len(several) > 1:
+                backbones.append((index, several))
+            for backbone, given in backbones:
+                if backbone in call.outer or backbone == index:
+                    continue
+                if len({m.part.ident for m in self.maps[index].reads} & given) > 1:
+                    necks.add(index)
+        return necks
+
+    def _heads(self) -> set[int]:
+        """Calls that hold a classifier of maps: the only module with weights between a map and what
+        the network returns, which sees one position at a time."""
+        heads: set[int] = set()
+        for part in self.run.returned:
+            index = part.origin.layers.bit_length() - 1
+            if index < 0 or part.origin.layers != 1 << index:
+                continue
+            call, there = self.run.calls[index], self.maps[index]
+            if not there.reads or not there.gives or not _is_pointwise(self._module(index)):
+                continue
+            way = there.reads[0].part.origin.calls
+            coarsest = max(
+                (
+                    m.lies.reduction
+                    for other, each in enumerate(self.maps)
+                    if way >> other & 1
+                    for m in each.gives
+                ),
+                default=1,
+            )
+            behind = (i for i in (*call.outer, index) if self.maps[i].reads)
+            head = next((i for i in behind if self.read(i) >= coarsest), None)
+            same = part.shape == call.outputs[there.gives[0].item].shape
+            if head is not None and not (head == index and same):
+                heads.add(head)
+        return heads
+
+    def _is_behind(self, index: int, part: Part) -> bool:
+        """Whether a call's output comes after a head or a neck began, or within."""
+        around = {*self.run.calls[index].outer, index}
+        if around & (self.heads | self.necks):
+            return True
+        return any(part.origin.calls >> i & 1 for i in self.heads | self.necks)
+
+    # The levels ------------------------------------------------------------------------------
+
+    def _is_inner(self, index: int, reduction: int) -> bool:
+        """Whether a map is the business of a call around it, which ends elsewhere."""
+        for outer in self.run.calls[index].outer:
+            if outer in self.networks:
+                continue
+            gives, reads = self.gives(outer), self.read(outer)
+            if gives is None:
+                inner = reads >= reduction > 1
+            else:
+                inner = gives > reduction or 1 < reads == gives < reduction
+            if inner:
+                return True
+        return False
+
+    def _candidates(self) -> list[tuple[int, _Map]]:
+        """(call, map), in the order in which the calls ended."""
+        chosen = []
+        for index in self.run.ended:
+            call = self.run.calls[index]
+            if self.count[call.name] > 1 or index in self.networks:
+                continue
+            if isinstance(self.modules[call.name], _PASSING):
+                continue
+            taken = {part.ident for part in call.inputs}
+            before = {m.lies.reduction: m.part.shape for m in self.maps[index].reads}
+            best: dict[int, _Map] = {}
+            for m in self.maps[index].gives:
+                if m.part.ident in taken or self._is_behind(index, m.part):
+                    continue
+                bare = not any(True for _ in self._module(index).parameters())
+                if self._is_inner(index, m.lies.reduction) or (bare and _is_padded(m, before)):
+                    continue
+                other = best.get(m.lies.reduction)
+                if other is None or _later(m.part, other.part):
+                    best[m.lies.reduction] = m
+            chosen += [(index, m) for m in best.values()]
+        return chosen
+
+    def _last(self, candidates: list[tuple[int, _Map]]) -> tuple[int, _Map]:
+        """The last level: the last of the coarsest maps. Where a part that holds several levels ends
+        in one, nothing behind that part which gives other channels: it projects for a head."""
+        coarsest = max(m.lies.reduction for _, m in candidates)
+        there = [(i, m) for i, m in candidates if m.lies.reduction == coarsest]
+        way = there[-1][1].part.origin.calls
+        finer = [self.end[i] for i, m in candidates if m.lies.reduction < coarsest and way >> i & 1]
+        for index in self.run.ended:
+            end = self._single(index)
+            late = max(finer, default=-1) > self.end[index]  # levels are still to come
+            if end is None or end.lies.reduction != coarsest or late:
+                continue
+            if not self._is_behind(index, end.part):
+                kept = [
+                    (i, m)
+                    for i, m in there
+                    if self.end[i] < self.end[index] or m.lies.channels == end.lies.channels
+                ]
+                return (kept or there)[-1]
+        return there[-1]
+
+    def _single(self, index: int) -> _Map | None:
+        """The only map that a call which holds several levels puts out."""
+        gives = self.maps[index].gives
+        alone = index in self.networks and len({m.part.ident for m in gives}) == 1
+        return gives[0] if alone else None
+
+    def _without_stems(self, candidates: list[tuple[int, _Map]]) -> list[tuple[int, _Map]]:
+        """The candidates but for those within a stem: a part at the image whose end most of the
+        network goes on with, at the same resolution and with the same channels."""
+        for index in self.networks:
+            end = self._single(index)
+            if end is None or self.maps[index].reads:
+                continue
+            behind = {
+                id(p): p.numel()
+                for i, m in candidates
+                if self.end[i] > self.end[index]
+                and (m.lies.reduction, m.lies.channels) == (end.lies.reduction, end.lies.channels)
+                for p in self._module(i).parameters()
+            }
+            if sum(behind.values()) > sum(p.numel() for p in self._module(index).parameters()):
+                candidates = [
+                    (i, m)
+                    for i, m in candidates
+                    if index not in self.run.calls[i].outer
+                    or m.lies.reduction == end.lies.reduction
+                ]
+        return candidates
+
+    def features(self) -> list[Feature]:
+        """The levels, finest first."""
+        candidates = self._without_stems(self._candidates())
+        if not candidates:
+            return []
+        index, last = self._last(candidates)
+        levels = {last.lies.reduction: (index, last)}
+        way = last.part.origin.calls
+        for on_the_way in (False, True):
+            for i, m in candidates:
+                if m.lies.reduction < last.lies.reduction and (way >> i & 1 or not on_the_way):
+                    levels[m.lies.reduction] = i, m
+        return [
+            Feature(
+                m.lies.channels,
+                reduction,
+                self.run.calls[i].name,
+                position,
+                layout=m.lies.axes,
+                prefix=m.lies.prefix,
+                item=m.item,
+            )
+            for position, (reduction, (i, m)) in enumerate(sorted(levels.items()))
+        ]
 
 
-def _outer(name: str) -> list[str]:
-    """Names of the modules that a module is in."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+def _later(part: Part, other: Part) -> bool:
+    """Whether one tensor of a call was computed from more than another."""
+    return part.origin.calls.bit_count() > other.origin.calls.bit_count()
 
 
-def _networks(calls: list[_Call]) -> set[str]:
-    """Modules within which the resolution falls more than once: they hold several levels."""
-    inner: dict[str, set[int]] = {}
-    for call in calls:
-        if call.gives is not None:
-            inner.setdefault(call.name.rpartition(".")[0], set()).add(call.gives.reduction)
-    return {
-        call.name
-        for call in calls
-        if sum(r > (call.reads or 1) for r in inner.get(call.name, ())) > 1
-    }
+def _is_padded(m: _Map, before: Mapping[int, torch.Size]) -> bool:
+    """Whether a call only puts a border around what it reads at this resolution."""
+    shape = before.get(m.lies.reduction)
+    return (
+        shape is not None and shape[1] == m.part.shape[1] and shape.numel() < m.part.shape.numel()
+    )
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether all weights of a module see one position at a time, and at least one mixes channels."""
+    weights = [p for p in module.parameters() if p.ndim > 1]
+    return bool(weights) and all(p.ndim in (2, 4) and p.shape[2:].numel() == 1 for p in weights)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from ..errors import InputSizeError, MissingFeatureError
 from ..features import Feature
+from ..tracing.watch import tensors
 
 Size = tuple[int, int]
 
@@ -41,7 +44,7 @@ class Layout:
 def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size) -> Layout | None:
     """The layout of what had shape ``first`` for inputs of ``size`` and ``second`` for ``other``;
     None if it is no image."""
-    if len(first) != len(second) or not first or first[0] != second[0]:
+    if len(first) != len(second) or not first or not first[0] == second[0] == 1:
         return None
     grown = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
     if len(first) == 4 and grown in ([2, 3], [1, 2]):
@@ -51,6 +54,8 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
         )
         if min(rows, columns) < 0.75 or abs(math.log(rows / columns)) > 0.3:
             return None
+        if first[grown[0]] * rows < size[0] / 2:
+            return None  # it grows faster than the image: an attention from each position to each
         last = grown == [1, 2]
         return Layout(first[3 if last else 1], round(rows), "NHWC" if last else "NCHW")
     if len(first) == 3 and len(grown) == 1:
@@ -59,10 +64,17 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
         if area < 0.75:
             return None
         reduction = round(math.sqrt(area))
-        prefix = first[axis] - _area(size, reduction)
-        if 0 <= prefix <= MOST_PREFIX_TOKENS:
-            return Layout(first[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
+        for before, after in zip(_grids(size, reduction), _grids(other, reduction), strict=True):
+            prefix = first[axis] - math.prod(before)
+            if 0 <= prefix <= MOST_PREFIX_TOKENS and prefix == second[axis] - math.prod(after):
+                return Layout(first[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
     return None
+
+
+def _grids(size: Sequence[int], reduction: int) -> tuple[Size, Size]:
+    """The grids that tokens at a reduction may have: patches may leave a rest, or be padded."""
+    floor = size[0] // reduction, size[1] // reduction
+    return floor, (-(-size[0] // reduction), -(-size[1] // reduction))
 
 
 def of_one(shape: Sequence[int], size: Size) -> Layout | None:
@@ -124,27 +136,60 @@ def nominal(size: Size, sides: Sequence[int]) -> int:
     return ratios[0] if patches else power
 
 
-def to_map(y: torch.Tensor, level: Feature, shape: Sequence[int]) -> torch.Tensor:
-    """What a level's module put out, for an input of this shape -> (N, C, H, W); prefix tokens left
-    out."""
+def to_map(value: Any, level: Feature, shape: Sequence[int]) -> torch.Tensor:
+    """Return the map (N, C, H, W) of a level in what its module put out, without prefix tokens.
+
+    Args:
+        value: what the module put out; of several tensors ``level.item`` says which.
+        level: the level.
+        shape: of the network's input.
+
+    Raises:
+        InputSizeError: there are not as many tokens as a grid for this input has.
+    """
+    y = tensor_of(value, level.item)
     if level.layout == "NHWC":
         return y.permute(0, 3, 1, 2)
     if level.layout in ("NLC", "NCL"):
         y = y.transpose(1, 2) if level.layout == "NLC" else y
-        return y[:, :, level.prefix :].reshape(*y.shape[:2], *_grid(shape[-2:], level.reduction))
+        y = y[:, :, level.prefix :]
+        return y.reshape(*y.shape[:2], *_grid(y.shape[2], level, shape[-2:]))
     return y
 
 
-def _grid(size: Sequence[int], reduction: int) -> Size:
-    return size[0] // reduction, size[1] // reduction
+def tensor_of(value: Any, item: int) -> torch.Tensor:
+    """Return one of the tensors in a nested value.
+
+    Raises:
+        MissingFeatureError: it has fewer.
+    """
+    if isinstance(value, torch.Tensor) and item == 0:
+        return value
+    found = list(tensors(value))
+    if item >= len(found):
+        raise MissingFeatureError(
+            f"A module put out {len(found)} tensors, and tensor {item} is the level."
+        )
+    return found[item]
+
+
+def _grid(length: int, level: Feature, size: Sequence[int]) -> Size:
+    for grid in _grids(size, level.reduction):
+        if math.prod(grid) == length:
+            return grid
+    raise InputSizeError(
+        f"{level.module!r} puts out {length} tokens for an input of {size[0]} x {size[1]}, which are "
+        f"no grid at reduction {level.reduction}."
+    )
 
 
 def sides(shape: Sequence[int], level: Feature, size: Size) -> Size:
-    """(h, w) of what a level's module puts out, whose shape this is; of vectors (1, 1)."""
+    """Return (h, w) of what a level's module puts out, whose shape this is; of vectors (1, 1)."""
     if level.layout == "NHWC":
         return shape[1], shape[2]
     if level.layout in ("NLC", "NCL"):
-        return _grid(size, level.reduction)
+        length = shape[1 if level.layout == "NLC" else 2] - level.prefix
+        return _grid(length, level, size) if length > 0 else (0, 0)
     if len(shape) == 3:
         return shape[1], 1
     return (shape[-2], shape[-1]) if len(shape) == 4 else (1, 1)

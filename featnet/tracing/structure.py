@@ -112,7 +112,7 @@ def check_module(model: Any) -> None:
 
 
 def _is_ours(hook: Any) -> bool:
-    return type(hook).__module__.startswith(f"{__package__}.")
+    return type(hook).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
