@@ -85,13 +85,13 @@ def check(
     rows = list(declared)
     for index in indices:
         level = rows[index]
-        found = shapes[level.module]
-        seen = layout.declared(found, size, channels=level.channels, reduction=level.reduction)
-        if seen is None:
+        shape = shapes[level.module]
+        lies = layout.declared(shape, size, level)
+        if lies is None:
             raise ArgumentError(
                 f"Level {index} of feature_info, {level.module!r}, is declared with "
                 f"{level.channels} channels at reduction {level.reduction}; for an input of "
-                f"{size[0]} x {size[1]} it has the shape {tuple(found)}."
+                f"{size[0]} x {size[1]} it has the shape {tuple(shape)}."
             )
-        rows[index] = dataclasses.replace(level, layout=seen.axes, prefix=seen.prefix)
+        rows[index] = dataclasses.replace(level, layout=lies.axes, prefix=lies.prefix)
     return tuple(rows)

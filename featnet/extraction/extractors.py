@@ -271,18 +271,21 @@ class FeatureNet(nn.Module):
         return [layout.sides(found.get(f.index, gone), f, size) for f in self._levels]
 
     def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
-        """Shapes of what the taps read, of each the first tensor."""
+        """Shapes of what the taps read: of each the tensor that is the level, else the first."""
         return self._shapes(self.observe(size)[0])
 
     def _shapes(self, seen: trace.Run) -> dict[str, torch.Size]:
         assert self._hooks is not None
-        before = {call.name: call.inputs[:1] for call in seen.calls}
-        after = {call.name: call.outputs[:1] for call in seen.calls}
+        before = {call.name: call.inputs for call in seen.calls}
+        after = {call.name: call.outputs for call in seen.calls}
+        items = {level.module: level.item for level in self._levels}
         shapes = {}
         for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
-            if not (found := (before if kind == "forward_pre" else after)[name]):
-                raise MissingFeatureError(f"{name!r} gives no tensor.")
-            shapes[name] = found[0]
+            tensors, item = (before if kind == "forward_pre" else after)[name], items.get(name, 0)
+            if len(tensors) <= item:
+                which = f"only {len(tensors)} of the {item + 1} tensors" if item else "no tensor"
+                raise MissingFeatureError(f"{name!r} gives {which}.")
+            shapes[name] = tensors[item]
         return shapes
 
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:

@@ -90,35 +90,39 @@ def of_one(shape: Sequence[int], size: Size) -> Layout | None:
                 length = shape[axis] - prefix
                 reduction = math.isqrt(size[0] * size[1] // max(1, length))
                 several = length > 1 and shape[3 - axis] > 1 and reduction > 0
-                if several and _area(size, reduction) == length:  # patches may leave a rest
+                if (
+                    several and math.prod(_grids(size, reduction)[0]) == length
+                ):  # patches may leave a rest
                     return Layout(shape[3 - axis], reduction, "NLC" if axis == 1 else "NCL", prefix)
     return None
 
 
-def _area(size: Size, reduction: int) -> int:
-    return (size[0] // reduction) * (size[1] // reduction)
-
-
-def declared(shape: Sequence[int], size: Size, *, channels: int, reduction: int) -> Layout | None:
-    """The layout in which a shape is what was declared; None if it cannot be.
+def declared(shape: Sequence[int], size: Size, level: Feature) -> Layout | None:
+    """Return the layout in which a shape is the level that was declared; None if it cannot be.
 
     Maps of unpadded kernels are smaller than ``size / reduction``: a factor of 1.5 is let pass.
     """
+    channels, reduction = level.channels, level.reduction
     sides = [max(1.0, side / reduction) for side in size]
 
     def near(rows: int, columns: int) -> bool:
-        found = (rows + 1) / (sides[0] + 1), (columns + 1) / (sides[1] + 1)
-        return all(1 / 1.5 < ratio < 1.5 for ratio in found)
+        ratios = (rows + 1) / (sides[0] + 1), (columns + 1) / (sides[1] + 1)
+        return all(1 / 1.5 < ratio < 1.5 for ratio in ratios)
 
     if len(shape) == 4:
         for axes, at, top in (("NCHW", 1, 2), ("NHWC", 3, 1)):
-            if shape[at] == channels and near(shape[top], shape[top + 1]):
+            known = level.layout in (axes, "NCHW")  # which is the default, too
+            if known and shape[at] == channels and near(shape[top], shape[top + 1]):
                 return Layout(channels, reduction, axes)
     if len(shape) == 3:
-        for axis in (1, 2):
-            prefix = shape[axis] - _area(size, reduction)
+        for axis, axes in ((1, "NLC"), (2, "NCL")):
+            prefix = shape[axis] - math.prod(_grids(size, reduction)[0])
+            if level.layout == axes:
+                prefix = level.prefix
+            elif level.layout != "NCHW":
+                continue
             if shape[3 - axis] == channels and 0 <= prefix <= MOST_PREFIX_TOKENS:
-                return Layout(channels, reduction, "NLC" if axis == 1 else "NCL", prefix)
+                return Layout(channels, reduction, axes, prefix)
     return None
 
 
