@@ -1,6 +1,7 @@
 # make demo       set up .venv and run the main job on a real photograph
 # make test       set up .venv with the test extras and run the whole suite
-# make consumers  add the libraries that the tests run over featnet, after timm and torchvision
+# make peers      add timm and torchvision, which the tests compare with, from the package index
+# make consumers  add the libraries that the tests run over featnet, after the peers
 # make bench      the figures in benchmarks/
 # make clean      remove .venv and what was built
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test bench setup consumers clean
+.PHONY: demo test bench setup peers consumers clean
 
 demo: .venv/.ready
 	$(BIN)/featnet extract examples/chelsea.png --model resnet50 --out-indices 1 2 3 4 \
@@ -22,6 +23,10 @@ bench: .venv/.ready-test
 
 # The whole environment without running anything.
 setup: .venv/.ready-test
+
+# What timm needs besides is there already.
+peers: .venv/.ready-test
+	$(PIP) --no-deps timm torchvision
 
 # Of the last line's two modules are run, which need none of what the whole libraries do.
 consumers: .venv/.ready-test

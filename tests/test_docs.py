@@ -75,18 +75,14 @@ def test_links() -> None:
         assert not broken, f"{page.name}: {broken}"
 
 
-def test_readme_commands_are_targets() -> None:
-    """``make demo`` and the others that pages name exist in the Makefile."""
+def test_named_commands_are_targets() -> None:
+    """``make demo`` and the others that pages and workflows name exist in the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = {
-        m
-        for page in PAGES
-        for m in re.findall(
-            r"\bmake (demo|test|bench|setup|clean)\b", page.read_text(encoding="utf-8")
-        )
-    }
-    assert {"demo", "test"} <= named
-    assert all(f"\n{name}:" in makefile for name in named)
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in [*PAGES, *workflows])
+    named = set(re.findall(r"(?:^|[`&|:] *)make ([a-z]+)", text, re.MULTILINE))
+    assert {"demo", "test", "peers", "consumers"} <= named
+    assert not [name for name in named if f"\n{name}:" not in makefile]
 
 
 def test_blocks_are_found(tmp_path: Path) -> None:
