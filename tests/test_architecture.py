@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,6 +175,19 @@ def test_every_folder_says_what_is_in_it() -> None:
     for folder in {f.parent for f in FILES}:
         rule = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
         assert rule and rule.split("\n\n")[0].endswith("."), f"{relative(folder)} has no rule"
+
+
+def test_the_page_of_the_design_shows_the_folders_and_their_order() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\d+\. (.*)$", page, re.MULTILINE)
+    there = {part(path) for path in FILES}
+    order = [names & there for names in ORDER]
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [names for names in order if names]
+    folders = {relative(path.parent) for path in FILES} - {"."}
+    assert {name.rstrip("/") for name in re.findall(r"^\| `([\w/]+)`", page, re.MULTILINE)} == {
+        *folders,
+        "featnet",
+    }
 
 
 FAMILIES = [f for f in FILES if part(f) == "models" and f.stem != "__init__"]
