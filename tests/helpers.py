@@ -23,7 +23,7 @@ from networks import (
     small,
     strides,
 )
-from noise import NORMS, Unset, fill_noise, image_batch, noisy
+from noise import NORMS, Unset, fill_noise, image_batch, noisy, settle
 from peers import Intermediates, at_size, peer, peer_features, peer_model, peer_transformer
 from representatives import chosen, families, kinds_chosen, main, named, representatives, signature
 
@@ -56,6 +56,7 @@ __all__ = [
     "peer_model",
     "peer_transformer",
     "representatives",
+    "settle",
     "shallow",
     "shallow_model",
     "signature",

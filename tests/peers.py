@@ -52,14 +52,23 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     if attends(meta_model(name)):
         return Intermediates(name, weights) if stride == 32 else None
     try:
-        dilated = {} if stride == 32 else {"output_stride": stride}
+        options: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
+        options["out_indices"] = peer_levels(name)
         with Unset():
-            net = peer_model(name, features_only=True, **dilated)
+            net = peer_model(name, features_only=True, **options)
         own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
+
+
+def peer_levels(name: str) -> tuple[int, ...]:
+    """Indices of all levels that timm's model declares: its extractors leave some out by default.
+    One that names no module (an entry to keep the count) cannot be asked for."""
+    with torch.device("meta"), Unset():
+        info = peer_model(name).feature_info
+    return tuple(index for index, level in enumerate(info) if level["module"])
 
 
 class Intermediates:

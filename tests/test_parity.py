@@ -101,6 +101,7 @@ def pair(name: str) -> tuple[Any, nn.Module]:
         ours = helpers.create(name)
     make = helpers.peer_transformer if helpers.attends(ours) else helpers.peer_model
     peer: Any = noisy(lambda: make(name, **helpers.small(name))).eval()
+    helpers.settle(peer, image_batch(*helpers.sizes(name)[0], batch=4))
     ours.load_state_dict(peer.state_dict(), strict=True)
     return ours.eval(), peer
 
@@ -183,7 +184,7 @@ def test_numbers(timm: Any, name: str) -> None:
         dense: Any = structure.clone(ours)
         if stride < 32:
             set_output_stride(dense, stride)
-        net = featnet.FeatureListNet(dense, norm=False)
+        net = featnet.FeatureListNet(dense, theirs.feature_info.out_indices, norm=False)
         assert net.feature_info.reduction() == theirs.feature_info.reduction()
         assert net.feature_info.channels() == theirs.feature_info.channels()
         names = [n.feature_info.module_name() for n in (net, theirs)]
