@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .images.transform import create_transform as create_transform
     from .inputs import pad_to_divisor as pad_to_divisor
     from .inputs import unpad as unpad
+    from .layers.frozen_norm import FrozenBatchNorm2d as FrozenBatchNorm2d
     from .registry import Family as Family
     from .registry import get_weights as get_weights
     from .registry import is_model as is_model
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from .registry import list_pretrained as list_pretrained
     from .registry import register as register
     from .registry import register_model as register_model
+    from .training.freeze import freeze as freeze
+    from .training.freeze import unfreeze as unfreeze
+    from .training.groups import param_groups as param_groups
     from .weights import Weights as Weights
 
 __version__ = "0.1.0"
@@ -78,6 +82,10 @@ _PUBLIC = {
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "convert_checkpoint": "checkpoints.loading",
+    "FrozenBatchNorm2d": "layers.frozen_norm",
+    "freeze": "training.freeze",
+    "unfreeze": "training.freeze",
+    "param_groups": "training.groups",
     "create_feature_extractor": "extraction.fx.graph",
     "create_model": "factory",
     "create_transform": "images.transform",

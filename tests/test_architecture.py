@@ -55,6 +55,7 @@ PUBLIC = [
     "FeatureHooks",
     "FeatureInfo",
     "FeatureListNet",
+    "FrozenBatchNorm2d",
     "GraphExtractor",
     "ImageTransform",
     "LoadReport",
@@ -72,6 +73,7 @@ PUBLIC = [
     "export",
     "extract",
     "feature_info",
+    "freeze",
     "get_graph_node_names",
     "get_weights",
     "is_model",
@@ -83,6 +85,7 @@ PUBLIC = [
     "model_entrypoint",
     "optimize",
     "pad_to_divisor",
+    "param_groups",
     "pool_features",
     "prefetch",
     "push_to_hub",
@@ -91,6 +94,7 @@ PUBLIC = [
     "reparameterize",
     "save_for_hub",
     "set_output_stride",
+    "unfreeze",
     "unpad",
 ]
 

@@ -137,3 +137,36 @@ def test_dynamic_quantisation(name: str) -> None:
             return quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
 
     same(name, quantise, tolerance=0.3)
+
+
+ATTENTIVE = tuple(name for name in helpers.families() if helpers.attends(helpers.meta_model(name)))
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_adapters_by_name(name: str) -> None:
+    """LoRA on each linear layer that attention reads: its adapter runs, and changes nothing yet."""
+    peft = helpers.peer("peft")
+    model = noisy(lambda: helpers.create(name)).eval()
+    x = image_batch(*(model.img_size or (64, 64)))
+    parts = ("qkv", "q_proj", "k_proj", "v_proj", "q", "kv", "in_proj")
+    names = [
+        at
+        for at, module in model.named_modules()
+        if type(module) is nn.Linear and at.rpartition(".")[2] in parts
+    ]
+    assert names
+    with torch.inference_mode():
+        before = model(x)
+    config = peft.LoraConfig(target_modules=names, r=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.inject_adapter_in_model(config, model).eval()
+    calls = dict.fromkeys(names, 0)
+    for at in names:
+        adapter = adapted.get_submodule(f"{at}.lora_A")
+        adapter.default.register_forward_hook(
+            lambda *_, at=at: calls.__setitem__(at, calls[at] + 1)
+        )
+    with torch.inference_mode():
+        assert torch.equal(adapted(x), before)
+    assert all(calls.values()), [at for at, n in calls.items() if not n]

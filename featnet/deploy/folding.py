@@ -12,9 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from ..layers.frozen_norm import FrozenBatchNorm2d
+
 LINEAR = (nn.Linear, _ConvNd)
 Layer: TypeAlias = nn.Linear | _ConvNd
-NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Norm: TypeAlias = _BatchNorm | FrozenBatchNorm2d
+NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, FrozenBatchNorm2d)
 
 
 def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -58,11 +61,11 @@ def fold(model: nn.Module, feeds: Mapping[str, str]) -> tuple[tuple[str, ...], d
 
 
 def _plain(norm: nn.Module) -> type[nn.Module]:
-    """Return the class of torch that a norm is, or is derived from."""
-    return next(cls for cls in type(norm).__mro__ if cls.__module__.startswith("torch."))
+    """Return the class of :data:`NORM` that a norm is, or is derived from."""
+    return next(cls for cls in type(norm).__mro__ if cls in NORM)
 
 
-def _folded(layer: Layer, norm: _BatchNorm) -> nn.Module:
+def _folded(layer: Layer, norm: Norm) -> nn.Module:
     """Copy a layer, with a weight and a bias that have the norm in them, and shared tensors."""
     assert norm.running_mean is not None and norm.running_var is not None
     mean, var = _single(norm.running_mean), _single(norm.running_var)
@@ -89,7 +92,7 @@ def _single(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _is_linear(layer: Layer, norm: _BatchNorm) -> bool:
+def _is_linear(layer: Layer, norm: Norm) -> bool:
     """Compare the folded layer with the two, on a little noise: a subclass may use its weight in
     another way."""
     if layer.weight.dtype != _single(layer.weight).dtype:  # whose rounding would hide it

@@ -335,10 +335,7 @@ class Hiera(Backbone):
         return self.as_map(y)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {
-            "stem": r"^pos_embed|^pos_embed_win|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^head\.norm", (99999,))],
-        }
+        return {"stem": r"^pos_embed|^pos_embed_win|^patch_embed", "blocks": r"^blocks\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}

@@ -267,8 +267,7 @@ class VisionTransformerSAM(VisionTransformer):
         return dataclasses.replace(level, channels=self.neck_chans)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = [(r"^blocks\.(\d+)", None), (r"^neck", (99999,))]
-        return {"stem": r"^pos_embed|patch_embed|norm_pre", "blocks": blocks}
+        return {"stem": r"^pos_embed|patch_embed|norm_pre", "blocks": r"^blocks\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}

@@ -1,0 +1,1 @@
+"""Prepare a network for training: freeze, exchange norms, sort parameters into groups."""
