@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ArgumentError, check_rate
+from .contract import check_map, check_run, is_recorded
+from .errors import ArgumentError, DeclarationError, check_rate, nearest
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
 from .layers import Blocks, GlobalPool, Head, Tokens, classifiers, recompute
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         self.in_chans = in_chans
         # A child may be called ``levels``, as some checkpoints call their stages: the core asks this
         self._levels: tuple[Feature, ...] = ()
+        self._checked: tuple[Feature, ...] | None = None
 
     # What a family calls ------------------------------------------------------------------
 
@@ -66,7 +68,7 @@ class Backbone(nn.Module):
             channels, reduction: of the level's map, the reduction at output stride 32.
         """
         parent, _, child = name.rpartition(".")
-        self.get_submodule(parent).add_module(child, module)
+        self._submodule(parent, f"add_stage({name!r})").add_module(child, module)
         self.add_level(name, channels=channels, reduction=reduction)
 
     def add_level(
@@ -74,9 +76,19 @@ class Backbone(nn.Module):
     ) -> None:
         """Declare the output of a module that is there, however deep inside, as the next level;
         with ``hook_type="forward_pre"`` its input."""
-        assert isinstance(self.get_submodule(name), nn.Module)
-        level = Feature(channels, reduction, name, len(self._levels), hook_type)
-        self._levels = (*self._levels, level)
+        self._submodule(name, f"add_level({name!r})")
+        row = dict(channels=channels, reduction=reduction, module=name, hook_type=hook_type)
+        self._levels = (*self._levels, Feature.of(row, len(self._levels)))
+
+    def _submodule(self, name: str, call: str) -> nn.Module:
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            names = [known for known, _ in self.named_modules() if known]
+            raise DeclarationError(
+                f"{type(self).__name__}.{call}: there is no module {name!r}; add it first."
+                f"{nearest(name, names)} There are {', '.join(names) or 'none yet'}."
+            ) from None
 
     def add_head(
         self,
@@ -97,6 +109,7 @@ class Backbone(nn.Module):
             head: see :mod:`featnet.layers.heads`; by default pooling and a linear layer.
         """
         check_rate("drop_rate", drop_rate)
+        self._check_names()
         self.num_features = num_features
         self.drop_rate = drop_rate
         self.head_spec = Head() if head is None else head
@@ -106,9 +119,22 @@ class Backbone(nn.Module):
         self.head_spec.build(self, num_features, global_pool)
         self.reset_classifier(num_classes, global_pool)
 
+    def _check_names(self) -> None:
+        for key, argument in (("first_conv", "in_chans"), ("last_fc", "num_classes")):
+            if not isinstance(getattr(self, key, None), (str, tuple)):
+                raise DeclarationError(
+                    f"{type(self).__name__} does not say {key}: a class attribute, the name (or a "
+                    f"tuple of names) of the layer on which {argument} acts."
+                )
+        for name in (self.first_conv,) if isinstance(self.first_conv, str) else self.first_conv:
+            self._submodule(name, f"first_conv={name!r}")
+
     def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
         """(N, C, H, W) -> each registered level's map, finest first; a generator."""
-        raise NotImplementedError
+        raise DeclarationError(
+            f"{type(self).__name__} has no forward_levels: a Backbone defines this generator, which "
+            "yields the map of each level that it declares, finest first."
+        )
 
     def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Run the children of a Sequential in order, yielding the maps of those that are levels, up
@@ -154,11 +180,21 @@ class Backbone(nn.Module):
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
         """Final features -> logits, or with ``pre_logits`` what the classifier would be given."""
+        self._check_head()
         return self.head_spec(self, x, pre_logits=pre_logits)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity without classes."""
+        self._check_head()
         return self.get_submodule(classifiers(self)[0])
+
+    def _check_head(self) -> None:
+        if "global_pool" not in self._modules:
+            raise DeclarationError(
+                f"{type(self).__name__} has no head: its __init__ calls add_head(num_features, "
+                "num_classes=, global_pool=) after its last level. Its levels alone come from "
+                "featnet.FeatureListNet(model)."
+            )
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -200,7 +236,13 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Every level of this network."""
+        """Every level of this network. A first look at it runs the network on the meta device once,
+        and holds the declared levels to what that shows.
+
+        Raises:
+            DeclarationError: the network does not do what it declares.
+        """
+        self._check_declaration()
         return FeatureInfo(self._levels, measure=self.measure)
 
     @property
@@ -208,10 +250,25 @@ class Backbone(nn.Module):
         """The output strides that this network can have, finest first."""
         return sorted({level.reduction for level in self._levels})
 
+    def _check_declaration(self) -> None:
+        """Hold the levels to a run on the meta device, once for each declaration."""
+        if self._checked is self._levels:
+            return
+        size = trace.probe_size(self)
+        try:
+            seen = trace.run(self, size, watched=trace.no_modules)
+        except DeclarationError:
+            raise
+        except Exception:  # it cannot run (yet): whoever runs it hears why
+            return
+        check_run(type(self).__name__, self._levels, seen, size, small=2.0)
+        self._checked = self._levels
+
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
         with explain_size(self, size):
             seen = trace.run(self, size, watched=trace.no_modules)
+        check_run(type(self).__name__, self._levels, seen, size)
         return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
 
     def forward_intermediates(
@@ -245,12 +302,13 @@ class Backbone(nn.Module):
         )
         check_input(x, self.in_chans)
         wanted = resolve(indices, self._levels)
+        size, recorded = (x.shape[-2], x.shape[-1]), is_recorded(x)
         last = max(wanted)
         maps: dict[int, Any] = {}
 
         def enough(index: int, y: Any) -> bool:
             if index in wanted:
-                maps[index] = read(self, y, index)
+                maps[index] = read(self, y, index, size=None if recorded else size)
             return index == last and (stop_early or intermediates_only)
 
         with explain_size(self, x.shape[-2:]):
@@ -349,10 +407,18 @@ class LevelReader:
         """What a level comes out as."""
         return model.normalized(level) if self.norm else level
 
-    def __call__(self, model: Any, y: Any, index: int) -> Any:
-        """What ``forward_levels`` yielded for level ``index`` -> what comes out."""
+    def __call__(
+        self, model: Any, y: Any, index: int, *, size: tuple[int, int] | None = None
+    ) -> Any:
+        """Turn what ``forward_levels`` yielded for level ``index`` into what comes out; for an
+        input of (H, W) = ``size``, to which the declaration is held, if it is given."""
         if self.norm:
             y = model.normalize(y, index)
         as_map = getattr(model, "as_map", None)
-        found = to_format(as_map(y) if as_map else y, self.output_fmt)
-        return (found, y.before()) if self.prefix_tokens else found
+        image = as_map(y) if as_map else y
+        if size is not None:
+            level = self.level(model, model._levels[index])
+            shape = getattr(image, "shape", ())
+            check_map(type(model).__name__, level, shape, size, kind=type(y).__name__)
+        image = to_format(image, self.output_fmt)
+        return (image, y.before()) if self.prefix_tokens else image

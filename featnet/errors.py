@@ -22,6 +22,10 @@ class ArgumentError(FeatnetError, TypeError, ValueError):
     """An argument that does not exist, is of the wrong type, or contradicts another."""
 
 
+class DeclarationError(ArgumentError):
+    """A Backbone that is not what it declares: channels, reduction, order or number of levels."""
+
+
 class OutIndexError(FeatnetError, IndexError, ValueError):
     """A level that does not exist, or a selection of levels that means nothing."""
 

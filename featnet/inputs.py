@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ArgumentError, InputSizeError, nearest
+from .errors import ArgumentError, DeclarationError, InputSizeError, nearest
 from .tracing import trace
 
 FORMATS = ("NCHW", "NHWC", "NLC")
@@ -34,7 +34,9 @@ class explain_size:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, InputSizeError):
+        if not isinstance(error, (RuntimeError, ValueError)):
+            return
+        if isinstance(error, (DeclarationError, InputSizeError)):
             return
         height, width = self.size
 

@@ -25,7 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     {"errors"},
     {"features", "layers", "tracing", "weights"},
-    {"inputs", "registry"},
+    {"contract", "inputs", "registry"},
     {"backbone"},
     {"checkpoints", "extraction", "models"},
     {"deploy", "dilation", "images", "training"},

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..backbone import Backbone, LevelReader
-from ..errors import ArgumentError, MissingFeatureError, TraceError, nearest
-from ..features import Feature, FeatureInfo, output_keys, resolve, resolve_strides
-from ..inputs import check_input, explain_size
-from ..layers import Tokens
+from ..contract import undeclared
+from ..errors import ArgumentError, TraceError, nearest
+from ..features import FeatureInfo, output_keys, resolve, resolve_strides
+from ..inputs import explain_size
 from ..tracing import structure, trace
-from . import declared, layout
+from . import declared, layout, pruning
 from .declared import Declaration
-from .hooks import FeatureHooks, Tap, Taps, resolve_taps
+from .sources import Driven, Hooked, Returned, Source
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
@@ -82,36 +83,54 @@ class FeatureNet(nn.Module):
     ) -> None:
         super().__init__()
         structure.check_module(model)
-        given, model = model, model.body if isinstance(model, FeatureNet) else model
+        network = _network(model)
         read = LevelReader(
-            model, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens
+            network, norm=norm, output_fmt=output_fmt, prefix_tokens=return_prefix_tokens
         )
-        self._read, self.output_fmt = read, output_fmt
-        levels = tuple(read.level(model, level) for level in self._declared(model, feature_info))
+        if feature_info is None and isinstance(network, Backbone):
+            every = network._levels  # held to the run that comes anyway
+            if not every:
+                raise undeclared(type(network).__name__)
+        else:
+            every = declared.levels(network, feature_info)
+        levels = tuple(read.level(network, level) for level in every)
         if out_strides is not None:
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self._adopt(structure.clone(model) if copy else model)
-        self._levels = levels
         self._features_only = FeatureInfo(levels, out_indices).out_indices
-        self._indices = resolve(self._features_only, levels) if levels else ()
-        self._keys = output_keys(out_map, [levels[i].module for i in self._indices])
-        self._deepest = max(self._indices, default=0) if prune else len(levels) - 1
-        self._hooks: FeatureHooks | None = None
-        self._raw = False  # what taps find is given as it is
+        indices = resolve(self._features_only, levels)
+        self._keys: tuple[Any, ...] = output_keys(out_map, [levels[i].module for i in indices])
+        self._wrap(
+            model, self._source_class(network)(levels, indices, read), prune=prune, copy=copy
+        )
+
+    def _source_class(self, network: nn.Module) -> type[Source]:
+        """Where the levels of a network come from."""
+        if isinstance(network, Backbone):
+            return Driven
+        return Returned if declared.returns_levels(network) else Hooked
+
+    def _wrap(self, model: nn.Module, source: Source, *, prune: bool, copy: bool) -> None:
+        """Take over a network, or a structure of one's own over its tensors, as far as a source
+        needs it."""
+        network = _network(model)
+        self._source, self.output_fmt = source, source.read.output_fmt
+        self._adopt(structure.clone(network) if copy else network)
+        body, size = self.body, trace.probe_size(self.body)
         try:
-            self._setup(prune)
+            seen = source.prepare(body, size)
         except TraceError as error:
-            if model is given:
+            if model is network:
                 raise
             raise ArgumentError(
-                f"{type(given).__name__} is an extractor, whose {type(model).__name__} was cut to what "
+                f"{type(model).__name__} is an extractor, whose {type(body).__name__} was cut to what "
                 "it needs and does not run to its end: give the model that it was made from."
             ) from error
-
-    def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
-        return declared.levels(model, given)
+        self._deepest = max(source.indices) if prune else len(source.levels) - 1
+        if prune:
+            again = functools.partial(source.run, body, size, _every_module)
+            pruning.prune(body, seen, again, driven=isinstance(source, Driven))
 
     def _adopt(self, body: nn.Module) -> None:
         for name in REGISTRIES:
@@ -119,203 +138,49 @@ class FeatureNet(nn.Module):
         self.__dict__["body"] = body  # not a child: same tensors, same names
         self.training = body.training
 
-    def _setup(self, prune: bool) -> None:
-        """Find out what the levels need, on the meta device."""
-        size = trace.probe_size(self.body)
-        if isinstance(self.body, Backbone):
-            seen = self._run_levels(size)
-        else:
-            seen = self._setup_declared(size)
-        if prune:
-            trace.prune(self.body, seen)
-
-    def _setup_declared(self, size: tuple[int, int]) -> trace.Run:
-        """Hook the modules that a declaration names, and hold the declaration to what they do."""
-        if declared.returns_levels(self.body):
-            seen = trace.run(self.body, size)
-            shapes = declared.returned(self.body, seen, self._levels)
-        else:
-            seen = self._tap(self._level_taps(), size)
-            shapes = self._shapes(seen)
-        self._levels = declared.check(self._levels, self._indices, shapes, size=size)
-        return seen
-
-    def _run_levels(self, size: tuple[int, int], until: trace.Places = frozenset()) -> trace.Run:
-        """A Backbone's run up to the last level, as it will be read."""
-        norm = self._indices if self._read.norm else ()
-        return trace.run(self.body, size, levels=self._indices, norm=norm, until=until)
-
-    def _run_through(self, size: tuple[int, int]) -> trace.Run:
-        try:
-            return trace.run(self.body, size, through=True)
-        except Exception as error:
-            raise TraceError(
-                f"{type(self.body).__name__} does not run on an input of {size[0]} x {size[1]}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _level_taps(self) -> list[Tap]:
-        return [Tap(self._levels[i].module, kind=self._levels[i].hook_type) for i in self._indices]
-
-    def _tap(self, taps: Taps, size: tuple[int, int]) -> trace.Run:
-        """Hook modules; find what must run, and what is overwritten afterwards."""
-        found = resolve_taps(self.body, taps)
-        places = frozenset((tap.module, tap.kind) for tap in found)
-        driven = bool(self._indices) and isinstance(self.body, Backbone)
-        if driven:  # levels: the head need not be there
-            inside = any(tap.kind == "forward_pre" for tap in found)  # read after its level's yield
-            whole = self._run_levels(size, places if inside else frozenset())
-        else:
-            whole = self._run_through(size)
-        for tap in found:
-            count = sum(call.name == tap.module for call in whole.calls)
-            if count == 0 or (count > 1 and tap.which is None):
-                raise MissingFeatureError(
-                    f"{tap.module!r} runs {count} times in one forward"
-                    + (": say Tap(..., which='first'), 'last' or 'all'." if count else ".")
-                )
-        self._hooks = FeatureHooks(self.body, found, rewritten=whole.rewritten)
-        if self._hooks.can_stop and not driven:
-            return trace.run(self.body, size, until=places)
-        return whole
-
     # The forward --------------------------------------------------------------------------
 
     def _maps(self, x: torch.Tensor) -> list[Any]:
-        """The levels asked for, in the order asked."""
-        body: Any = self.body
-        if self._hooks is not None:
-            found = list(self._collect(x).values())
-            if self._raw:
-                return found
-        elif not isinstance(body, Backbone):
-            every = declared.values(body(x))
-            found = [every[i] for i in self._indices]
-        else:
-            return self._driven(x)
-        if not isinstance(body, Backbone):
-            levels = [self._levels[i] for i in self._indices]
-            found = [layout.to_map(y, f, x.shape) for y, f in zip(found, levels, strict=True)]
-        return [self._read(body, y, i) for y, i in zip(found, self._indices, strict=True)]
-
-    def _driven(self, x: torch.Tensor) -> list[Any]:
-        """The levels of a Backbone, run no further than the last of them."""
-        body: Any = self.body
-        check_input(x, body.in_chans)
-        maps: dict[int, Any] = {}
-        last = max(self._indices)
-
-        def enough(index: int, y: Any) -> bool:
-            if index in self._indices:
-                maps[index] = self._read(body, y, index)
-            return index == last
-
-        with explain_size(body, x.shape[-2:]):
-            trace.visit(body, x, enough)
-        return [maps[index] for index in self._indices]
-
-    def _collect(self, x: torch.Tensor) -> dict[Any, Any]:
-        """What the hooks find; the forward ends with the last of them."""
-        hooks, body = self._hooks, cast(Any, self.body)
-        assert hooks is not None
-        own: list[Feature] = getattr(body, "_levels", [])
-        found: dict[Any, Any] = {}
-        places: dict[str, Any] = {}  # (grid, prefix) of levels whose modules put out bare tokens
-
-        def enough(index: int, y: Any) -> bool:
-            name = own[index].module
-            if isinstance(y, Tokens) and not self._raw:
-                places[name] = y.grid, y.prefix
-            elif name in hooks.missing(found):
-                body.as_map(y)  # what only this level needs may run there
-            return not hooks.missing(found)
-
-        # Between levels is a place to stop without an exception, which tracers like better
-        between = hooks.places <= {(level.module, "forward") for level in own}
-        outer = hooks.begin(found, stop=not between)
-        try:
-            if isinstance(body, Backbone):
-                check_input(x, body.in_chans)
-                with explain_size(body, x.shape[-2:]):
-                    trace.drive(body, x, enough)
-            else:
-                body(x)
-        except trace.Stop:
-            pass
-        finally:
-            hooks.end(outer)
-        found = hooks.ordered(found)
-        return found | {k: Tokens(found[k], *p) for k, p in places.items() if k in found}
+        """What comes out, in the order asked."""
+        return self._source.maps(self.body, x)
 
     @property
     def feature_info(self) -> FeatureInfo:
         """What comes out, item by item."""
-        return FeatureInfo(self._levels, self._features_only, measure=self._measure)
+        return FeatureInfo(self._source.levels, self._features_only, measure=self._measure)
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
         with explain_size(self.body, size):
-            if self._hooks is None and not isinstance(self.body, Backbone):
-                found = dict(trace.run(self.body, size, watched=trace.no_modules).levels)
-            elif isinstance(self.body, Backbone) and not self._raw:
-                there = {name for name, _ in self.body.named_modules(remove_duplicate=False)}
-                last = max(self._indices)
-                kept = {f.index for f in self._levels[:last] if f.module in there} | {last}
-                norm = self._indices if self._read.norm else ()
-                seen = trace.run(self.body, size, levels=kept, norm=norm, watched=trace.no_modules)
-                found = dict(seen.levels)
-            else:
-                shapes = self._tapped(size)
-                found = {f.index: shapes[f.module] for f in self._levels if f.module in shapes}
+            shapes = self._source.shapes(self.body, size)
         gone = torch.Size((1, 1, 0, 0))
-        return [layout.sides(found.get(f.index, gone), f, size) for f in self._levels]
-
-    def _tapped(self, size: tuple[int, int]) -> dict[str, torch.Size]:
-        """Shapes of what the taps read: of each the tensor that is the level, else the first."""
-        return self._shapes(self.observe(size)[0])
-
-    def _shapes(self, seen: trace.Run) -> dict[str, torch.Size]:
-        assert self._hooks is not None
-        before = {call.name: call.inputs for call in seen.calls}
-        after = {call.name: call.outputs for call in seen.calls}
-        items = {level.module: level.item for level in self._levels}
-        shapes = {}
-        for name, kind in ((tap.module, tap.kind) for tap in self._hooks.taps):
-            tensors, item = (before if kind == "forward_pre" else after)[name], items.get(name, 0)
-            if len(tensors) <= item:
-                which = f"only {len(tensors)} of the {item + 1} tensors" if item else "no tensor"
-                raise MissingFeatureError(f"{name!r} gives {which}.")
-            shapes[name] = tensors[item]
-        return shapes
+        levels = self._source.levels
+        return [layout.sides(shapes.get(f.index, gone), f, size) for f in levels]
 
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
         """A run on the meta device as far as a call goes, and the modules whose output comes out."""
-        if self._hooks is None:
-            seen = self._run_levels(size)
-            return seen, frozenset(self._levels[i].module for i in self._indices)
-        until = self._hooks.places if self._hooks.can_stop else frozenset[tuple[str, str]]()
-        return trace.run(self.body, size, until=until, through=not until), frozenset(
-            name for name, kind in self._hooks.places if kind == "forward"
-        )
+        return self._source.run(self.body, size), self._source.outputs
 
     @property
     def return_layers(self) -> dict[str, str]:
         """Module names to output keys. Setting it selects other levels, as far as they are kept."""
-        names = (self._levels[i].module for i in self._indices)
+        source = self._source
+        names = (source.levels[i].module for i in source.indices)
         return dict(zip(names, self._keys, strict=True))
 
     @return_layers.setter
     def return_layers(self, layers: Mapping[str, str]) -> None:
-        if self._hooks is not None:
+        source = self._source
+        if not source.selectable:
             raise ArgumentError("return_layers cannot be changed where hooks collect.")
-        index = {level.module: level.index for level in self._levels}
+        index = {level.module: level.index for level in source.levels}
         for name in (name for name in layers if name not in index):
             raise ArgumentError(f"{name!r} is no level.{nearest(name, index)}")
         kept = [name for name in layers if index[name] <= self._deepest]
         if not kept:
             there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
-        self._features_only = self._indices = tuple(index[name] for name in kept)
+        self._features_only = source.indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
@@ -338,6 +203,16 @@ class FeatureNet(nn.Module):
             body.__dict__[name] = replica.__dict__[name]
         replica.__dict__["body"] = body
         return replica
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The network that is in an extractor; any other module itself."""
+    return model.body if isinstance(model, FeatureNet) else model
+
+
+def _every_module(_module: nn.Module) -> bool:
+    """``watched`` of a run whose calls are compared."""
+    return True
 
 
 class FeatureListNet(FeatureNet):

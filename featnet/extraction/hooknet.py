@@ -10,12 +10,10 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..features import Feature
-from ..tracing import trace
-from . import layout
-from .declared import Declaration
+from ..tracing import structure
 from .extractors import FeatureNet
-from .hooks import Taps, refuse_beside_taps
+from .hooks import FeatureHooks, Taps, refuse_beside_taps
+from .sources import Hooked, HookedLevels, Source, Tapped, TappedBackbone
 
 
 class FeatureHookNet(FeatureNet):
@@ -41,39 +39,41 @@ class FeatureHookNet(FeatureNet):
         return_dict: bool | None = None,
         **options: Any,
     ) -> None:
-        self.__dict__["_taps"] = taps
-        if taps is not None:
+        if taps is None:
+            super().__init__(model, out_indices, **options)
+        else:
             refuse_beside_taps({"out_indices": out_indices, **options})
-        super().__init__(model, out_indices, **options)
+            self._tap(model, taps, **options)
         named = taps is not None or options.get("out_map") is not None
         self.return_dict = named if return_dict is None else return_dict
 
-    def _declared(self, model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
-        return () if self.__dict__["_taps"] is not None else super()._declared(model, given)
+    def _tap(
+        self,
+        model: nn.Module,
+        taps: Taps,
+        *,
+        prune: bool = True,
+        copy: bool = True,
+        **levels: object,
+    ) -> None:
+        """Read modules in place of levels; the arguments that are for levels say nothing here."""
+        del levels
+        nn.Module.__init__(self)
+        structure.check_module(model)
+        network = model.body if isinstance(model, FeatureNet) else model
+        source = (TappedBackbone if isinstance(network, Backbone) else Tapped)(taps)
+        self._wrap(model, source, prune=prune, copy=copy)
+        self._features_only = source.indices
+        self._keys = tuple(tap.key for tap in source.hooks.taps)
 
-    def _setup(self, prune: bool) -> None:
-        size, taps = trace.probe_size(self.body), self.__dict__.pop("_taps")
-        if taps is not None:
-            seen = self._tap(taps, size)
-            self._raw = True
-            self._describe(size)
-        elif isinstance(self.body, Backbone):
-            seen = self._tap(self._level_taps(), size)
-        else:
-            seen = self._setup_declared(size)
-        if prune:
-            trace.prune(self.body, seen)
+    def _source_class(self, network: nn.Module) -> type[Source]:
+        return HookedLevels if isinstance(network, Backbone) else super()._source_class(network)
 
-    def _describe(self, size: tuple[int, int]) -> None:
-        """A level for each tap: of tokens (N, L, C) and vectors (N, C) as of maps."""
-        assert self._hooks is not None
-        rows = [
-            layout.feature(shape, size, module=name, index=index)
-            for index, (name, shape) in enumerate(self._tapped(size).items())
-        ]
-        self._levels = tuple(rows)
-        self._features_only = self._indices = tuple(range(len(rows)))
-        self._keys = tuple(tap.key for tap in self._hooks.taps)
+    @property
+    def _hooks(self) -> FeatureHooks:
+        source = self._source
+        assert isinstance(source, Hooked)
+        return source.hooks
 
     def forward(self, x: torch.Tensor) -> Any:
         if self.return_dict:

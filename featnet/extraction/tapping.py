@@ -21,14 +21,13 @@ class FeatureOutputNet(FeatureHookNet):
     returns, from one forward. Nothing is pruned."""
 
     def forward(self, x: torch.Tensor) -> tuple[dict[Any, Any], Any]:
-        hooks, found = self._hooks, dict[Any, Any]()
-        assert hooks is not None
-        outer = hooks.begin(found)
+        hooks, values = self._hooks, dict[Any, Any]()
+        outer = hooks.begin(values)
         try:
             output = self.body(x)
         finally:
             hooks.end(outer)
-        return hooks.ordered(found), output
+        return hooks.ordered(values), output
 
 
 def extract(

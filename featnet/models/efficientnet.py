@@ -372,18 +372,18 @@ class EfficientNet(Backbone):
         x = self.act1(self.bn1(self.conv_stem(x)))  # (N, C, H/2, W/2)
         if self.levels[0].module == "act1":
             yield x
+        y: torch.Tensor | HalfBlock = x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
+            x = y.complete() if isinstance(y, HalfBlock) else y
             if ends and self.feature_location == "expansion":
                 assert isinstance(stage, Blocks)
                 x, block = stage.through(x, -1), stage[-1]
                 assert isinstance(block, Block)
-                halfway = HalfBlock(block.hidden(x), x, block)
-                yield halfway
-                x = halfway.complete()
-                continue
-            x = stage(x)
+                y = HalfBlock(block.hidden(x), x, block)
+            else:
+                y = stage(x)
             if ends:
-                yield x
+                yield y
 
     def as_map(self, y: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
         return y[0] if isinstance(y, tuple) else y  # the hidden map, also of what a layer is given

@@ -1,4 +1,4 @@
-"""Copies of a network's structure, and structures with less in them; tensors are shared."""
+"""Copies of a network's structure; tensors are shared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -155,43 +155,6 @@ def real_clone(model: nn.Module) -> nn.Module:
     copied = clone(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
     forget_hooks(copied)
     return copied.eval()
-
-
-def keep(model: nn.Module, called: Collection[str], used: Collection[str]) -> None:
-    """Remove, in place, every module that is not among ``called`` and holds none of them, and
-    every parameter that is not among ``used``.
-
-    What holds no tensors stays beside what is needed, which may call it in another mode (a
-    dropout, in training or in the explicit form of attention).
-    """
-    needed = set(called) | {name.rpartition(".")[0] for name in used}
-    every = list(model.named_modules(remove_duplicate=False))
-    running = {id(module) for name, module in every if name in called}
-    tensors = {  # these and modules may have several names
-        id(tensor)
-        for named in (model.named_parameters, model.named_buffers)
-        for name, tensor in named(remove_duplicate=False)
-        if name in used
-    }
-    for name in list(needed):  # a container is needed for what it holds
-        while name:
-            name = name.rpartition(".")[0]
-            needed.add(name)
-    for name, module in every:
-        if name and name not in needed:
-            continue  # goes with its parent
-        prefix = f"{name}." if name else ""
-        for child, inner in list(module._modules.items()):
-            if f"{prefix}{child}" in needed or inner is None or id(inner) in running:
-                continue
-            if not name or any(True for _ in (*inner.parameters(), *inner.buffers())):
-                module._modules[child] = None
-        for key, tensor in module._parameters.items():
-            if id(tensor) not in tensors:
-                module._parameters[key] = None
-        for key, tensor in module._buffers.items():  # a called module may need it in training only
-            if name not in called and id(tensor) not in tensors:
-                module._buffers[key] = None
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

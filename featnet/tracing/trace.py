@@ -9,16 +9,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from . import shapes, structure
+from .levels import Level as Level
+from .levels import LevelWatch, check_end, follow, start
+from .levels import drive as drive
+from .levels import visit as visit
+from .network import Network
+from .network import Yielded as Yielded
 from .watch import Places as Places
-from .watch import Seen, Watch, Which
+from .watch import Seen, Watch
 from .watch import Stop as Stop
+from .watch import Which as Which
 from .watch import tensors as tensors
 
 
@@ -49,6 +56,7 @@ class Run:
         levels: shapes of those that were wanted, by index; without ``forward_levels`` those of the
             tensors that the network returned.
         used: names of the tensors that were.
+        yielded: what ``forward_levels`` yielded, in that order.
         feeds: module to module, where nothing but the second one reads what the first one puts
             out, and each runs once.
         real: it ran on zeros, since the network looks at values; with others it may do otherwise.
@@ -58,6 +66,7 @@ class Run:
     levels: Mapping[int, torch.Size]
     used: frozenset[str]
     feeds: Mapping[str, str]
+    yielded: tuple[Level, ...] = ()
     real: bool = False
 
     @property
@@ -85,29 +94,6 @@ def channels_of(model: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return 3
-
-
-def visit(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> tuple[Any, bool]:
-    """Run a network with ``forward_levels``, giving each level's index and value to ``enough``, until
-    that says so. Returns the last value, and whether there was enough.
-
-    No level is held while the next one is computed, so that memory is what the network itself needs.
-    """
-    levels = model.forward_levels(x)
-    y: Any = None
-    for index in range(len(model._levels)):
-        y = None
-        y = next(levels)
-        if enough(index, y):
-            return y, True
-    return y, False
-
-
-def drive(model: Any, x: torch.Tensor, enough: Callable[[int, Any], bool]) -> Any:
-    """:func:`visit` and, where there was not enough, on through the head. Returns the last of what
-    the network came to."""
-    y, done = visit(model, x, enough)
-    return y if done else model.forward_head(model.finish(y))
 
 
 def no_modules(_module: nn.Module) -> bool:
@@ -167,7 +153,7 @@ def run(
 
 
 def _run(
-    copied: Any,
+    copied: nn.Module,
     x: torch.Tensor,
     *,
     levels: Collection[int] | None,
@@ -179,47 +165,39 @@ def _run(
     names = names_of(copied)
     watch = Watch(copied, until, watched)
     closely = watched is None
-    read: dict[int, torch.Size] = {}
-    kept: list[Any] = []
-
-    def enough(index: int, y: Any) -> bool:
-        if (copied._levels[index].module, "forward") in watch.waiting:
-            copied.as_map(y)  # what only this level needs may run there
-        return watch.done
-
+    read: Mapping[int, torch.Size] = {}
+    yielded: tuple[Level, ...] = ()
+    generator: Iterator[Yielded] | None = None
+    kept: list[object] = []
     with torch.no_grad(), structure.eagerly(copied), watch.used if closely else shapes.ShapeRules():
-        try:
-            if not hasattr(copied, "forward_levels"):
+        if not hasattr(copied, "forward_levels"):
+            with contextlib.suppress(Stop):
                 kept.append(copied(x))
                 read = {i: t.shape for i, t in enumerate(tensors(kept))}
-            elif until or through:
-                kept.append(drive(copied, x, enough))
-            else:
-                if levels is None:
-                    there = dict(copied.named_modules(remove_duplicate=False))
-                    levels = [f.index for f in copied._levels if f.module in there]
-                for index, y in enumerate(copied.forward_levels(x)):
-                    if index in levels:
-                        y = copied.normalize(y, index) if index in norm else y
-                        kept.append((y, copied.as_map(y)))
-                        read[index] = kept[-1][1].shape
-                    if index == max(levels):
-                        break
-        except Stop:
-            pass
+        else:
+            network = cast(Network, copied)
+            seen = LevelWatch(network, watch, wanted=levels, norm=norm, onward=through)
+            with contextlib.suppress(Stop):
+                if until or through:
+                    drive(network, x, seen)
+                else:
+                    generator = start(network, x)
+                    follow(network, generator, seen)
+            kept, read, yielded = seen.kept, seen.shapes, tuple(seen.yielded)
     calls = tuple(
         Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
         for name, given, gave in watch.ended
     )
-    if not closely:
-        return Run(calls, read, frozenset(), {})
-    reads = watch.used.reads
-    return Run(
-        calls,
-        read,
-        frozenset(names[i] for i in names if reads[i]),
-        _feeds(watch.ended, reads, {id(t) for t in tensors(kept)}),
-    )
+    if closely:
+        reads = watch.used.reads
+        used = frozenset(names[i] for i in names if reads[i])
+        feeds = _feeds(watch.ended, reads, {id(t) for t in tensors(kept)})
+    else:
+        used, feeds = frozenset(), {}
+    if generator is not None and len(yielded) == len(network._levels):
+        with torch.no_grad(), shapes.ShapeRules():
+            check_end(network, generator)  # whatever runs there is needed by no level
+    return Run(calls, read, used, feeds, yielded)
 
 
 def _feeds(
@@ -242,16 +220,6 @@ def _feeds(
         if len(made) == 1:
             makers.setdefault(made[0], name)
     return found
-
-
-def prune(model: nn.Module, seen: Run) -> None:
-    """Remove, in place, every module and parameter that a run did not need.
-
-    A removed one is None, as torch registers an absent one: its name still answers, and neither
-    ``state_dict`` nor ``named_children`` have it. What holds no tensors stays beside what is needed,
-    which may call it in another mode (a dropout, in training or in the explicit form of attention).
-    """
-    structure.keep(model, {call.name for call in seen.calls}, seen.used)
 
 
 # Networks of one input size only are mostly of one of these

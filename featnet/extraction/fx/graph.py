@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from ...errors import ArgumentError, MissingFeatureError, TraceError
 from ...tracing import structure, trace
+from .. import pruning
 from ..apart import keep_apart
 from ..hooknet import FeatureHookNet
 from ..hooks import Tap
@@ -196,7 +197,7 @@ def _extractor(
         used |= {prefix + name for name in inner.state_dict(keep_vars=True)}
         used |= {prefix + name for name, _ in inner.named_buffers()}
     constants = {n: getattr(body, n) for n in used if "." not in n and n in vars(body)}
-    structure.keep(body, called, used)
+    pruning.keep(body, called, used)
     for name, tensor in constants.items():
         delattr(body, name)
         body.register_buffer(name, tensor, persistent=False)
