@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .contract import check_map, check_run, is_recorded
+from .contract import check_map, check_run, is_recorded, undeclared
 from .errors import ArgumentError, DeclarationError, check_rate, nearest
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
@@ -68,7 +68,13 @@ class Backbone(nn.Module):
             channels, reduction: of the level's map, the reduction at output stride 32.
         """
         parent, _, child = name.rpartition(".")
-        self._submodule(parent, f"add_stage({name!r})").add_module(child, module)
+        owner = self._submodule(parent, f"add_stage({name!r})")
+        if hasattr(owner, child) and child not in owner._modules:
+            raise DeclarationError(
+                f"{type(self).__name__}.add_stage({name!r}): {child!r} is an attribute of "
+                f"{type(owner).__name__} and cannot be a module's name."
+            )
+        owner.add_module(child, module)
         self.add_level(name, channels=channels, reduction=reduction)
 
     def add_level(
@@ -231,8 +237,9 @@ class Backbone(nn.Module):
 
     @property
     def levels(self) -> tuple[Feature, ...]:
-        """The declared levels, finest first."""
-        return self._levels
+        """The declared levels, finest first; where checkpoints call a module so, that module."""
+        child: Any = self._modules.get("levels")
+        return self._levels if child is None else child
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -252,6 +259,8 @@ class Backbone(nn.Module):
 
     def _check_declaration(self) -> None:
         """Hold the levels to a run on the meta device, once for each declaration."""
+        if not self._levels:
+            raise undeclared(type(self).__name__)
         if self._checked is self._levels:
             return
         size = trace.probe_size(self)

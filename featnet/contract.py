@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 def check_run(
-    name: str, levels: Sequence[Feature], seen: trace.Run, size: Size, *, small: float = 8.0
+    name: str, levels: Sequence[Feature], seen: trace.Run, size: Size, *, small: float = 16.0
 ) -> None:
     """Hold the levels of a class to what ``forward_levels`` yielded in a run.
 
@@ -65,7 +65,7 @@ def check_map(
     size: Size,
     *,
     kind: str = "Tensor",
-    small: float = 8.0,
+    small: float = 16.0,
 ) -> None:
     """Hold a level of a class to the shape of its map.
 

@@ -38,10 +38,12 @@ class Block(nn.Module):
     Attributes:
         branch: the name of the branch.
         before: how many of its modules come before the level; all of them without one.
+        has_level: there is one.
     """
 
     branch: str
     before: int
+    has_level: bool
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """What both branch and shortcut read."""
@@ -75,8 +77,7 @@ class Block(nn.Module):
 def begin(block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A block up to the level inside it; None of a block that has none."""
     assert isinstance(block, Block)
-    _, modules = block.modules_in_order
-    return block.begin(x) if block.before < len(modules) else None
+    return block.begin(x) if block.has_level else None
 
 
 # Aligned ------------------------------------------------------------------------------------
@@ -148,7 +149,8 @@ class AlignedBlock(Block):
         for i, width in enumerate(row.widths, 1):
             self.add_conv(i, in_chs, width, row, norm, act)
             in_chs = width
-        self.before = len(self.stack) - (1 if row.stride > 1 else 0)
+        self.has_level = row.stride > 1
+        self.before = len(self.stack) - self.has_level
         self.drop_path = DropPath(drop_path)
 
     def project(self, in_chs: int, out_chs: int, stride: int, norm: Layer) -> nn.Module:
@@ -315,7 +317,8 @@ class PlainBlock(Block):
             in_chs = width
         if stride > 1:
             self.rep.append(nn.MaxPool2d(3, stride, 1))
-        self.before = 1 if stride > 1 and first_act else len(self.rep)
+        self.has_level = stride > 1 and first_act
+        self.before = 1 if self.has_level else len(self.rep)
 
     def join(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return y + self.skipbn(self.skip(x))

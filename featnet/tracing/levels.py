@@ -36,8 +36,10 @@ def start(model: Network, x: torch.Tensor) -> Iterator[Yielded]:
     """The generator of the levels.
 
     Raises:
-        DeclarationError: ``forward_levels`` is none.
+        DeclarationError: ``forward_levels`` is none, or there are no levels.
     """
+    if not model._levels:
+        raise undeclared(type(model).__name__)
     levels = model.forward_levels(x)
     if not hasattr(levels, "__next__"):
         raise DeclarationError(
@@ -75,8 +77,6 @@ def undeclared(name: str) -> DeclarationError:
 
 def _miscounted(model: Network, count: int) -> DeclarationError:
     name, levels = type(model).__name__, model._levels
-    if not levels:
-        return undeclared(name)
     rows = ", ".join(f"{level.index}: {level.module!r}" for level in levels)
     if count > len(levels):
         much = f"more than the {len(levels)} levels"
