@@ -274,9 +274,9 @@ def named(call: str, *args: Any, **options: Any) -> Callable[[Any], None]:
             r"Net.add_level\('stam'\): there is no module 'stam'; .* Did you mean 'stem'\?",
         ),
         (
-            named("add_stage", "pool", nn.Identity()),
+            named("add_stage", "measure", nn.Identity()),
             {},
-            r"Net.add_stage\('pool'\): .*'pool' is an attribute of",
+            r"Net.add_stage\('measure'\): .*'measure' is an attribute of",
         ),
         (named("add_level", "stem", hook_type="before"), {}, r"hook_type 'before'; .* forward_pre"),
         (
