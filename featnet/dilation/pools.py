@@ -1,14 +1,14 @@
 """Pooling by functions: ``F.max_pool2d`` and ``F.avg_pool2d`` called inside of a forward.
 
-They are no modules, so that an output stride cannot be set on them as on modules. They are seen
-while the forward runs, and what they should be instead is called in their place.
+They are no modules, so an output stride cannot be set on them as on modules. A run of the forward
+records them, and later runs call their dilated forms in their place.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,10 @@ POOLS: Mapping[Any, tuple[type[nn.Module], inspect.Signature]] = {
 }
 
 
-def as_module(func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, nn.Module]:
-    """A call of a pooling function -> its input, and the module that does the same."""
+def as_module(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[torch.Tensor, nn.Module]:
+    """Turn a call of a pooling function into its input, and a module that does the same."""
     kind, signature = POOLS[func]
     bound = signature.bind(*args, **(kwargs or {}))
     bound.apply_defaults()
@@ -68,13 +70,19 @@ def as_module(func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, nn.Modul
 
 
 class _Record(TorchFunctionMode):
-    """Tells of every pooling function that is called."""
+    """A context that reports every call of a pooling function."""
 
-    def __init__(self, tell: Callable[[torch.Tensor, nn.Module, Any], None]) -> None:
+    def __init__(self, tell: Callable[[torch.Tensor, nn.Module, object], None]) -> None:
         super().__init__()
         self.tell = tell
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func in POOLS:
             self.tell(*as_module(func, args, kwargs), result)
@@ -105,16 +113,16 @@ class Watched:
             x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
             self._run(model, structure.real_clone(model), x)
 
-    def _run(self, model: nn.Module, copied: Any, x: torch.Tensor) -> None:
+    def _run(self, model: nn.Module, copied: nn.Module, x: torch.Tensor) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.calls: list[trace.Call] = []
-        inside, given, count = [""], list[Any](), Counter[str]()
+        inside, inputs, count = [""], list[object](), Counter[str]()
 
-        def note(name: str, before: Any, after: Any) -> None:
+        def note(name: str, before: object, after: object) -> None:
             reads, gives = (tuple(t.shape for t in trace.tensors(v)) for v in (before, after))
             self.calls.append(trace.Call(name, reads, gives, rewritten=False, consumed=False))
 
-        def tell(x: torch.Tensor, module: nn.Module, result: Any) -> None:
+        def tell(x: torch.Tensor, module: nn.Module, result: object) -> None:
             if not is_window(self.modules[inside[-1]]):
                 name = f"{inside[-1]}:{count[inside[-1]]}"
                 count[inside[-1]] += 1
@@ -122,16 +130,18 @@ class Watched:
                 note(name, x, result)
 
         def enter(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 inside.append(name)
-                given.append([args, kwargs])
+                inputs.append([args, kwargs])
 
             return hook
 
         def leave(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            def hook(
+                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+            ) -> None:
                 inside.pop()
-                note(name, given.pop(), output)
+                note(name, inputs.pop(), output)
 
             return hook
 
@@ -144,13 +154,19 @@ class Watched:
 
 
 class _Replace(TorchFunctionMode):
-    """Calls modules in place of pooling functions, by their order."""
+    """A context that calls modules in place of pooling functions, by their order."""
 
     def __init__(self, modules: Mapping[int, nn.Module]) -> None:
         super().__init__()
         self.modules, self.count = modules, 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         if func in POOLS:
             module = self.modules.get(self.count)
             self.count += 1
@@ -168,26 +184,26 @@ class Repooled(nn.Module):
         with _Replace(self._pools):
             return super().forward(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         return _empty, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-_CLASSES: dict[type, type] = {}
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _repooled(kind: type) -> type:
+def _repooled(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _CLASSES:
         _CLASSES[kind] = type(kind.__name__, (Repooled, kind), {"__module__": kind.__module__})
     return _CLASSES[kind]
 
 
-def _empty(kind: type) -> Any:
-    """A module of the mixed class without content, for copies."""
-    made: Any = _repooled(kind)
-    return made.__new__(made)
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    """Make a module of the mixed class without content, for copies."""
+    mixed = _repooled(kind)
+    return mixed.__new__(mixed)
 
 
 def repool(module: nn.Module, pools: Mapping[int, nn.Module]) -> None:
-    """Let a module's forward call these in place of its pooling functions, in place."""
+    """Make a module's forward call these modules in place of its pooling functions, in place."""
     module.__dict__["_pools"] = dict(pools)
     module.__class__ = _repooled(type(module))

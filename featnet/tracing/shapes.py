@@ -1,4 +1,4 @@
-"""What torch's functions put out on the meta device, told from the shapes of what goes in.
+"""Outputs of torch's functions on the meta device, computed from the shapes of their inputs.
 
 torch writes most of its meta kernels in Python and decomposes what it has none for: up to a
 millisecond a call, nearly all of the time that a network takes on the meta device. A rule here
@@ -7,7 +7,7 @@ covers the common calls of one function and leaves every other, and every mistak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +40,11 @@ KEEP: Mapping[Any, int | None] = {
 
 
 def _keep(at: int | None) -> Rule:
-    def rule(x: torch.Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+    def rule(
+        x: torch.Tensor, *args: object, inplace: bool = False, **kwargs: object
+    ) -> torch.Tensor | None:
         if at is not None and len(args) >= at:
-            inplace = args[at - 1]
+            inplace = bool(args[at - 1])
         if not x.is_floating_point() or any(
             kwargs.get(key) is not None for key in ("dtype", "out")
         ):
@@ -52,21 +54,26 @@ def _keep(at: int | None) -> Rule:
     return rule
 
 
-def _norm(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+def _norm(x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | None:
     """Batch and group norm: all tensors have a value for each channel."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-    groups = args[0] if args and isinstance(args[0], int) else kwargs.get("num_groups", 1)
-    if any(value.shape != x.shape[1:2] for value in given) or x.shape[1] % groups:
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    counts = (*args[:1], kwargs.get("num_groups"))
+    groups = next((value for value in counts if isinstance(value, int)), 1)
+    if any(value.shape != x.shape[1:2] for value in tensors) or x.shape[1] % groups:
         return None
     return x.clone()
 
 
 def _layer_norm(
-    x: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = None
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: object = None,
 ) -> torch.Tensor | None:
     shape = tuple(normalized_shape)
-    given = [value.shape for value in (weight, bias) if value is not None]
-    fits = all(value == shape for value in (*given, x.shape[x.ndim - len(shape) :]))
+    shapes = [value.shape for value in (weight, bias) if value is not None]
+    fits = all(value == shape for value in (*shapes, x.shape[x.ndim - len(shape) :]))
     return x.clone() if fits else None
 
 
@@ -74,44 +81,43 @@ def _made(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
-def _elementwise(x: Any, y: Any) -> torch.Tensor | None:
+def _elementwise(x: torch.Tensor, y: object) -> torch.Tensor | None:
     if not isinstance(y, torch.Tensor):
         return x.clone() if isinstance(y, (int, float)) and x.is_floating_point() else None
-    if not isinstance(x, torch.Tensor) or x.dtype != y.dtype or not x.is_floating_point():
+    if x.dtype != y.dtype or not x.is_floating_point():
         return None
     if x.shape == y.shape:
         return x.clone()
-    broadcast: Any = torch.broadcast_shapes  # untyped in some versions
+    broadcast: Callable[..., torch.Size] = torch.broadcast_shapes  # untyped in some versions
     return _made(x, *broadcast(x.shape, y.shape))
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> torch.Tensor | None:
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: object = None) -> torch.Tensor | None:
     if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
         return None
     return _made(x, *x.shape[:-1], weight.shape[0])
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    """(H, W) of an argument of a convolution; None of ``"same"`` and the like."""
+def _pair(value: object) -> tuple[int, int] | None:
+    """Return (H, W) of an argument of a convolution; None for ``"same"`` and the like."""
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else None
 
 
 def _conv2d(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: object = None,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
     groups: int = 1,
 ) -> torch.Tensor | None:
-    windows: Any = [_pair(value) for value in (stride, padding, dilation)]
-    steps, pads, spreads = windows
+    steps, pads, spreads = _pair(stride), _pair(padding), _pair(dilation)
     if x.ndim != 4 or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
         return None
-    if None in windows:
+    if steps is None or pads is None or spreads is None:
         return None
     sides = [
         (side + 2 * pad - spread * (kernel - 1) - 1) // step + 1
@@ -122,7 +128,14 @@ def _conv2d(
     return _made(x, x.shape[0], weight.shape[0], *sides) if min(sides) > 0 else None
 
 
-def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, *_: Any, **kwargs: Any) -> Any:
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: object,
+    **kwargs: object,
+) -> torch.Tensor | None:
     if kwargs.get("enable_gqa") or not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
         return None
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
@@ -133,11 +146,11 @@ def _attention(q: Any, k: Any, v: Any, attn_mask: Any = None, *_: Any, **kwargs:
 
 
 def _axis(dim: int, x: torch.Tensor) -> int:
-    """From 0; an IndexError of one that is not there."""
+    """Count an axis from 0; an IndexError if it does not exist."""
     return range(x.ndim)[dim]
 
 
-def _cat(parts: Any, dim: int = 0) -> torch.Tensor | None:
+def _cat(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     shape, dim = list(parts[0].shape), _axis(dim, parts[0])
     for part in parts[1:]:
         if part.ndim != len(shape) or part.dtype != parts[0].dtype:
@@ -148,7 +161,7 @@ def _cat(parts: Any, dim: int = 0) -> torch.Tensor | None:
     return _made(parts[0], *shape)
 
 
-def _mean(x: Any, dim: Any, keepdim: bool = False) -> torch.Tensor | None:
+def _mean(x: torch.Tensor, dim: int | Sequence[int], keepdim: bool = False) -> torch.Tensor | None:
     dims = {_axis(d, x) for d in ((dim,) if isinstance(dim, int) else dim)}
     if not x.is_floating_point():
         return None
@@ -175,23 +188,29 @@ RULES: Mapping[Any, Rule] = {
 }
 
 
-def call(func: Any, args: Any, kwargs: Any) -> Any:
-    """``func(*args, **kwargs)``; on the meta device by its rule, if that covers the call."""
+def call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call ``func(*args, **kwargs)``; on the meta device by its rule, if that covers the call."""
     rule = RULES.get(func)
     x = args[0] if args else kwargs.get("input")
     first = x[0] if rule is _cat and x else x
     if rule is not None and isinstance(first, torch.Tensor) and first.is_meta:
         try:
-            made = rule(*args, **{("x" if k == "input" else k): v for k, v in kwargs.items()})
+            y = rule(*args, **{("x" if k == "input" else k): v for k, v in kwargs.items()})
         except (TypeError, ValueError, RuntimeError, IndexError):  # torch's to explain
-            made = None
-        if made is not None:
-            return made
+            y = None
+        if y is not None:
+            return y
     return func(*args, **kwargs)
 
 
 class ShapeRules(TorchFunctionMode):
-    """A context in which every function is called so."""
+    """A context in which every function of torch goes through :func:`call`."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         return call(func, args, kwargs or {})
