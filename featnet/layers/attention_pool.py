@@ -42,9 +42,9 @@ class AttentionPool2d(nn.Module):
         self.size, self.num_heads = size, channels // dim_head
         self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
         self.pos_embed = nn.Parameter(torch.zeros(size[0] * size[1] + 1, channels))
-        self.reset_parameters()
+        self.init_weights()
 
-    def reset_parameters(self) -> None:
+    def init_weights(self) -> None:
         """Truncated normals by fan-in."""
         std = self.q.in_features**-0.5
         for layer in (self.q, self.k, self.v):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -72,11 +72,44 @@ def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> N
         module.grad_checkpointing, module.whole = bool(enable), per == "stage"
 
 
-def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """A rate for each block of each stage, growing linearly from 0 at the first to ``rate``."""
+@overload
+def drop_path_rates(rate: float, depths: int) -> list[float]: ...
+@overload
+def drop_path_rates(
+    rate: float, depths: Sequence[int], *, per_stage: bool = False
+) -> list[list[float]]: ...
+def drop_path_rates(
+    rate: float, depths: int | Sequence[int], *, per_stage: bool = False
+) -> list[float] | list[list[float]]:
+    """Return a rate for each block, growing linearly from 0 at the first one to ``rate``.
+
+    Args:
+        rate: of the last block, from 0 up to but not 1.
+        depths: number of blocks, or of each stage's blocks.
+        per_stage: the rate grows from stage to stage; a stage's blocks have the same.
+
+    Returns:
+        A list of rates; for several depths one list for each stage.
+
+    Raises:
+        ArgumentError: a rate that cannot be.
+
+    Example:
+        >>> drop_path_rates(0.5, (2, 1))
+        [[0.0, 0.25], [0.5]]
+        >>> drop_path_rates(0.5, (2, 1), per_stage=True)
+        [[0.0, 0.0], [0.5]]
+        >>> drop_path_rates(0.5, 3)
+        [0.0, 0.25, 0.5]
+    """
     check_rate("drop_path_rate", rate)
-    rates = iter(torch.linspace(0, rate, sum(depths), device="cpu").tolist())
-    return [[next(rates) for _ in range(depth)] for depth in depths]
+    stages = [depths] if isinstance(depths, int) else list(depths)
+    steps = torch.linspace(0, rate, len(stages) if per_stage else sum(stages), device="cpu")
+    rates = iter(steps.tolist())
+    if per_stage:
+        return [[next(rates)] * depth for depth in stages]
+    grown = [[next(rates) for _ in range(depth)] for depth in stages]
+    return grown[0] if isinstance(depths, int) else grown
 
 
 class DropPath(nn.Module):

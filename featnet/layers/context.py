@@ -40,9 +40,9 @@ class GlobalContext(nn.Module):
         self.conv_attn = nn.Conv2d(channels, 1, 1)
         hidden = make_divisible(channels * rd_ratio, 1, round_limit=0.0)
         self.mlp_add = ContextMlp(channels, hidden, nn.ReLU)
-        self.reset_parameters()
+        self.init_weights()
 
-    def reset_parameters(self) -> None:
+    def init_weights(self) -> None:
         """Start as the identity."""
         nn.init.kaiming_normal_(self.conv_attn.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.mlp_add.fc2.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
 from functools import partial
 
@@ -125,6 +126,11 @@ class CondConvResidual(InvertedResidual):
     def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
         super().__init__(in_chs, spec, recipe=recipe, drop_path=drop_path)
         self.routing_fn = nn.Linear(in_chs, spec.experts)
+
+    def init_weights(self) -> None:
+        """A uniform distribution for the routing."""
+        bound = 1 / math.sqrt(sum(self.routing_fn.weight.shape))
+        nn.init.uniform_(self.routing_fn.weight, -bound, bound)
 
     def routing(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, experts)."""

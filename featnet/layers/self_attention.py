@@ -136,9 +136,9 @@ class BottleneckAttention(SelfAttention):
         self.widths = (num_heads * self.dim, num_heads * self.dim, channels)
         self.qkv = nn.Conv2d(channels, sum(self.widths), 1, bias=False)
         self.pos_embed = RelativePosition(size, self.dim)
-        self.reset_parameters()
+        self.init_weights()
 
-    def reset_parameters(self) -> None:
+    def init_weights(self) -> None:
         """Truncated normals by fan-in."""
         nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
         self.pos_embed.reset_parameters()
@@ -202,9 +202,9 @@ class HaloAttention(SelfAttention):
         self.kv = nn.Conv2d(channels, num_heads * sum(self.widths), 1, bias=False)
         window = block_size + 2 * halo_size
         self.pos_embed = RelativePosition((window, window), self.dim)
-        self.reset_parameters()
+        self.init_weights()
 
-    def reset_parameters(self) -> None:
+    def init_weights(self) -> None:
         """Truncated normals by fan-in."""
         for layer in (self.q, self.kv):
             nn.init.trunc_normal_(layer.weight, std=layer.in_channels**-0.5)
@@ -274,9 +274,9 @@ class LambdaLayer(SelfAttention):
             assert size is not None
             table = torch.empty(2 * size[0] - 1, 2 * size[1] - 1, dim_head)
             self.pos_emb = nn.Parameter(table)
-        self.reset_parameters()
+        self.init_weights()
 
-    def reset_parameters(self) -> None:
+    def init_weights(self) -> None:
         """Truncated normals by fan-in."""
         nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
         if self.conv_lambda is not None:

@@ -11,7 +11,6 @@ ResNets with tiered stems, and the sizes of many others, are timm's.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -41,15 +40,20 @@ from ..layers import (
     NormMlp,
     SelfAttention,
     SqueezeExcite,
+    drop_path_rates,
     fold_norm,
     get_act,
     get_attention,
     get_layer,
     get_norm,
+    he_group_fan_out,
     identity_kernel,
+    initialize,
     make_divisible,
     merge_branches,
     norm_and_act,
+    normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 
@@ -214,9 +218,10 @@ class Residual(nn.Module):
             y = y + self.shortcut(x)
         return self.act(y)
 
-    def init_weights(self, *, zero_init_last: bool) -> None:
+    def zero_init_last(self) -> None:
+        """Start as the shortcut, where there is one."""
         weight = getattr(self.get_submodule(self.last).bn, "weight", None)
-        if zero_init_last and self.shortcut is not None and weight is not None:
+        if self.shortcut is not None and weight is not None:
             nn.init.zeros_(weight)
 
 
@@ -397,8 +402,8 @@ class RepVggBlock(Branches):
     def convolutions(self) -> list[ConvNormAct]:
         return [self.conv_1x1, self.conv_kxk]
 
-    def init_weights(self, *, zero_init_last: bool) -> None:
-        del zero_init_last
+    def init_weights(self) -> None:
+        """Small random norms, so that the branches differ from the start."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 0.1, 0.1)
@@ -499,7 +504,12 @@ class ByobNet(Backbone):
             drop_rate=drop_rate,
             head=self._make_head(head, channels, head_hidden_size, args),
         )
-        self.init_weights(zero_init_last=zero_init_last)
+        initialize(
+            self,
+            conv=[he_group_fan_out, zero_bias],
+            linear=[normal, zero_bias],
+            zero_init_last=zero_init_last,
+        )
 
     def _add_stem(self, stem: Stem, recipe: Recipe, size: tuple[int, int]) -> BlockArgs:
         """Returns what a first stage begins from."""
@@ -543,7 +553,7 @@ class ByobNet(Backbone):
     ) -> BlockArgs:
         """Returns what comes after them. A stage is a level if the next one strides."""
         depth = sum(row.depth for stage in stages for row in stage)
-        drops = iter(torch.linspace(0, drop_path, depth, device="cpu").tolist())
+        drops = iter(drop_path_rates(drop_path, depth))
         self.stages = nn.Sequential()
         for i, stage in enumerate(stages):
             ahead = len(stages) - 1 - i
@@ -586,23 +596,6 @@ class ByobNet(Backbone):
         if kind == "mlp":
             return NormMlp(norm=args.recipe.norm, hidden=hidden, act=args.recipe.act)
         return Head()
-
-    def init_weights(self, *, zero_init_last: bool = True) -> None:
-        """He initialisation of the convolutions, then what blocks and attention have."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, (Residual, RepVggBlock)):
-                module.init_weights(zero_init_last=zero_init_last)
-            elif isinstance(module, OWN_INIT):
-                module.reset_parameters()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         largest = self.img_size
@@ -657,7 +650,6 @@ STEM_POOLS: dict[str, Layer] = {
     "avg2": partial(nn.AvgPool2d, 2),
 }
 HEADS = ("classifier", "mlp", "attention")
-OWN_INIT = (BottleneckAttention, HaloAttention, LambdaLayer, GlobalContext, AttentionPool2d)
 
 
 # Tables -------------------------------------------------------------------------------------

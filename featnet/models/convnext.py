@@ -16,16 +16,20 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_rate, nearest
+from ..errors import ArgumentError, nearest
 from ..layers import (
     Blocks,
     DropPath,
     GlobalResponseNorm,
     Layer,
     NormMlp,
+    drop_path_rates,
     get_act,
     get_norm,
+    initialize,
     make_divisible,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 
@@ -194,7 +198,6 @@ class ConvNeXt(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        check_rate("drop_path_rate", drop_path_rate)
         kernels = (kernel_sizes,) * len(dims) if isinstance(kernel_sizes, int) else kernel_sizes
         if not len(depths) == len(dims) == len(kernels):
             raise ArgumentError(
@@ -208,17 +211,12 @@ class ConvNeXt(Backbone):
         recipe = Recipe(norm, mlp, ls_init_value)
         reduction = self._add_stem(stem_type, patch_size, dims[0], norm, act)
         self.stages = nn.Sequential()
-        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        drops = drop_path_rates(drop_path_rate, depths)
         in_chs = dims[0]
-        for i, (chs, kernel, depth) in enumerate(zip(dims, kernels, depths, strict=True)):
+        for i, (chs, kernel) in enumerate(zip(dims, kernels, strict=True)):
             stride = 2 if i or reduction == 2 else 1
             stage = Stage(
-                in_chs,
-                chs,
-                stride=stride,
-                kernel_size=kernel,
-                recipe=recipe,
-                drop_paths=[next(drops) for _ in range(depth)],
+                in_chs, chs, stride=stride, kernel_size=kernel, recipe=recipe, drop_paths=drops[i]
             )
             reduction *= stride
             self.add_stage(f"stages.{i}", stage, channels=chs, reduction=reduction)
@@ -231,7 +229,11 @@ class ConvNeXt(Backbone):
             drop_rate=drop_rate,
             head=NormMlp(norm=None if head_norm_first else norm, hidden=head_hidden_size),
         )
-        self.init_weights(head_init_scale=head_init_scale)
+        start = [trunc_normal, zero_bias]
+        initialize(self, conv=start, linear=start)
+        initialize(
+            self.get_submodule("head"), linear=[partial(trunc_normal, std=0.02 * head_init_scale)]
+        )
 
     def _add_stem(
         self, kind: str, patch_size: int | None, width: int, norm: Layer, act: Layer
@@ -247,17 +249,6 @@ class ConvNeXt(Backbone):
         options = {"patch_size": reduction} if kind == "patch" else {}
         self.stem = STEMS[kind](self.in_chans, width, norm, act, **options)
         return reduction
-
-    def init_weights(self, *, head_init_scale: float = 1.0) -> None:
-        """Truncated normal weights, and zero biases."""
-        for name, module in self.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-                if name.startswith("head."):
-                    with torch.no_grad():
-                        module.weight.mul_(head_init_scale)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.stem(x)  # (N, C, H/4, W/4)

@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, BlurPool2d, Layer, get_act, get_norm, norm_and_act
+from ..layers import (
+    Blocks,
+    BlurPool2d,
+    Layer,
+    get_act,
+    get_norm,
+    he_fan_in,
+    initialize,
+    norm_and_act,
+    zero_bias,
+)
 from ..registry import Family, weights_table
 
 # f(channels) -> a norm, and the activation after it
@@ -129,7 +139,7 @@ class DenseNet(Backbone):
                 self.features.add_module(f"transition{i}", narrow)
                 width //= 2
         self.add_head(width, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        self.init_weights()
+        initialize(self, conv=[he_fan_in], linear=[zero_bias])
 
     def _add_stem(self, growth_rate: int, deep: bool, norm: NormAndAct) -> int:
         """conv0, norm0, and of a deep stem two more of each; returns their width."""
@@ -151,14 +161,6 @@ class DenseNet(Backbone):
     def _add_norm(self, i: int, norm: nn.Module, act: nn.Module) -> None:
         self.features.add_module(f"norm{i}", norm)
         self.features.add_module(f"act{i}", act)
-
-    def init_weights(self) -> None:
-        """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         # conv0, norm0, act0 | pool0, denseblock1 | ... | transition3, denseblock4, norm5, act5

@@ -28,7 +28,6 @@ from ..errors import ArgumentError, nearest
 from ..layers import (
     Blocks,
     BlurPool2d,
-    CondConv2d,
     ConvHead,
     EvoNormS0,
     GroupNorm,
@@ -41,11 +40,14 @@ from ..layers import (
     get_attention,
     get_layer,
     get_norm,
+    he_group_fan_out,
+    initialize,
     make_divisible,
     narrow,
     pruned_widths,
+    uniform_fan_out,
+    zero_bias,
 )
-from ..layers.mobile_attention import MultiQueryAttention2d
 from ..layers.mobile_blocks import KINDS, build_block
 from ..layers.mobile_recipe import Block, MobileSqueezeExcite, Recipe, Spec
 from ..registry import Family, weights_table
@@ -303,7 +305,7 @@ class EfficientNet(Backbone):
             drop_rate=drop_rate,
             head=head,
         )
-        self.init_weights()
+        initialize(self, conv=[he_group_fan_out, zero_bias], linear=[uniform_fan_out, zero_bias])
 
     def _add_blocks(
         self,
@@ -350,23 +352,6 @@ class EfficientNet(Backbone):
             self.conv_head = conv2d(in_chs, arch.head, 1)
             self.bn2, self.act2 = recipe.norm_act(arch.head)
         return Head()
-
-    def init_weights(self) -> None:
-        """He initialisation by the fan-out within a group, as TensorFlow's reference has it."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, CondConv2d)):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-            elif isinstance(module, nn.Linear):
-                fan = module.out_features
-                if module is not self.get_classifier():
-                    fan += module.in_features  # the routing of experts
-                nn.init.uniform_(module.weight, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, MultiQueryAttention2d):
-                module.init_weights()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
         x = self.act1(self.bn1(self.conv_stem(x)))  # (N, C, H/2, W/2)

@@ -10,7 +10,6 @@ embeddings, registers and average pooling (rope_reg_gap) are timm's.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_rate
+from ..errors import ArgumentError
 from ..layers import (
     Attention,
     Augment,
@@ -38,9 +37,15 @@ from ..layers import (
     TokenHead,
     Tokens,
     add_qv_bias,
+    drop_path_rates,
     get_norm,
     head_width,
+    init_tokens,
+    initialize,
+    scale_with_depth,
     split_heads,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, check_arguments, weights_table
 from ._eva_keys import convert_eva
@@ -330,7 +335,7 @@ class Eva(VisionTransformer):
         block = partial(block_fn, embed_dim, norm=norm, init_values=scales)
         self.blocks = Blocks()
         for i, (rate, heads) in enumerate(
-            zip(growing(drop_path_rate, depth), for_each(num_kv_heads, depth), strict=True)
+            zip(drop_path_rates(drop_path_rate, depth), for_each(num_kv_heads, depth), strict=True)
         ):
             fewer = {} if heads in (None, num_heads) else {"kv_heads": heads}
             check_arguments(attn_layer, fewer, what="num_kv_heads")
@@ -356,29 +361,16 @@ class Eva(VisionTransformer):
             drop_rate=drop_rate,
             head=head,
         )
-        self.init_weights(head_init_scale=head_init_scale)
+        init_tokens(self.cls_token, self.reg_token, self.pos_embed)
+        initialize(self, linear=[trunc_normal, zero_bias])
+        scale_with_depth(self.blocks, "attn.proj.weight", "mlp.fc2.weight")
+        if num_classes:
+            trunc_normal(self.head, std=0.02 * head_init_scale)
 
     def add_positions(self) -> None:
         self.pos_embed: nn.Parameter | None = None
         if self.abs_pos_embed:
             super().add_positions()
-
-    @torch.no_grad()
-    def init_weights(self, *, head_init_scale: float = 1.0) -> None:
-        """Truncated normals; what a block puts out is scaled down with its depth."""
-        for parameter in (self.cls_token, self.reg_token, self.pos_embed):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for i in range(len(self.blocks)):
-            for name in ("attn.proj.weight", "mlp.fc2.weight"):
-                self.get_parameter(f"blocks.{i}.{name}").div_(math.sqrt(2.0 * (i + 1)))
-        if isinstance(self.head, nn.Linear):
-            self.head.weight.mul_(head_init_scale)
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
         """What the attention of each block (that is there) is given, for a grid of patches."""
@@ -407,12 +399,6 @@ class Eva(VisionTransformer):
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return convert_eva(state, self)
-
-
-def growing(rate: float, depth: int) -> list[float]:
-    """From 0 at the first block to ``rate`` at the last."""
-    check_rate("drop_path_rate", rate)
-    return [float(r) for r in torch.linspace(0, rate, depth, device="cpu")]
 
 
 def for_each(value: int | Sequence[int] | None, depth: int) -> Sequence[int | None]:

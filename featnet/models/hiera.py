@@ -26,19 +26,29 @@ from ..layers import (
     LayerScale,
     Mlp,
     Phased,
+    Scheme,
     attend,
     ceil_div,
     crop,
     drop_path_rates,
     get_norm,
     head_width,
+    init_tokens,
+    initialize,
     join_heads,
     join_windows,
+    lecun_normal,
+    normal_bias,
     pad_to_windows,
     resample_grid,
     resample_positions,
+    scale_with_depth,
     split_windows,
     to_pair,
+    trunc_normal,
+    xavier,
+    zero_bias,
+    zero_weight,
 )
 from ..registry import Family, weights_table
 
@@ -271,7 +281,7 @@ class Hiera(Backbone):
             drop_rate=drop_rate,
             head=Head("head.norm", channels_last=True),
         )
-        self.init_weights(uniform=weight_init == "jax")
+        self._init(uniform=weight_init == "jax")
 
     def add_positions(self, dim: int, window: Size, *, whole: Size | None) -> None:
         """Add the table(s) of positions: of each token, or of a window and of the ``whole`` map."""
@@ -282,36 +292,19 @@ class Hiera(Backbone):
             self.pos_embed = nn.Parameter(torch.zeros(1, dim, *whole))
             self.pos_embed_win = nn.Parameter(torch.zeros(1, dim, *window))
 
-    def init_weights(self, *, uniform: bool) -> None:
-        """Truncated normals or uniform matrices, smaller towards the output of deeper blocks; no
+    def _init(self, *, uniform: bool) -> None:
+        """Uniform matrices or truncated normals, smaller towards the output of deeper blocks; no
         classifier."""
-        for table in (self.pos_embed, self.pos_embed_win):
-            if table is not None:
-                nn.init.trunc_normal_(table, std=0.02)
-        conv = self.get_submodule("patch_embed.proj")
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        init_tokens(self.pos_embed, self.pos_embed_win)
         if uniform:
-            nn.init.zeros_(conv.bias)
-            std = math.sqrt(1 / conv.weight[0].numel()) / 0.87962566  # of what is cut at two
-            nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
+            initialize(self, conv=[lecun_normal, zero_bias], linear=[xavier, zero_bias])
+            for block in self.blocks:
+                initialize(block.get_submodule("mlp"), linear=[partial(normal_bias, std=1e-6)])
         else:
-            nn.init.trunc_normal_(conv.weight, std=0.02)
-        for name, module in self.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            if name == self.last_fc:
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif uniform:
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.normal_(module.bias, std=1e-6 if "mlp" in name else 0.0)
-            else:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.constant_(module.bias, 0.02)
-        for index, block in enumerate(self.blocks):
-            for name in ("attn.proj.weight", "mlp.fc2.weight"):
-                with torch.no_grad():
-                    block.get_parameter(name).div_(math.sqrt(2 * (index + 1)))
+            biased: list[Scheme] = [trunc_normal, partial(normal_bias, value=0.02)]
+            initialize(self, conv=[trunc_normal], linear=biased)
+        initialize(self.get_submodule("head"), linear=[zero_weight, zero_bias])
+        scale_with_depth(self.blocks, "attn.proj.weight", "mlp.fc2.weight")
 
     def positions(self, size: Size) -> torch.Tensor:
         """(1, H, W, C) for a map of ``size``."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, nearest
-from ..layers import Blocks, chain, crop
+from ..layers import Blocks, chain, crop, he_fan_out, initialize
 from ..registry import Family, weights_table
 from .resnet import BasicBlock, Bottleneck, Residual, conv_shortcut
 
@@ -199,9 +199,7 @@ class HRNet(Backbone):
         self._add_levels(widths)
         self._add_aggregation(head_conv_bias)
         self.add_head(2048, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self, conv=[he_fan_out])
 
     def _add_levels(self, widths: Sequence[int]) -> None:
         last = f"stage4.{len(self.stage4) - 1}.fuse_layers"

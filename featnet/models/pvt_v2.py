@@ -5,7 +5,6 @@ Paper: https://arxiv.org/abs/2106.13797.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,8 +21,12 @@ from ..layers import (
     drop_path_rates,
     get_act,
     get_norm,
+    he_group_fan_out,
     head_width,
+    initialize,
     join_heads,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 from .swin import Block
@@ -205,20 +208,7 @@ class PyramidVisionTransformerV2(Backbone):
             self.add_stage(f"stages.{i}", stage, channels=dim, reduction=reduction)
             in_chs = dim
         self.add_head(in_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Truncated normal matrices, normal convolutions by fan-out, and zero biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            else:
-                continue
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        initialize(self, conv=[he_group_fan_out, zero_bias], linear=[trunc_normal, zero_bias])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.patch_embed(x)  # (N, H/4, W/4, C)

@@ -27,11 +27,16 @@ from ..layers import (
     Layer,
     SqueezeExcite,
     build_act,
+    drop_path_rates,
     get_act,
     get_layer,
     get_norm,
+    he_group_fan_out,
+    initialize,
     make_divisible,
     norm_and_act,
+    normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 
@@ -265,7 +270,7 @@ class RegNet(Backbone):
             stem = conv(in_chans, stem_width, kernel_size=3, stride=2)
         self.add_stage("stem", stem, channels=stem_width, reduction=2)
         width = stem_width
-        drops = iter(torch.linspace(0, drop_path_rate, design.depth, device="cpu").tolist())
+        drops = iter(drop_path_rates(drop_path_rate, design.depth))
         for i, (depth, out_chs, group_size) in enumerate(design.stages(), 1):
             blocks = Blocks()
             for j in range(1, depth + 1):
@@ -289,21 +294,12 @@ class RegNet(Backbone):
             global_pool=global_pool,
             drop_rate=drop_rate,
         )
-        self.init_weights(zero_init_last=zero_init_last)
-
-    def init_weights(self, *, zero_init_last: bool = True) -> None:
-        """He initialisation by each group's outputs (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, Bottleneck) and zero_init_last:
-                module.zero_init_last()
+        initialize(
+            self,
+            conv=[he_group_fan_out, zero_bias],
+            linear=[normal, zero_bias],
+            zero_init_last=zero_init_last,
+        )
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         for level in self.levels:  # stem, s1, s2, ...

@@ -26,10 +26,13 @@ from ..layers import (
     DropPath,
     Layer,
     SqueezeExcite,
+    drop_path_rates,
     get_act,
     get_attention,
     get_layer,
     get_norm,
+    he_fan_out,
+    initialize,
     narrow,
     pruned_widths,
 )
@@ -281,11 +284,10 @@ class ResNet(Backbone):
             get_attention(attn_layer) if attn_layer else None,
             get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None,
         )
-        check_rate("drop_path_rate", drop_path_rate)
         check_rate("drop_block_rate", drop_block_rate)
         self.drop_path_rate = drop_path_rate
         in_chs = self._add_stem(stem, recipe)
-        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        drops = iter(drop_path_rates(drop_path_rate, sum(depths)))
         kinds = tuple(block) if isinstance(block, Sequence) else (block,) * len(depths)
         planes = tuple(64 * 2**i for i in range(len(depths))) if planes is None else planes
         if not len(kinds) == len(planes) == len(depths) > 0:
@@ -317,7 +319,7 @@ class ResNet(Backbone):
         self.add_head(
             channels, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
         )
-        self.init_weights(zero_init_last=zero_init_last)
+        initialize(self, conv=[he_fan_out], zero_init_last=zero_init_last)
 
     def _add_stem(self, stem: Stem, recipe: Recipe) -> int:
         """conv1, bn1, act1, maxpool; returns their width."""
@@ -349,14 +351,6 @@ class ResNet(Backbone):
             pool = nn.MaxPool2d(3, 2, 1)
         self.maxpool = pool
         return width
-
-    def init_weights(self, *, zero_init_last: bool = True) -> None:
-        """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Residual) and zero_init_last:
-                module.zero_init_last()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)

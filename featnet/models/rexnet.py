@@ -14,7 +14,19 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, ConvNormAct, DropPath, Layer, SqueezeExcite, get_act, make_divisible
+from ..layers import (
+    Blocks,
+    ConvNormAct,
+    DropPath,
+    Layer,
+    SqueezeExcite,
+    get_act,
+    he_group_fan_out,
+    initialize,
+    make_divisible,
+    uniform_fan_out,
+    zero_bias,
+)
 from ..registry import Family, weights_table
 
 DEPTHS, STRIDES = (1, 2, 2, 3, 3, 5), (1, 2, 2, 2, 1, 2)
@@ -143,21 +155,7 @@ class RexNet(Backbone):
         width = make_divisible(PENULTIMATE * width_mult, ch_div)
         self.features.append(ConvNormAct(in_chs, width, act=act))
         self.add_head(width, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """As TensorFlow's MobileNets: by the fan out of each group."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                kernel = module.kernel_size[0] * module.kernel_size[1]
-                fan_out = kernel * module.out_channels // module.groups
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.out_features)
-                nn.init.uniform_(module.weight, -bound, bound)
-                nn.init.zeros_(module.bias)
+        initialize(self, conv=[he_group_fan_out, zero_bias], linear=[uniform_fan_out, zero_bias])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         # (N, 32, H/2, W/2) to (N, 185, H/32, W/32)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, SqueezeExcite
+from ..layers import Blocks, SqueezeExcite, he_fan_out, initialize
 from ..registry import Family, weights_table
 from .resnet import conv_shortcut
 
@@ -172,9 +172,7 @@ class SENet(Backbone):
         self.add_head(
             out_chs, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self, conv=[he_fan_out])
 
     def _stem(self, widths: Sequence[int]) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -31,6 +31,7 @@ from ..layers import (
     get_act,
     get_norm,
     head_width,
+    initialize,
     join_heads,
     join_windows,
     pad_to_windows,
@@ -40,6 +41,8 @@ from ..layers import (
     split_heads,
     split_windows,
     to_pair,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 
@@ -406,7 +409,7 @@ class SwinTransformer(WindowTransformer):
         self.add_head(
             dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
         )
-        init_linear(self)
+        initialize(self, linear=[trunc_normal, zero_bias])
 
     def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
         return self.norm(y) if index == len(self.levels) - 1 else y
@@ -439,15 +442,6 @@ def widths(embed_dim: int | Sequence[int], stages: int) -> list[int]:
     return (
         [embed_dim * 2**i for i in range(stages)] if isinstance(embed_dim, int) else list(embed_dim)
     )
-
-
-def init_linear(model: nn.Module) -> None:
-    """Truncated normal matrices and zero biases."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 TINY: dict[str, Any] = dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))

@@ -23,7 +23,10 @@ from ..layers import (
     drop_path_rates,
     get_act,
     get_norm,
+    initialize,
     relative_bias,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 from .swin import (
@@ -33,7 +36,6 @@ from .swin import (
     WindowAttention,
     WindowSize,
     WindowTransformer,
-    init_linear,
     stage_windows,
     widths,
 )
@@ -226,7 +228,7 @@ class SwinTransformerV2(WindowTransformer):
         self.add_head(
             dims[-1], num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate
         )
-        init_linear(self)
+        initialize(self, linear=[trunc_normal, zero_bias])
         for module in self.modules():
             if isinstance(module, PostNormBlock):
                 module.init_norms(0.0)  # each block begins as the identity

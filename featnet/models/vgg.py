@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, Head, Layer, get_act, get_norm
+from ..layers import (
+    Blocks,
+    Head,
+    Layer,
+    get_act,
+    get_norm,
+    he_fan_out,
+    initialize,
+    normal,
+    zero_bias,
+)
 from ..registry import Family, weights_table
 
 MAP = 7  # side of the last map for an input of 224
@@ -98,18 +108,7 @@ class VGG(Backbone):
             drop_rate=drop_rate,
             head=Head(before=("pre_logits",), channels=HIDDEN),
         )
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialize(self, conv=[he_fan_out, zero_bias], linear=[normal, zero_bias])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         # conv ... act | pool conv ... act | ... | pool: (N, 64, H, W) to (N, 512, H/32, W/32)

@@ -39,11 +39,16 @@ from ..layers import (
     TokenHead,
     Tokens,
     check_multiple,
+    drop_path_rates,
     get_act,
     get_norm,
+    init_tokens,
+    initialize,
     resample_grid,
     resample_positions,
     to_pair,
+    trunc_normal,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 from ._vit_blocks import (
@@ -201,7 +206,10 @@ class VisionTransformer(Backbone):
             drop_rate=drop_rate,
             head=self.make_head(over_prefix=pool_include_prefix),
         )
-        self.init_weights()
+        initialize(self, linear=[trunc_normal, zero_bias])
+        for module in self.modules():
+            if isinstance(module, (GluMlp, SwiGlu)):
+                module.init_gate()
 
     def make_head(self, *, over_prefix: bool) -> Head:
         """Pooling of the tokens, and the norm behind it."""
@@ -214,6 +222,7 @@ class VisionTransformer(Backbone):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if self.has_class_token else None
         registers = self.num_reg_tokens
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        init_tokens(self.cls_token, self.reg_token, std=1e-6)
         self.add_positions()
 
     def add_positions(self) -> None:
@@ -221,35 +230,18 @@ class VisionTransformer(Backbone):
         before = 0 if self.no_embed_class else self.num_prefix_tokens
         length = before + self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.empty(1, length, self.embed_dim))
+        init_tokens(self.pos_embed)
 
     def add_blocks(self, block: Layer, dim: int, depth: int, drop_path_rate: float) -> None:
         """``depth`` blocks, each a level."""
         self.blocks = Blocks()
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         reduction = self.patch_embed.reduction
-        for i, rate in enumerate(rates):
+        for i, rate in enumerate(drop_path_rates(drop_path_rate, depth)):
             module = block(drop_path=rate)
             for part in module.modules():
                 if isinstance(part, Differential):
                     part.set_depth(i)
             self.add_stage(f"blocks.{i}", module, channels=dim, reduction=reduction)
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Truncated normals; class token and registers near zero."""
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for token in (self.cls_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=1e-6)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, (GluMlp, SwiGlu)):
-                module.init_gate()
 
     # The forward --------------------------------------------------------------------------
 
@@ -383,10 +375,7 @@ class DistilledVisionTransformer(VisionTransformer):
         self.num_prefix_tokens += 1
         self.add_positions()
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim))
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        nn.init.trunc_normal_(self.dist_token, std=0.02)
+        init_tokens(self.dist_token)
 
     def prefix(self) -> list[torch.Tensor]:
         return [*super().prefix(), self.dist_token]

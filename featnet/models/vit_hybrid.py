@@ -27,6 +27,8 @@ from ..layers import (
     PatchEmbed,
     SamePadding,
     fit_to_patches,
+    he_fan_out,
+    initialize,
     stride_of,
     to_pair,
 )
@@ -135,9 +137,7 @@ class StdResNet(nn.Sequential):
                 blocks.append(Bottleneck(self.width, chs, stride=stride, project=not j))
                 self.width = chs
             self.stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self, conv=[he_fan_out])
 
 
 class ResNetTrunk(ResNet):

@@ -187,15 +187,9 @@ class VisionTransformerRelPos(VisionTransformer):
             drop_rate=drop_rate,
             head=TokenHead("fc_norm", class_token=class_token),
         )
-        self.init_weights()
 
     def add_positions(self) -> None:
         self.pos_embed = None
-
-    def init_weights(self) -> None:
-        """torch's own, and a class token near zero."""
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens]:
         x, grid, prefix = self.embed(x)

@@ -20,10 +20,14 @@ from ..layers import (
     DropPath,
     EvoNorm,
     Layer,
+    drop_path_rates,
     get_act,
     get_attention,
     get_norm,
+    he_fan_out,
+    initialize,
     norm_and_act,
+    zero_bias,
 )
 from ..registry import Family, weights_table
 
@@ -141,7 +145,7 @@ class VovNet(Backbone):
         self.stem.append(conv(*stem_chs[1:], stride=2))
         self.stages = nn.Sequential()
         width = stem_chs[-1]
-        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        drops = iter(drop_path_rates(drop_path_rate, sum(depths)))
         for i, (depth, mid, out) in enumerate(zip(depths, mid_chs, out_chs, strict=True)):
             stage, blocks = nn.Sequential(), Blocks()
             if i:
@@ -164,15 +168,7 @@ class VovNet(Backbone):
                 width = out
             self.add_stage(f"stages.{i}", stage, channels=out, reduction=4 * 2**i)
         self.add_head(width, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        initialize(self, conv=[he_fan_out], linear=[zero_bias])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.stem[1](self.stem[0](x))  # (N, 64, H/2, W/2)

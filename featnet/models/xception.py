@@ -25,8 +25,11 @@ from ..layers import (
     DropPath,
     Layer,
     build_act,
+    drop_path_rates,
     get_act,
     get_norm,
+    he_fan_out,
+    initialize,
     norm_and_act,
 )
 from ..registry import Family, weights_table
@@ -239,7 +242,7 @@ class XceptionAligned(Backbone):
         second = nn.Conv2d(32, 64, 3, padding=1, bias=False) if block.preact else conv(32, 64)
         self.stem = nn.Sequential(conv(in_chans, 32, stride=2), second)
         self.blocks = nn.Sequential()
-        drops = torch.linspace(0, drop_path_rate, len(rows), device="cpu").tolist()
+        drops = drop_path_rates(drop_path_rate, len(rows))
         width, reduction = 64, 2
         for i, (row, drop) in enumerate(zip(rows, drops, strict=True)):
             unit = block(width, row, norm=norm, act=act, drop_path=drop)
@@ -364,13 +367,7 @@ class Xception(Backbone):
         self.bn4 = nn.BatchNorm2d(2048)
         self.add_stage("act4", nn.ReLU(inplace=True), channels=2048, reduction=32)
         self.add_head(2048, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """He initialisation of the convolutions (https://arxiv.org/abs/1502.01852)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self, conv=[he_fan_out])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.act1(self.bn1(self.conv1(x)))
