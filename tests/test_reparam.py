@@ -16,6 +16,7 @@ import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, reparameterize
 from featnet.dilation.rule import set_output_stride
 from featnet.errors import ArgumentError, MissingFeatureError
+from featnet.layers import Branches, ConvNormAct
 from featnet.models.byobnet import ByobNet, MobileOneBlock, RepVggBlock, Row, Stem
 
 TOLERANCE = 1e-4  # relative to the largest value, float32
@@ -151,3 +152,87 @@ def test_what_cannot_be_is_said() -> None:
     taps = FeatureHookNet(model, taps=["stages.0.0.conv_1x1"])
     with pytest.raises(MissingFeatureError, match=r"'stages\.0\.0\.conv_1x1'"):
         reparameterize(taps)
+
+
+class Fold(Branches):
+    """Branches in every form, and a norm of their sum: one convolution."""
+
+    def __init__(self, channels: int, groups: int = 1) -> None:
+        super().__init__()
+        conv = partial(nn.Conv2d, channels, channels, groups=groups)
+        self.large = nn.Sequential(conv(5, padding=2, bias=False), nn.BatchNorm2d(channels))
+        self.flat = conv((1, 3), padding=(0, 1))
+        self.small = ConvNormAct(channels, channels, act=None)
+        self.scale = nn.BatchNorm2d(channels, affine=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def branches(self) -> list[nn.Module]:
+        small = [self.small] if self.flat.groups == 1 else []
+        return [self.flat, self.large, self.scale, nn.Identity(), *small]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(x))
+
+    def reparameterize(self) -> nn.Module:
+        return self.merged(norm=self.norm)
+
+
+class Around(nn.Module):
+    """A block of such blocks that changes itself, after they have changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: nn.Module = Fold(8)
+        self.second: nn.Module = Fold(8, groups=8)
+        self.again = self.first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.second(self.first(x)))
+
+    def reparameterize(self) -> None:
+        assert type(self.first) is type(self.second) is nn.Conv2d
+        self.second = nn.Sequential(self.second)
+
+
+class Encoder(nn.Module):
+    """Has a method of that name that is something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.inside = Around()
+
+    def reparameterize(self, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+        return mean + log_variance.exp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inside(self.stem(x))
+
+
+def test_children_first_and_in_place() -> None:
+    model, x = fill_noise(Encoder()).eval(), image_batch(33, 32)
+    deployed = reparameterize(model)
+    assert type(deployed) is Encoder and type(deployed.inside) is Around
+    assert deployed.inside.again is deployed.inside.first is not model.inside.first
+    assert isinstance(deployed.inside.second, nn.Sequential)
+    assert isinstance(model.inside.second, Fold)
+    with torch.inference_mode():
+        assert_same([deployed(x)], [model(x)])
+
+
+def test_taps_of_what_is_replaced_and_of_what_is_lost() -> None:
+    model, x = fill_noise(Encoder()).eval(), image_batch(33, 32)
+    net = FeatureHookNet(model, taps=["inside.second"])
+    with torch.inference_mode():
+        assert_same(as_list(reparameterize(net)(x)), as_list(net(x)))
+    lost = FeatureHookNet(model, taps=["inside.second.norm"])
+    with pytest.raises(MissingFeatureError, match=r"'inside\.second\.norm'.*'inside\.second'"):
+        reparameterize(lost)
+
+
+def test_branches_that_are_no_linear_layer_are_refused() -> None:
+    model = Around()
+    model.second = Fold(8)
+    model.second.large.append(nn.PReLU())
+    with pytest.raises(ArgumentError, match=r"second: A branch of Conv2d, BatchNorm2d, PReLU"):
+        reparameterize(model)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 
+import torch
 from torch import nn
 
 from ..errors import ArgumentError, MissingFeatureError
@@ -16,9 +19,10 @@ Model = TypeVar("Model", bound=nn.Module)
 def reparameterize(model: Model) -> Model:
     """Copy a model in its form for inference: the same function in eval mode, in fewer layers.
 
-    The result of its method ``reparameterized() -> nn.Module`` takes the place of every module that
-    has one; the modules inside of it are not asked. An extractor keeps its levels, also where a
-    level is such a module. An output stride may be set before or afterwards.
+    Every module that has a method ``reparameterize()``, which takes no argument, is asked, on the copy
+    and children first: it gives the module that takes its place, or changes itself and gives None.
+    An extractor keeps its levels, also where a level is such a module. An output stride may be set
+    before or afterwards.
 
     Args:
         model: a Backbone, an extractor, or any module that holds such modules.
@@ -41,47 +45,71 @@ def reparameterize(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
-    outermost = reparameterizable(model)
-    if not outermost:
+    names = reparameterizable(model)
+    if not names:
         raise ArgumentError(
             f"{type(model).__name__} has nothing to re-parameterise: none of its modules has a "
-            "method reparameterized() -> nn.Module."
+            "method reparameterize() -> nn.Module | None."
         )
     hooks = getattr(model, "_hooks", None)
     for tap in hooks.taps if isinstance(hooks, FeatureHooks) else ():
-        inside = [name for name in outermost if tap.module.startswith(f"{name}." if name else "")]
-        if inside:
+        around = [name for name in names if tap.module.startswith(f"{name}." if name else "")]
+        if around:
             raise MissingFeatureError(
-                f"The extractor reads {tap.module!r}, of which nothing is left when {inside[0]!r} "
-                "is re-parameterised."
+                f"The extractor reads {tap.module!r}, which is lost when {around[-1]!r} is "
+                "re-parameterised."
             )
-    copied = copy.deepcopy(model)
-    deployed: dict[int, nn.Module] = {}
-    for name in outermost:
-        old = copied.get_submodule(name)
-        if id(old) not in deployed:
-            deployed[id(old)] = _deploy(old, name)
+    deployed = copy.deepcopy(model)
+    # kept alive, so that no id is used twice
+    originals = {name: deployed.get_submodule(name) for name in names}
+    results: dict[int, nn.Module] = {}
+    for name in names:
+        old = originals[name]
+        new = results.get(id(old))
+        if new is None:
+            new = results[id(old)] = _deploy(old, name)
         if not name:
-            return deployed[id(old)]  # type: ignore[return-value]
+            deployed = new  # type: ignore[assignment]
+            break
         parent, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(parent), child, deployed[id(old)])
-    hooks = getattr(copied, "_hooks", None)
+        setattr(deployed.get_submodule(parent), child, new)
+    hooks = getattr(deployed, "_hooks", None)
     if isinstance(hooks, FeatureHooks):
         hooks.bind()
-    return copied
+    return deployed
 
 
 def reparameterizable(model: nn.Module) -> tuple[str, ...]:
-    """List the names of the modules that :func:`reparameterize` would replace; one module may have
-    several names."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    names = [name for name, module in modules.items() if hasattr(module, "reparameterized")]
-    return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
+    """List the names of the modules that :func:`reparameterize` would ask, children first; one module
+    may have several names."""
+    return tuple(name for name, module in _children_first(model) if _method(module) is not None)
+
+
+def _children_first(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for child, inside in module._modules.items():
+        if inside is not None:
+            yield from _children_first(inside, f"{name}.{child}" if name else child)
+    yield name, module
+
+
+def _method(module: nn.Module) -> Callable[[], nn.Module | None] | None:
+    """A module's ``reparameterize()``; one that takes arguments (as autoencoders') is none."""
+    method = getattr(module, "reparameterize", None)
+    if not callable(method) or isinstance(method, nn.Module):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(method).parameters.values()
+    if any(p.default is p.empty and p.kind in (*kinds, p.KEYWORD_ONLY) for p in parameters):
+        return None
+    return cast("Callable[[], nn.Module | None]", method)
 
 
 def _deploy(module: nn.Module, name: str) -> nn.Module:
+    method = _method(module)
+    assert method is not None
     try:
-        deployed: nn.Module = module.reparameterized()  # type: ignore[operator]
+        with torch.no_grad():
+            deployed = method()
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
-    return deployed.train(module.training)
+    return (module if deployed is None else deployed).train(module.training)

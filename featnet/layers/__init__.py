@@ -10,6 +10,7 @@ from .attention import (
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
 from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recompute
+from .branches import Branches
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -70,6 +71,7 @@ __all__ = [
     "Blocks",
     "BlurPool2d",
     "BottleneckAttention",
+    "Branches",
     "CentredRotaryEmbedding",
     "ChannelsLast",
     "CondConv2d",

@@ -14,8 +14,8 @@ from ..errors import ArgumentError
 Affine = tuple[torch.Tensor, torch.Tensor]  # kernel (O, I / groups, kh, kw), bias (O)
 
 
-def fold_norm(kernel: torch.Tensor, norm: nn.Module) -> Affine:
-    """A convolution's kernel, and the batch norm after it, as one convolution, in float64.
+def fold_norm(kernel: torch.Tensor, norm: nn.Module, *, bias: torch.Tensor | None = None) -> Affine:
+    """Return a convolution's kernel and bias, and the batch norm after it, as one, in float64.
 
     Raises:
         ArgumentError: a norm that depends on its input, and so is no linear layer.
@@ -29,10 +29,11 @@ def fold_norm(kernel: torch.Tensor, norm: nn.Module) -> Affine:
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double() * scale
+    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
+    shift = shift * scale
     if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    return kernel.double() * scale.view(-1, 1, 1, 1), bias
+        shift = shift + norm.bias.double()
+    return kernel.double() * scale.view(-1, 1, 1, 1), shift
 
 
 def identity_kernel(conv: nn.Conv2d) -> torch.Tensor:

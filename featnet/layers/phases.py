@@ -49,23 +49,39 @@ def in_phases(
 
 
 class Phased(nn.Module):
-    """A block over (N, H, W, C), written as :meth:`run`, that runs as it is on the interleaved maps.
+    """A block, written as :meth:`run`, that runs as it is on the interleaved maps.
 
-    What is inside keeps its strides and its reach, whatever it is: an output stride acts on the
+    Its parts keep their strides and their reach, whatever they are: an output stride acts on the
     block as a whole.
+
+    Class attributes:
+        channels_last: ``run`` is given (N, H, W, C) and gives the same; False for (N, C, H, W).
+        stride: of the block; a map of odd size keeps its last row.
+
+    Example:
+        >>> class Centre(Phased):
+        ...     channels_last = False
+        ...
+        ...     def run(self, x):
+        ...         return x - x.mean((2, 3), keepdim=True)
+        >>> x = torch.arange(4.0).reshape(1, 1, 1, 4)
+        >>> Centre().dilate(2, (1, 1))(x).flatten().tolist()
+        [-1.0, -1.0, 1.0, 1.0]
     """
 
     channels_last = True
-    stride = 1  # of the block; a map of odd size keeps its last row
+    stride = 1
     density, lost = 1, 1
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), C')."""
+        """(N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), C'); or channels first."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.density * self.lost == 1:
             return self.run(x)
+        if not self.channels_last:
+            return in_phases(self.run, (x,), self.density, lost=self.lost)
         y = in_phases(self._planes, (x.permute(0, 3, 1, 2),), self.density, lost=self.lost)
         return y.permute(0, 2, 3, 1)
 

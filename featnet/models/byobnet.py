@@ -28,6 +28,7 @@ from ..layers import (
     Blocks,
     BlurPool2d,
     BottleneckAttention,
+    Branches,
     ConvNormAct,
     DropBlock2d,
     DropPath,
@@ -41,16 +42,13 @@ from ..layers import (
     SelfAttention,
     SqueezeExcite,
     drop_path_rates,
-    fold_norm,
     get_act,
     get_attention,
     get_layer,
     get_norm,
     he_group_fan_out,
-    identity_kernel,
     initialize,
     make_divisible,
-    merge_branches,
     norm_and_act,
     normal,
     zero_bias,
@@ -340,7 +338,7 @@ class SelfAttentionBlock(Residual):
         )
 
 
-class Branches(nn.Module):
+class ConvBranches(Branches):
     """Convolutions in parallel that can become one: what RepVGG and MobileOne share."""
 
     def __init__(self, args: BlockArgs) -> None:
@@ -365,9 +363,12 @@ class Branches(nn.Module):
         self.attn = args.attention(args.out_chs)
         self.act = args.recipe.act(inplace=True)
 
-    def convolutions(self) -> list[ConvNormAct]:
-        """Those in parallel, the largest last."""
+    def convolutions(self) -> list[nn.Module]:
+        """Those in parallel."""
         raise NotImplementedError
+
+    def branches(self) -> list[nn.Module]:
+        return [*self.convolutions(), *([self.identity] if self.identity is not None else [])]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, *others = self.convolutions()
@@ -379,18 +380,13 @@ class Branches(nn.Module):
             y = y + self.identity(x)
         return self.act(self.attn(y))
 
-    def reparameterized(self) -> nn.Module:
-        """One convolution for all (they agree in eval mode), under the peer's names."""
-        convs = self.convolutions()
-        main = convs[-1].conv
-        parts = [fold_norm(c.conv.weight, c.bn) for c in convs]
-        if self.identity is not None:
-            parts.append(fold_norm(identity_kernel(main), self.identity))
-        layers = {"reparam_conv": merge_branches(main, parts), "attn": self.attn, "act": self.act}
+    def reparameterize(self) -> nn.Module:
+        """One convolution for all, under the peer's names."""
+        layers = {"reparam_conv": self.merged(), "attn": self.attn, "act": self.act}
         return nn.Sequential(OrderedDict(layers))
 
 
-class RepVggBlock(Branches):
+class RepVggBlock(ConvBranches):
     """kxk beside 1x1 beside nothing."""
 
     def __init__(self, args: BlockArgs) -> None:
@@ -399,7 +395,7 @@ class RepVggBlock(Branches):
         self.conv_1x1 = self.conv(args, 1)
         self.add_end(args)
 
-    def convolutions(self) -> list[ConvNormAct]:
+    def convolutions(self) -> list[nn.Module]:
         return [self.conv_1x1, self.conv_kxk]
 
     def init_weights(self) -> None:
@@ -410,7 +406,7 @@ class RepVggBlock(Branches):
                 nn.init.normal_(module.bias, 0, 0.1)
 
 
-class MobileOneBlock(Branches):
+class MobileOneBlock(ConvBranches):
     """Several kxk beside 1x1 beside nothing; where all are 1x1, only the several."""
 
     def __init__(self, args: BlockArgs, *, kernel_size: int = 3, branches: int = 1) -> None:
@@ -419,7 +415,7 @@ class MobileOneBlock(Branches):
         self.conv_scale = self.conv(args, 1) if kernel_size > 1 else None
         self.add_end(args)
 
-    def convolutions(self) -> list[ConvNormAct]:
+    def convolutions(self) -> list[nn.Module]:
         scale = [self.conv_scale] if self.conv_scale is not None else []
         return [*scale, *self.conv_kxk]
 
