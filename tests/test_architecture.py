@@ -365,7 +365,7 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
     for name, node in definitions(path):
         words = name.split(".")
         setter = any(
-            isinstance(d, ast.Attribute) and d.attr == "setter"
+            getattr(d, "attr", None) == "setter" or getattr(d, "id", None) == "overload"
             for d in getattr(node, "decorator_list", ())
         )
         if any(word.startswith("_") for word in words) or words[-1] in INHERITED or setter:

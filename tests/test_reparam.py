@@ -185,13 +185,14 @@ class Around(nn.Module):
         self.first: nn.Module = Fold(8)
         self.second: nn.Module = Fold(8, groups=8)
         self.again = self.first
+        self.last: nn.Module = nn.Dropout(0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.again(self.second(self.first(x)))
+        return self.last(self.again(self.second(self.first(x))))
 
     def reparameterize(self) -> None:
         assert type(self.first) is type(self.second) is nn.Conv2d
-        self.second = nn.Sequential(self.second)
+        self.last = nn.Identity()
 
 
 class Encoder(nn.Module):
@@ -214,8 +215,8 @@ def test_children_first_and_in_place() -> None:
     deployed = reparameterize(model)
     assert type(deployed) is Encoder and type(deployed.inside) is Around
     assert deployed.inside.again is deployed.inside.first is not model.inside.first
-    assert isinstance(deployed.inside.second, nn.Sequential)
-    assert isinstance(model.inside.second, Fold)
+    assert isinstance(deployed.inside.last, nn.Identity)
+    assert isinstance(model.inside.second, Fold) and isinstance(model.inside.last, nn.Dropout)
     with torch.inference_mode():
         assert_same([deployed(x)], [model(x)])
 

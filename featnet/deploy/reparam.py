@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -51,29 +51,26 @@ def reparameterize(model: Model) -> Model:
             f"{type(model).__name__} has nothing to re-parameterise: none of its modules has a "
             "method reparameterize() -> nn.Module | None."
         )
-    hooks = getattr(model, "_hooks", None)
-    for tap in hooks.taps if isinstance(hooks, FeatureHooks) else ():
-        around = [name for name in names if tap.module.startswith(f"{name}." if name else "")]
-        if around:
-            raise MissingFeatureError(
-                f"The extractor reads {tap.module!r}, which is lost when {around[-1]!r} is "
-                "re-parameterised."
-            )
     deployed = copy.deepcopy(model)
+    hooks = getattr(deployed, "_hooks", None)
+    taps = [tap.module for tap in hooks.taps] if isinstance(hooks, FeatureHooks) else []
     # kept alive, so that no id is used twice
-    originals = {name: deployed.get_submodule(name) for name in names}
+    originals = {name: deployed.get_submodule(name) for name in (*names, *taps)}
     results: dict[int, nn.Module] = {}
     for name in names:
         old = originals[name]
-        new = results.get(id(old))
-        if new is None:
-            new = results[id(old)] = _deploy(old, name)
+        if id(old) not in results:
+            inside = [tap for tap in taps if tap.startswith(f"{name}." if name else "")]
+            results[id(old)] = _deploy(old, name, inside)
         if not name:
-            deployed = new  # type: ignore[assignment]
+            deployed = results[id(old)]  # type: ignore[assignment]
             break
         parent, _, child = name.rpartition(".")
-        setattr(deployed.get_submodule(parent), child, new)
-    hooks = getattr(deployed, "_hooks", None)
+        setattr(deployed.get_submodule(parent), child, results[id(old)])
+    modules = dict(deployed.named_modules(remove_duplicate=False))
+    for tap in taps:
+        if modules.get(tap) is not results.get(id(originals[tap]), originals[tap]):
+            raise _lost(tap, next(n for n in names if tap.startswith(f"{n}.")))
     if isinstance(hooks, FeatureHooks):
         hooks.bind()
     return deployed
@@ -104,7 +101,7 @@ def _method(module: nn.Module) -> Callable[[], nn.Module | None] | None:
     return cast("Callable[[], nn.Module | None]", method)
 
 
-def _deploy(module: nn.Module, name: str) -> nn.Module:
+def _deploy(module: nn.Module, name: str, taps: Sequence[str]) -> nn.Module:
     method = _method(module)
     assert method is not None
     try:
@@ -112,4 +109,14 @@ def _deploy(module: nn.Module, name: str) -> nn.Module:
             deployed = method()
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
+    except Exception as error:
+        if not taps:
+            raise
+        raise _lost(taps[0], name) from error  # the extractor has cut the block behind its tap
     return (module if deployed is None else deployed).train(module.training)
+
+
+def _lost(tap: str, name: str) -> MissingFeatureError:
+    return MissingFeatureError(
+        f"The extractor reads {tap!r}, of which nothing is left when {name!r} is re-parameterised."
+    )

@@ -361,10 +361,14 @@ class Eva(VisionTransformer):
             drop_rate=drop_rate,
             head=head,
         )
+        self._init(head_init_scale)
+
+    def _init(self, head_init_scale: float) -> None:
+        """Truncated normals; what a block puts out is scaled down with its depth."""
         init_tokens(self.cls_token, self.reg_token, self.pos_embed)
         initialize(self, linear=[trunc_normal, zero_bias])
         scale_with_depth(self.blocks, "attn.proj.weight", "mlp.fc2.weight")
-        if num_classes:
+        if self.num_classes:
             trunc_normal(self.head, std=0.02 * head_init_scale)
 
     def add_positions(self) -> None:
