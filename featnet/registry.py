@@ -247,12 +247,23 @@ def find(name: str, *, tag: str | None = None) -> Entry:
         if variant not in _index():
             raise UnknownModelError(
                 f"Unknown model {variant!r}.{nearest(variant, _names())} "
-                f"featnet.list_models() has all {len(_names())}."
+                f"featnet.list_models() has all {len(_names())}.{_unindexed(variant)}"
             )
         entry = importlib.import_module(f"featnet.models.{_index()[variant][0]}").FAMILY
     if not isinstance(entry, Family):
         return Entry(variant, entry, {}, get_weights(name, tag=tag), is_function=True)
     return Entry(variant, *entry.recipe(variant), get_weights(name, tag=tag))
+
+
+def _unindexed(variant: str) -> str:
+    """A hint for who writes a family: its file names the variant, but the index does not."""
+    for path in sorted(MODELS.glob("[!_]*.py")):
+        if re.search(rf"""["']{re.escape(variant)}["']""", path.read_text(encoding="utf-8")):
+            return (
+                f" featnet/models/{path.name} names it, models/index.txt does not: "
+                "run python -m featnet.registry."
+            )
+    return ""
 
 
 def _rows(variant: str) -> dict[str, Weights]:
