@@ -23,10 +23,59 @@ class Backbone(nn.Module):
     A family declares its levels with :meth:`add_stage`, its head with :meth:`add_head`, and yields
     the levels' maps from :meth:`forward_levels`; all else is derived here.
 
-    Class attributes:
-        first_conv: name(s) of the module(s) on which ``in_chans`` acts.
-        last_fc: name(s) of the linear layer(s) on which ``num_classes`` acts; of several the first
-            is the classifier.
+    ============================  ==========================================================
+    must be defined
+    ============================  ==========================================================
+    ``forward_levels(x)``         gets (N, C, H, W); yields each level's map, finest first
+    ``first_conv``                name(s) of the layer(s) on which ``in_chans`` acts
+    ``last_fc``                   name(s) of the linear layer(s) on which ``num_classes``
+                                  acts; of several the first is the classifier
+    ============================  ==========================================================
+
+    ============================  ==========================================================
+    may be overridden             (by default)
+    ============================  ==========================================================
+    ``finish(y)``                 gets the last yielded value; returns the final features
+                                  (the value itself)
+    ``as_map(y)``                 gets a yielded value; returns its map (N, C, H, W)
+    ``normalize(y, index)``       gets a yielded value; returns it under the final norm (the
+                                  value itself)
+    ``normalized(level)``         gets a level; returns it as ``normalize`` leaves it
+    ``convert_state_dict(state)`` gets the tensors of another layout; returns them under this
+                                  network's names
+    ``group_matcher(coarse)``     returns patterns that sort parameters into layers
+    ``no_weight_decay()``         returns names of parameters (none)
+    ``a_trous``                   False if something sees the whole map (True)
+    ``dense_norm``                True if the authors' dense features are normed (False)
+    ``size_divisibility``         the sides of an input are multiples of it (1)
+    ``num_prefix_tokens``         tokens before those of the image (0)
+    ============================  ==========================================================
+
+    Args:
+        in_chans: channels of the input.
+
+    Raises:
+        ArgumentError: ``in_chans`` is no positive int.
+
+    Example:
+        >>> class Net(featnet.Backbone):
+        ...     first_conv, last_fc = "stem", "fc"
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         stem = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        ...         self.add_stage("stem", stem, channels=8, reduction=2)
+        ...         deep = torch.nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        ...         self.add_stage("deep", deep, channels=16, reduction=4)
+        ...         self.add_head(16, num_classes=10, global_pool="avg")
+        ...     def forward_levels(self, x):
+        ...         x = self.stem(x)
+        ...         yield x
+        ...         yield self.deep(x)
+        >>> x = torch.randn(1, 3, 32, 32)
+        >>> Net()(x).shape
+        torch.Size([1, 10])
+        >>> [y.shape[1:] for y in featnet.FeatureListNet(Net())(x)]
+        [torch.Size([8, 16, 16]), torch.Size([16, 8, 8])]
     """
 
     # None of these, nor a method, may be called as checkpoints call modules: stem, stages, ...
@@ -41,13 +90,13 @@ class Backbone(nn.Module):
     head_spec: Head = Head()  # what lies between the final features and the logits
     # (H, W) of the input that tables of positions are made for
     img_size: tuple[int, int] | None = None
-    # What the sides of an input must be multiples of
+    # The sides of an input must be multiples of it
     size_divisibility: int = 1
     # Tokens before those of the patches: of the class, of distillation, registers
     num_prefix_tokens: int = 0
-    # Whether its authors' dense features are under the final norm
+    # True if its authors' dense features are under the final norm
     dense_norm: bool = False
-    # Whether an output stride leaves every n-th position as it was: nothing sees the whole map
+    # True if an output stride leaves every n-th position as it was: nothing sees the whole map
     a_trous: bool = True
 
     def __init__(self, *, in_chans: int = 3) -> None:
@@ -65,7 +114,13 @@ class Backbone(nn.Module):
         """Add a module, under a dotted name, whose output is the next level.
 
         Args:
-            channels, reduction: of the level's map, the reduction at output stride 32.
+            name: dotted; the parent must exist.
+            module: the module to add.
+            channels: of the level's map.
+            reduction: input pixels per position of the map, without an output stride.
+
+        Raises:
+            DeclarationError: no such parent, or the name is an attribute of it.
         """
         parent, _, child = name.rpartition(".")
         owner = self._submodule(parent, f"add_stage({name!r})")
@@ -80,8 +135,17 @@ class Backbone(nn.Module):
     def add_level(
         self, name: str, *, channels: int, reduction: int, hook_type: str = "forward"
     ) -> None:
-        """Declare the output of a module that is there, however deep inside, as the next level;
-        with ``hook_type="forward_pre"`` its input."""
+        """Declare the output of an existing module, at any depth, as the next level.
+
+        Args:
+            name: dotted name of the module.
+            channels: of the level's map.
+            reduction: input pixels per position of the map, without an output stride.
+            hook_type: ``"forward"``, or ``"forward_pre"`` if the level is the module's input.
+
+        Raises:
+            DeclarationError: no such module.
+        """
         self._submodule(name, f"add_level({name!r})")
         row = dict(channels=channels, reduction=reduction, module=name, hook_type=hook_type)
         self._levels = (*self._levels, Feature.of(row, len(self._levels)))
@@ -136,15 +200,33 @@ class Backbone(nn.Module):
             self._submodule(name, f"first_conv={name!r}")
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Any]:
-        """(N, C, H, W) -> each registered level's map, finest first; a generator."""
+        """Yield the map of each declared level, finest first.
+
+        Args:
+            x: (N, C, H, W).
+
+        Yields:
+            A map (N, C', H', W'), or a value that :meth:`as_map` turns into one.
+
+        Raises:
+            DeclarationError: a subclass has not defined it.
+        """
         raise DeclarationError(
             f"{type(self).__name__} has no forward_levels: a Backbone defines this generator, which "
             "yields the map of each level that it declares, finest first."
         )
 
     def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Run the children of a Sequential in order, yielding the maps of those that are levels, up
-        to the last of them. Of :class:`Blocks`, what lies between levels is recomputed at once.
+        """Run the children of a Sequential in order, up to the last one that is a level.
+
+        With activation checkpointing, the :class:`Blocks` between two levels are recomputed at once.
+
+        Args:
+            name: dotted name of the Sequential.
+            x: input of its first child.
+
+        Yields:
+            The outputs of the children that are levels.
         """
         parent = self.get_submodule(name)
         levels = {level.module for level in self._levels}
@@ -162,35 +244,68 @@ class Backbone(nn.Module):
             yield x
 
     def as_map(self, y: Any) -> torch.Tensor:
-        """What ``forward_levels`` yielded -> its (N, C, H, W) map; runs only for levels that are
-        asked for. For families of other layouts than that and :class:`featnet.layers.Tokens`, and
-        where levels are computed side by side. What a hook found comes here, too.
+        """Turn a yielded value into a map; it runs only for levels that are asked for.
+
+        Families override it whose layout is neither a map nor :class:`featnet.layers.Tokens`, or
+        which compute levels side by side.
+
+        Args:
+            y: a value that :meth:`forward_levels` yielded, or that a hook read.
+
+        Returns:
+            A map (N, C, H, W).
         """
         return y.as_map() if isinstance(y, Tokens) else y
 
     def finish(self, y: Any) -> torch.Tensor:
-        """What comes after the last level: a final norm or convolution."""
+        """Compute the final features from the last level, by a norm or convolution for instance.
+
+        Args:
+            y: the last value that :meth:`forward_levels` yielded.
+
+        Returns:
+            The final features, which :meth:`forward_head` gets.
+        """
         return y
 
     # The classifier -----------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, num_classes); without classes what the pooling gives."""
+        """Classify images (N, C, H, W): (N, num_classes), or without classes the pooled features."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the last, unpooled features."""
+        """Compute the final features, before the pooling.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            A map (N, num_features, H', W'), or tokens (N, L, num_features).
+        """
         check_input(x, self.in_chans)
         with explain_size(self, x.shape[-2:]):
             return self.finish(trace.visit(self, x, lambda index, y: False)[0])
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
-        """Final features -> logits, or with ``pre_logits`` what the classifier would be given."""
+        """Compute the logits from the final features.
+
+        Args:
+            x: the output of :meth:`forward_features`.
+            pre_logits: return the input of the classifier instead.
+
+        Returns:
+            (N, num_classes), or (N, head_hidden_size).
+        """
         self._check_head()
         return self.head_spec(self, x, pre_logits=pre_logits)
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer; an Identity without classes."""
+        """Return the layer that puts out the logits.
+
+        Returns:
+            A linear layer; an Identity without classes.
+        """
         self._check_head()
         return self.get_submodule(classifiers(self)[0])
 
@@ -208,6 +323,9 @@ class Backbone(nn.Module):
         Args:
             num_classes: 0 for none.
             global_pool: another pooling; ``""`` for none, which needs ``num_classes=0``.
+
+        Raises:
+            ArgumentError: no number of classes, an unknown pooling, or classes without a pooling.
         """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ArgumentError(f"num_classes={num_classes!r}: an int from 0 is expected.")
@@ -243,8 +361,8 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Every level of this network. A first look at it runs the network on the meta device once,
-        and holds the declared levels to what that shows.
+        """Every level of this network. The first look runs the network on the meta device once, and
+        compares the declared levels with that run.
 
         Raises:
             DeclarationError: the network does not do what it declares.
@@ -274,7 +392,14 @@ class Backbone(nn.Module):
         self._checked = self._levels
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(H, W) of the input -> (h, w) of every level, from a run on the meta device."""
+        """Compute the sizes of all levels by a run on the meta device.
+
+        Args:
+            size: (height, width) of the input.
+
+        Returns:
+            (height, width) of each level, finest first.
+        """
         with explain_size(self, size):
             seen = trace.run(self, size, watched=trace.no_modules)
         check_run(type(self).__name__, self._levels, seen, size)
@@ -291,7 +416,7 @@ class Backbone(nn.Module):
         intermediates_only: bool = False,
         return_prefix_tokens: bool = False,
     ) -> Any:
-        """Maps of levels, and the final features beside them.
+        """Compute maps of levels, and the final features beside them.
 
         Args:
             x: (N, C, H, W).
@@ -328,52 +453,89 @@ class Backbone(nn.Module):
             return (self.as_map(y) if stop_early else self.finish(y)), ordered
 
     def normalize(self, y: Any, index: int) -> Any:
-        """A level's yielded value under the final norm; a network without one leaves it."""
+        """Apply the final norm to the yielded value of a level; a network without one leaves it.
+
+        Args:
+            y: a value that :meth:`forward_levels` yielded.
+            index: of the level.
+
+        Returns:
+            A value of the same kind.
+        """
         del index
         return y
 
     def normalized(self, level: Feature) -> Feature:
-        """What a level becomes under the final norm, where that changes its channels."""
+        """Describe a level as :meth:`normalize` leaves it, if that changes its channels.
+
+        Args:
+            level: as it was declared.
+
+        Returns:
+            The level under the final norm.
+        """
         return level
 
     def set_fused_attn(self, enable: bool = True) -> None:
-        """Attention by torch's fused kernel, or explicitly.
+        """Choose torch's fused kernel of attention, or the explicit form.
 
-        In the explicit form every attention map goes through its module's child ``attn_drop``,
-        where hooks find it.
+        In the explicit form every attention map passes through its module's child ``attn_drop``,
+        which can be hooked.
+
+        Args:
+            enable: True for the fused kernel.
 
         Raises:
             ArgumentError: the network has no attention that can be fused.
         """
-        found = [module for module in self.modules() if hasattr(module, "fused_attn")]
-        if not found:
+        attention = [module for module in self.modules() if hasattr(module, "fused_attn")]
+        if not attention:
             raise ArgumentError(f"{type(self).__name__} has no attention that can be fused.")
-        for module in found:
+        for module in attention:
             module.fused_attn = enable  # type: ignore[assignment]
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A checkpoint of another layout (older, its authors', of another size) as this network's.
+        """Convert a checkpoint of another layout (older, its authors', of another size).
 
-        A new dict; the tensors are left as they are. The caller sees what changed and reports it.
+        Args:
+            state: names and tensors, which are left as they are.
+
+        Returns:
+            A new dict under this network's names. Loading reports the differences.
         """
         return dict(state)
 
     # Training -----------------------------------------------------------------------------
 
     def set_grad_checkpointing(self, enable: bool = True, *, per: str = "block") -> None:
-        """Recompute activations in the backward pass instead of keeping them; see
-        :func:`featnet.layers.recompute`."""
+        """Recompute activations in the backward pass instead of keeping them.
+
+        Args:
+            enable: False keeps them again.
+            per: ``"block"``, or ``"stage"``, which keeps less and recomputes more.
+        """
         recompute(self, enable, per=per)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameter names into layers, for layer-wise learning rates."""
+        """Return patterns that sort parameter names into layers, for layer-wise learning rates.
+
+        Args:
+            coarse: fewer, larger layers where a family makes a difference.
+
+        Returns:
+            ``stem`` and ``blocks``, each a regular expression.
+        """
         del coarse
         stems = (self.first_conv,) if isinstance(self.first_conv, str) else self.first_conv
         pattern = "|".join(f.module.replace(".", r"\.") for f in self._levels)
         return {"stem": "^" + "|^".join(stems), "blocks": f"^({pattern})"}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should leave alone."""
+        """Name the parameters that weight decay should leave alone.
+
+        Returns:
+            Names of parameters.
+        """
         return set()
 
     @property
@@ -383,7 +545,7 @@ class Backbone(nn.Module):
 
 
 class LevelReader:
-    """How levels are read: under the norm or not, in which layout, with their prefix tokens or not.
+    """A way to read levels: under the norm or not, in a layout, with prefix tokens or not.
 
     Args:
         model: the network; one that is no Backbone only gives maps as they are.
@@ -413,14 +575,14 @@ class LevelReader:
         self.prefix_tokens = bool(prefix_tokens)
 
     def level(self, model: Any, level: Feature) -> Feature:
-        """What a level comes out as."""
+        """Describe a level as it comes out."""
         return model.normalized(level) if self.norm else level
 
     def __call__(
         self, model: Any, y: Any, index: int, *, size: tuple[int, int] | None = None
     ) -> Any:
-        """Turn what ``forward_levels`` yielded for level ``index`` into what comes out; for an
-        input of (H, W) = ``size``, to which the declaration is held, if it is given."""
+        """Turn the yielded value of level ``index`` into an output. For an input of (H, W) =
+        ``size``, if it is given, the map is compared with the declaration."""
         if self.norm:
             y = model.normalize(y, index)
         as_map = getattr(model, "as_map", None)

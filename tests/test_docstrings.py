@@ -37,7 +37,10 @@ def relative(path: Path) -> str:
 def sections(text: str | None) -> dict[str, str]:
     """``Args``, ``Returns``, ... of a docstring, each with its text; ``""`` is what comes first."""
     head, *rest = SECTION.split(inspect.cleandoc(text or ""))
-    return {"": head, **dict(zip(rest[::2], rest[1::2], strict=True))}
+    parts = {"": head}
+    for name, body in zip(rest[::2], rest[1::2], strict=True):
+        parts[name] = parts.get(name, "") + body
+    return parts
 
 
 # Words ------------------------------------------------------------------------------------------
@@ -135,9 +138,8 @@ def lacks(name: str, value: Any) -> list[str]:
         functions = [vars(value)[m] for m in ("__init__", "__post_init__") if m in vars(value)]
         if dataclasses.is_dataclass(value):
             functions = functions[1:]  # the first is generated
-        text = "\n".join(
-            [inspect.getdoc(value) or "", *(inspect.getdoc(f) or "" for f in functions)]
-        )
+        bases = [base for base in value.__mro__ if base.__module__.startswith("featnet.")]
+        text = "\n".join(inspect.cleandoc(thing.__doc__ or "") for thing in [*bases, *functions])
         arguments = parameters_of(value)
         gives = False
     elif method in INHERITED and owner != "adapters":

@@ -1,7 +1,6 @@
 """Extractors with the interface that other libraries expect of a backbone.
 
-None of those libraries is imported: what they ask of a backbone is a few attributes and the form of
-its output. Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
+None of those libraries is imported: they need a few attributes and a certain form of the output. Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
 ``FeatureListNet(model, ...)``, ``create_feature_extractor(...)``), whose ``feature_info`` it reads.
 """
 
@@ -19,7 +18,19 @@ from ..features import FeatureInfo
 
 
 class ShapeSpec(NamedTuple):
-    """What detectron2 wants to know of a map; fields as in its own ``ShapeSpec``."""
+    """The size of a map, as detectron2 describes it in its own ``ShapeSpec``.
+
+    Attributes:
+        channels: of the map.
+        height: in positions, if it is fixed.
+        width: in positions, if it is fixed.
+        stride: input pixels per position.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1,))
+        >>> featnet.adapters.Detectron2Backbone(net).output_shape()["res2"].stride
+        4
+    """
 
     channels: int | None = None
     height: int | None = None
@@ -29,6 +40,10 @@ class ShapeSpec(NamedTuple):
 
 class _Adapter(nn.Module):
     """An extractor, and names for its maps.
+
+    Args:
+        net: an extractor.
+        names: of the maps, in their order.
 
     Raises:
         ArgumentError: no extractor, not as many distinct names as maps, or maps of layouts other
@@ -45,14 +60,14 @@ class _Adapter(nn.Module):
             )
         if getattr(net, "output_fmt", "NCHW") != "NCHW":
             raise ArgumentError(f"output_fmt={net.output_fmt!r}: an adapter takes NCHW.")
-        given = [f"{prefix}{i}" for i in range(len(info))] if names is None else list(names)
-        if isinstance(names, str) or len(set(given)) != len(info) or len(given) != len(info):
+        keys = [f"{prefix}{i}" for i in range(len(info))] if names is None else list(names)
+        if isinstance(names, str) or len(set(keys)) != len(info) or len(keys) != len(info):
             raise ArgumentError(f"names={names!r}: {len(info)} distinct names are expected.")
-        self.net, self.names = net, tuple(given)
+        self.net, self.names = net, tuple(keys)
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """The extractor's."""
+        """The levels of the extractor."""
         info: FeatureInfo = self.net.feature_info  # type: ignore[assignment]
         return info
 
@@ -62,24 +77,38 @@ class _Adapter(nn.Module):
         return max(self.feature_info.reduction())
 
     def maps(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """(N, C, H, W) -> name to map."""
-        found = self.net(x)
-        values = found.values() if isinstance(found, dict) else found
+        """Compute the maps of images.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            Names to maps, in the order of ``names``.
+        """
+        maps = self.net(x)
+        values = maps.values() if isinstance(maps, dict) else maps
         return OrderedDict(zip(self.names, values, strict=True))
 
 
 class TorchvisionBackbone(_Adapter):
-    """For torchvision's detection models: an OrderedDict of maps, and ``out_channels``.
+    """A backbone for torchvision's detection models: an OrderedDict of maps, and ``out_channels``.
 
     Args:
         net: an extractor.
-        neck: what the maps go through, an ``OrderedDict -> OrderedDict`` such as
+        neck: a module ``OrderedDict -> OrderedDict`` behind it, such as
             ``torchvision.ops.FeaturePyramidNetwork(net.feature_info.channels(), 256)``.
-        out_channels: of every map behind the neck; without one it is the maps', which must be one.
-        names: of the maps; "0", "1", ... by default, which ``MultiScaleRoIAlign`` is given.
+        out_channels: of each map behind the neck. By default it is read from the neck, or without
+            a neck from the maps.
+        names: of the maps, which ``MultiScaleRoIAlign`` needs; "0", "1", ... by default.
 
     Raises:
-        ArgumentError: ``out_channels`` is not said and not one number.
+        ArgumentError: ``out_channels`` is not given, and the maps have several.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(4,))
+        >>> backbone = featnet.adapters.TorchvisionBackbone(net)
+        >>> backbone.out_channels, list(backbone(torch.randn(1, 3, 64, 64)))
+        (512, ['0'])
     """
 
     def __init__(
@@ -94,9 +123,9 @@ class TorchvisionBackbone(_Adapter):
         self.neck = neck
         channels = set(self.feature_info.channels())
         if out_channels is None and neck is not None:
-            found = getattr(neck, "out_channels", None)
+            own = getattr(neck, "out_channels", None)
             blocks = [m for m in neck.modules() if isinstance(m, nn.Conv2d)]
-            channels = {found} if isinstance(found, int) else {b.out_channels for b in blocks}
+            channels = {own} if isinstance(own, int) else {b.out_channels for b in blocks}
         if out_channels is None and len(channels) != 1:
             raise ArgumentError(
                 f"The maps have {sorted(channels)} channels: give out_channels, or a neck that "
@@ -105,17 +134,23 @@ class TorchvisionBackbone(_Adapter):
         self.out_channels = channels.pop() if out_channels is None else out_channels
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        found = self.maps(x)
-        return found if self.neck is None else self.neck(found)
+        maps = self.maps(x)
+        return maps if self.neck is None else self.neck(maps)
 
 
 class Detectron2Backbone(_Adapter):
-    """For detectron2: a dict of maps, ``output_shape()``, ``size_divisibility``.
+    """A backbone for detectron2: a dict of maps, ``output_shape()``, ``size_divisibility``.
 
     Args:
         net: an extractor.
         names: of the maps; by default "res1", "res2", ... after their reductions (``res2`` is at
             4), which detectron2's FPN and heads ask for.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2))
+        >>> backbone = featnet.adapters.Detectron2Backbone(net)
+        >>> list(backbone(torch.randn(1, 3, 64, 64))), backbone.size_divisibility
+        (['res2', 'res3'], 8)
     """
 
     def __init__(self, net: nn.Module, *, names: Sequence[str] | None = None) -> None:
@@ -130,19 +165,31 @@ class Detectron2Backbone(_Adapter):
         return dict(self.maps(x))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Name to channels and stride."""
+        """Return the channels and the stride of each map.
+
+        Returns:
+            Names to shapes.
+        """
         pairs = zip(self.names, self.feature_info, strict=True)
         return {name: ShapeSpec(channels=f.channels, stride=f.reduction) for name, f in pairs}
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """None: the maps of any size fit, see ``size_divisibility`` for those of an FPN."""
+        """Empty: an input may have any size; for an FPN see ``size_divisibility``."""
         return {}
 
 
 class BackboneOutput:
-    """What transformers reads of a backbone's output: ``feature_maps``, ``hidden_states``,
-    ``attentions``; by name, key or position, those that are not None."""
+    """The output of a backbone as transformers reads it, by attribute, key or position.
+
+    Args:
+        feature_maps: the maps; ``hidden_states`` and ``attentions`` are None.
+
+    Example:
+        >>> output = featnet.adapters.BackboneOutput((torch.ones(1, 8, 4, 4),))
+        >>> output.feature_maps is output["feature_maps"] is output[0]
+        True
+    """
 
     def __init__(self, feature_maps: tuple[torch.Tensor, ...]) -> None:
         self.feature_maps = feature_maps
@@ -160,19 +207,24 @@ class BackboneOutput:
 
 
 class TransformersBackbone(_Adapter):
-    """For models of transformers that take a backbone: ``feature_maps``, ``channels``.
+    """A backbone for models of transformers: ``feature_maps``, ``channels``.
 
     Args:
         net: an extractor.
         names: of the stages; "stage1", "stage2", ... by default.
+
+    Example:
+        >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2))
+        >>> backbone = featnet.adapters.TransformersBackbone(net)
+        >>> backbone.channels, len(backbone(torch.randn(1, 3, 64, 64)).feature_maps)
+        ([64, 128], 2)
     """
 
     def __init__(self, net: nn.Module, *, names: Sequence[str] | None = None) -> None:
-        given = names
-        if given is None and isinstance(getattr(net, "feature_info", None), FeatureInfo):
-            info: Any = net.feature_info
-            given = [f"stage{i + 1}" for i in range(len(info))]
-        super().__init__(net, given, "stage")
+        info = getattr(net, "feature_info", None)
+        if names is None and isinstance(info, FeatureInfo):
+            names = [f"stage{i + 1}" for i in range(len(info))]
+        super().__init__(net, names, "stage")
         self.stage_names = ["stem", *self.names]
         self.out_features = list(self.names)
         self.out_indices = list(range(1, len(self.names) + 1))
@@ -185,7 +237,7 @@ class TransformersBackbone(_Adapter):
 
     @property
     def out_feature_channels(self) -> dict[str, int]:
-        """Name to channels."""
+        """Names of the stages to the channels of their maps."""
         return dict(zip(self.names, self.channels, strict=True))
 
     def forward(

@@ -1,4 +1,4 @@
-"""FeatureHooks: what modules put out (or are given), collected by one call at a time."""
+"""FeatureHooks: inputs and outputs of modules, collected for one call at a time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ from .apart import keep_apart
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """One place to read.
+    """A place to read: the output or the input of a module.
 
     Attributes:
-        module: dotted name.
-        kind: ``"forward"``, what the module puts out, or ``"forward_pre"``, what it is given.
-        key: what the feature is called; the module's name by default.
-        which: of a module that runs several times the ``"first"``, the ``"last"``, or ``"all"``
-            (a list). By default that is an error, since either could be meant.
+        module: dotted name of the module.
+        kind: ``"forward"`` for its output, or ``"forward_pre"`` for its input.
+        key: name of the feature; by default the module's name.
+        which: for a module that runs several times: its ``"first"`` call, the ``"last"``, or
+            ``"all"`` (a list). By default several calls are an error, since any could be meant.
+
+    Raises:
+        ArgumentError: another ``kind`` or ``which``.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> hooks = featnet.FeatureHooks(net, [featnet.Tap("1", kind="forward_pre", key="conv")])
+        >>> with hooks.collect() as features:
+        ...     _ = net(torch.ones(1, 3, 4, 4))
+        >>> features["conv"].shape
+        torch.Size([1, 8, 4, 4])
     """
 
     module: str
@@ -65,7 +76,7 @@ class _Recorder:
 
     def __init__(self, tap: Tap, local: _Local) -> None:
         self.tap, self.local = tap, local
-        # Whether the network writes there later: in eval mode, in training; None: perhaps
+        # True if the network writes there later, in eval mode and in training; None: perhaps
         self.overwritten: tuple[bool | None, bool | None] = (None, None)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
@@ -97,7 +108,7 @@ class _Recorder:
 
 
 def _given(args: Any, kwargs: Any) -> Any:
-    """What a module is called with: one value, or several as they are."""
+    """Return the argument of a module's call, or several as they are."""
     if len(args) == 1:
         return args[0]
     return args or (next(iter(kwargs.values())) if len(kwargs) == 1 else kwargs)
@@ -143,6 +154,13 @@ class FeatureHooks:
 
     Raises:
         MissingFeatureError: a name or pattern that fits no module, with the nearest names.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> with featnet.FeatureHooks(net, ["0"]) as hooks, hooks.collect() as features:
+        ...     _ = net(torch.ones(1, 3, 4, 4))
+        >>> features["0"].shape
+        torch.Size([1, 8, 4, 4])
     """
 
     def __init__(
@@ -194,10 +212,13 @@ class FeatureHooks:
         self.remove()
 
     def collect(self) -> Collection:
-        """``with hooks.collect() as features: model(x)`` fills ``features``, key to feature.
+        """Collect the features of one call: ``with hooks.collect() as features: model(x)``.
+
+        Returns:
+            A context that gives a dict, which is filled with key to feature at its end.
 
         Raises:
-            MissingFeatureError: at the end, when a tapped module did not run.
+            MissingFeatureError: at its end, if a tapped module did not run.
         """
         return Collection(self)
 
@@ -208,14 +229,19 @@ class FeatureHooks:
 
     @property
     def can_stop(self) -> bool:
-        """Whether all is found once every module has run: no tap waits for the last of several."""
+        """True if nothing is missing once every module has run: no tap waits for a last call."""
         return all(tap.which in (None, "first") for tap in self.taps)
 
     def begin(self, found: dict[Any, Any], *, stop: bool = False) -> Under | None:
-        """Collect into a dict from now on, on this thread; returns what :meth:`end` wants.
+        """Start to collect into a dict, on this thread.
 
-        With ``stop``, :class:`featnet.tracing.trace.Stop` ends the forward as soon as nothing is missing,
-        unless a tap waits for the last call of its module.
+        Args:
+            found: the dict.
+            stop: end the forward by :class:`featnet.tracing.trace.Stop` as soon as nothing is
+                missing, unless a tap waits for the last call of its module.
+
+        Returns:
+            The collection around this one, which :meth:`end` gets.
 
         Raises:
             MissingFeatureError: after :meth:`remove`.
@@ -240,15 +266,32 @@ class FeatureHooks:
         return outer
 
     def end(self, outer: Under | None) -> None:
-        """Stop collecting on this thread, and go on with the collection around, if any."""
+        """Stop collecting on this thread, and go on with the collection around this one.
+
+        Args:
+            outer: the result of :meth:`begin`.
+        """
         self._local.current = outer
 
     def missing(self, found: Mapping[Any, Any]) -> list[str]:
-        """Names of the tapped modules of which nothing was found."""
+        """List the tapped modules without a feature.
+
+        Args:
+            found: the features so far.
+
+        Returns:
+            Names of modules.
+        """
         return [tap.module for tap in self.taps if tap.key not in found]
 
     def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What was found in the order of the taps.
+        """Sort features into the order of the taps.
+
+        Args:
+            found: the features, by key.
+
+        Returns:
+            A new dict.
 
         Raises:
             MissingFeatureError: a tap without a feature.
@@ -264,7 +307,7 @@ class FeatureHooks:
 
 
 def _rewritten(model: nn.Module, *, training: bool = False) -> frozenset[tuple[str, str]] | None:
-    """(module, kind) of what is changed in place; None if that cannot be found out."""
+    """Return (module, kind) of the values that are changed in place; None if no run shows them."""
     try:
         size = trace.probe_size(model)
         return trace.run(model, size, through=True, training=training).rewritten
@@ -273,8 +316,8 @@ def _rewritten(model: nn.Module, *, training: bool = False) -> frozenset[tuple[s
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether there is dropout, which in eval mode hands on what it is given, and in training may
-    write into it."""
+    """Tell if there is dropout, which in eval mode returns its input, and in training may write into
+    it."""
     kind = nn.modules.dropout._DropoutNd
     return any(isinstance(module, kind) and module.p > 0 for module in model.modules())
 

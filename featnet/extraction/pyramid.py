@@ -1,4 +1,4 @@
-"""Maps of several strides from a network that has but one."""
+"""Maps of several strides from a network that has a single one."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 class SimplePyramid(nn.Module):
     """The simple feature pyramid of ViTDet (https://arxiv.org/abs/2203.16527).
 
-    Every map is made from the last one of a network alone; of stride 16 come strides 4, 8, 16, 32::
-
-        net = featnet.create_model("vit_base_patch16_224", features_only=True, out_indices=1)
-        pyramid = featnet.SimplePyramid(net.feature_info)
-        maps = pyramid(net(x))
+    It makes all maps from the last map of a network: from stride 16 come strides 4, 8, 16 and 32.
 
     Args:
-        info: of the network; the last of what comes out is taken.
-        out_channels: of every map.
-        scales: sides of the maps, in those of the network's: 4, 2, 1 and 0.5.
+        info: the network's levels; the last one that comes out is used.
+        out_channels: of each map.
+        scales: sides of the maps relative to the network's map: some of 4, 2, 1 and 0.5.
 
     Attributes:
-        channels, strides: of the maps. A stride may be no whole number, as 3.5 of patches of 14.
+        channels: of each map.
+        strides: of each map; they may be fractions, as 3.5 for patches of 14.
 
     Raises:
-        ArgumentError: a scale that there is no layer for.
+        ArgumentError: a scale for which there is no layer.
+
+    Example:
+        >>> net = featnet.create_model("test_vit", features_only=True, out_indices=1)
+        >>> pyramid = featnet.SimplePyramid(net.feature_info, out_channels=32)
+        >>> [tuple(y.shape) for y in pyramid(net(torch.randn(1, 3, 64, 64)))]
+        [(1, 32, 16, 16), (1, 32, 8, 8), (1, 32, 4, 4), (1, 32, 2, 2)]
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
-        """The network's maps, or the last of them, (N, C, H, W) -> (N, out_channels, s H, s W)."""
+        """Compute maps (N, out_channels, s H, s W) from the network's maps, or from the last one."""
         x = maps if isinstance(maps, torch.Tensor) else maps[-1]
         return [branch(x) for branch in self.branches]
 
