@@ -17,6 +17,7 @@ from torch import nn
 import featnet
 from featnet import FrozenBatchNorm2d, freeze, param_groups, unfreeze
 from featnet.errors import ArgumentError, MissingFeatureError
+from featnet.tracing import trace
 from featnet.training.groups import layer_ids
 
 
@@ -345,3 +346,32 @@ def test_groups_that_cannot_be(options: dict[str, Any], words: str) -> None:
     freeze(net)
     with pytest.raises(ArgumentError, match="No parameter is trainable"):
         param_groups(net, lr=0.1)
+
+
+# Higher derivatives -----------------------------------------------------------------------------
+
+
+ATTENTIVE = tuple(name for name in helpers.families() if helpers.attends(helpers.meta_model(name)))
+
+
+def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor]:
+    net.set_fused_attn(fused)
+    net.zero_grad()
+    (first,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    return {k: p.grad for k, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_a_gradient_penalty(name: str) -> None:
+    """The gradient of a gradient is that of the explicit form, though torch's kernel has none."""
+    net = fill_noise(featnet.create_model(name, **helpers.shallow(name))).double().eval()
+    for size in (helpers.sizes(name)[0], trace.probe_size(net)):
+        x = image_batch(*size, dtype=torch.float64).requires_grad_()
+        wanted = penalty(net, x, fused=False)
+        if all(value.isfinite().all() for value in wanted.values()):
+            break  # a norm of zero, as of keys in a padded window, has no second derivative
+    found = penalty(net, x, fused=True)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert float((found[key] - value).norm()) <= 1e-6 * float(value.norm()), key

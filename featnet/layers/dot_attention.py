@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,12 +38,58 @@ def attend(
     """
     rate = drop.p if drop.training else 0.0
     if fused and _has_kernel(q, bias, windows=windows):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
-    products = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
-    if bias is not None:
-        products = products + bias
-    shares = products.softmax(-1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
+        graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if torch.is_grad_enabled() and y.requires_grad and not rate and not graph:
+            return _TwiceDifferentiable.apply(y, q, k, v, bias, scale)  # type: ignore[no-untyped-call]
+        return y
+    shares = _shares(q, k, bias, scale)
     return (F.dropout(shares, rate) if fused else drop(shares)) @ v
+
+
+def _shares(
+    q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, scale: float | None
+) -> torch.Tensor:
+    """The attention map, (..., L, S)."""
+    products = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    return (products if bias is None else products + bias).softmax(-1)
+
+
+class _TwiceDifferentiable(torch.autograd.Function):
+    """Pass on the output of torch's kernel, whose backward has no derivative of its own.
+
+    Where that derivative may be wanted (``create_graph=True``), the gradients are those of the
+    explicit form; otherwise the kernel's backward runs as if this were not there.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        y: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, q, k, v, bias, ctx.scale = inputs
+        ctx.save_for_backward(q, k, v, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return (grads[0], None, None, None, None, None)
+        q, k, v, bias = ctx.saved_tensors
+        wanted = [t for t in (q, k, v, bias) if t is not None and t.requires_grad]
+        y = _shares(q, k, bias, ctx.scale) @ v
+        found = iter(torch.autograd.grad(y, wanted, grads[0], create_graph=True))
+        of = [next(found) if t is not None and t.requires_grad else None for t in (q, k, v, bias)]
+        return (None, *of, None)
 
 
 def _has_kernel(q: torch.Tensor, bias: torch.Tensor | None, *, windows: bool) -> bool:
