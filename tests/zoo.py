@@ -198,6 +198,24 @@ TRANSFORMERS: dict[str, Case] = {
         neck_hidden_sizes=[8, 8, 16, 16],
         fusion_hidden_size=8,
     ),
+    "DepthAnything": Case(
+        lambda: _built(
+            "DepthAnythingConfig",
+            "DepthAnythingForDepthEstimation",
+            backbone_config=_sub(
+                kind="Dinov2Config",
+                **(_VIT | {"num_hidden_layers": 4}),
+                mlp_ratio=2,
+                out_indices=[1, 2, 3, 4],
+                reshape_hidden_states=False,
+            ),
+            reassemble_hidden_size=32,
+            patch_size=8,
+            neck_hidden_sizes=[8, 8, 16, 16],
+            fusion_hidden_size=8,
+        ),
+        [(32, 8)],
+    ),
     "UperNet": Case(
         lambda: _built(
             "UperNetConfig",

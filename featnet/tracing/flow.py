@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import shapes, structure
+from . import probing, shapes, structure
 from .watch import tensors
 
 
@@ -80,7 +80,7 @@ class Flow:
     calls: tuple[FlowCall, ...]
     ended: tuple[int, ...]
     returned: tuple[Part, ...]
-    real: bool
+    real: bool = False
 
 
 class _Begun:
@@ -187,22 +187,13 @@ def follow(model: nn.Module, shape: Sequence[int], *, real: bool | None = None) 
         >>> bin(flow.returned[0].origin.calls)  # both calls
         '0b11'
     """
-    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    size = (1, *shape)
-    if not real:
-        try:
-            x = torch.empty(size, dtype=tensor.dtype, device="meta")
-            return _follow(structure.meta_clone(model), x, real=False)
-        except Exception:
-            if real is False or tensor.device.type == "meta":
-                raise
-    x = torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
-    return _follow(structure.real_clone(model), x, real=True)
+    run, zeros = probing.first(model, (1, *shape), _follow, real=real)
+    return dataclasses.replace(run, real=zeros)
 
 
-def _follow(copied: nn.Module, x: torch.Tensor, *, real: bool) -> Flow:
+def _follow(copied: nn.Module, x: torch.Tensor) -> Flow:
     watch = _Watch(copied)
     with torch.no_grad(), structure.eagerly(copied), watch:
         output = copied(x)
     calls = tuple(FlowCall(c.name, c.outer, c.inputs, c.outputs) for c in watch.calls)
-    return Flow(calls, tuple(watch.ended), watch._parts(output), real)
+    return Flow(calls, tuple(watch.ended), watch._parts(output))

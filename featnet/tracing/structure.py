@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import types
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ArgumentError, MissingFeatureError, nearest
+from .rebinding import rebound, refers_to
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -22,7 +24,8 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     """A model of the same structure whose tensors are ``convert(tensor)``; shared by default.
 
     Hooks that somebody put on it are shared too: a copy of a hook would tell nobody. Those of an
-    extractor within it are the copy's own. What ``module.compile()`` made is left out, as it would
+    extractor within it are the copy's own. Methods and closures that refer to modules of the model,
+    a forward replaced on an instance or a hook, refer to those of the copy. What ``module.compile()`` made is left out, as it would
     run the original.
 
     Raises:
@@ -40,7 +43,9 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = convert(tensor)
     if any(_copies_itself(kind) for kind in {type(module) for module in modules}):
-        return copy.deepcopy(model, memo)
+        copied_model = copy.deepcopy(model, memo)
+        _rebind(copied_model, memo)
+        return copied_model
     for module in modules:  # all of them first: any may refer to any other
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
@@ -53,7 +58,20 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
             else:
                 copied[key] = _copied(value, memo)
         copied.pop("_compiled_call_impl", None)
+    _rebind(memo[id(model)], memo)
     return memo[id(model)]
+
+
+def _rebind(copied: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Let functions of a copy refer to its own modules."""
+    for module in copied.modules():
+        for kind in HOOKS:
+            hooks = getattr(module, kind)
+            for key, hook in hooks.items():
+                hooks[key] = rebound(hook, memo)
+        for key, value in module.__dict__.items():
+            if isinstance(value, _FUNCTIONS):
+                module.__dict__[key] = rebound(value, memo)
 
 
 def _copies_itself(kind: Any) -> bool:
@@ -62,6 +80,7 @@ def _copies_itself(kind: Any) -> bool:
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
 
 
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _CONTAINERS = frozenset({dict, OrderedDict, set})
 _VALUES = frozenset(
     {bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType}
@@ -123,22 +142,76 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return empty
 
 
-def meta_clone(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, in eval mode, without anybody's hooks."""
-    copied = clone(model, _to_meta)
-    forget_hooks(copied)
-    return copied.eval()
+def meta_clone(model: nn.Module, hooks: str = "own") -> nn.Module:
+    """Return a copy on the meta device, in eval mode, with the :data:`HOOK_CHOICES` of its hooks."""
+    return _probe(clone(model, _to_meta), hooks)
 
 
-def forget_hooks(model: nn.Module) -> None:
-    """Take the hooks of a forward off the modules of one's own copy, but for those of
-    ``torch.nn.utils``, which compute a weight, and those of extractors within it."""
+def real_clone(model: nn.Module, hooks: str = "own") -> nn.Module:
+    """Return a copy with the same parameters and buffers of its own, in eval mode."""
+    return _probe(clone(model, _alias), hooks)
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory of a parameter, whose ``requires_grad`` is another one's; a buffer's copy."""
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+
+
+def _probe(copied: nn.Module, hooks: str) -> nn.Module:
+    keep_hooks(copied, hooks)
+    copied.eval()  # which need not return anything
+    return copied
+
+
+# Hooks of a forward that are kept on a copy: those that are part of the network, all, or none
+HOOK_CHOICES = ("own", "all", "none")
+
+
+def hook_choices(model: nn.Module) -> tuple[str, ...]:
+    """Return the choices that make a difference for a model, in the order in which to try them."""
+    kinds = {
+        _is_own(hook, model)
+        for module in model.modules()
+        for kind in HOOKS
+        for hook in getattr(module, kind).values()
+        if not _computes_weights(hook)
+    }
+    if not kinds:
+        return ("own",)
+    return HOOK_CHOICES if len(kinds) == 2 else ("own", "none" if True in kinds else "all")
+
+
+def _computes_weights(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
+
+
+def _is_own(hook: Any, model: nn.Module) -> bool:
+    """Whether a hook is part of a network: it refers to its modules, or comes from the library that
+    its modules come from."""
+    function = hook
+    while isinstance(function, functools.partial):
+        function = function.func
+    home = str(getattr(function, "__module__", None) or type(function).__module__)
+    libraries = {type(module).__module__.partition(".")[0] for module in model.modules()} - {
+        "torch"
+    }
+    return ("." in home and home.partition(".")[0] in libraries) or refers_to(hook, model)
+
+
+def keep_hooks(model: nn.Module, hooks: str) -> None:
+    """Take hooks of a forward off the modules of one's own copy, but for those of
+    ``torch.nn.utils``, which compute a weight, those of extractors within it, and the choice."""
     for module in model.modules():
         for kind in HOOKS:
+            there = getattr(module, kind)
+            if not there or hooks == "all":
+                continue
             kept = {
                 key: hook
-                for key, hook in getattr(module, kind).items()
-                if type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
+                for key, hook in there.items()
+                if _computes_weights(hook) or (hooks == "own" and _is_own(hook, model))
             }
             setattr(module, kind, OrderedDict(kept))
 
@@ -148,13 +221,6 @@ def eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()
-
-
-def real_clone(model: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers of its own, in eval mode, without hooks."""
-    copied = clone(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
-    forget_hooks(copied)
-    return copied.eval()
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from . import shapes, structure
+from . import probing, shapes, structure
 from .levels import Level as Level
 from .levels import LevelWatch, check_end, follow, start
 from .levels import drive as drive
@@ -136,20 +136,17 @@ def run(
         training: in training mode, on two images: batch norm refuses a single value per channel.
     """
     how: Any = dict(levels=levels, norm=norm, until=until, through=through, watched=watched)
-    tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     shape = (1 + training, channels_of(model) if channels is None else channels, *size)
-    try:
-        x = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        copied = structure.meta_clone(model)
-        copied.train(training)
-        return _run(copied, x, **how)
-    except Exception:
-        if not real or hasattr(model, "forward_levels") or tensor.device.type == "meta":
-            raise
-    x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    copied = structure.real_clone(model)
-    copied.train(training)
-    return dataclasses.replace(_run(copied, x, **how), real=True)
+    if hasattr(model, "forward_levels"):
+        real = False
+    seen, zeros = probing.first(
+        model,
+        shape,
+        lambda copied, x: _run(copied, x, **how),
+        real=None if real else False,
+        training=training,
+    )
+    return dataclasses.replace(seen, real=zeros)
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -56,6 +57,16 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name, None))
+    elif type(value) in _PLAIN or isinstance(value, (nn.Module, type)):
+        return
+    elif isinstance(getattr(value, "__dict__", None), dict):  # an object that holds them
+        yield from (item for item in vars(value).values() if isinstance(item, torch.Tensor))
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device})
 
 
 class Seen:
