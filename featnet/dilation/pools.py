@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..tracing import shapes, structure, trace
+from ..tracing import probing, shapes, trace
 from .rule import is_window
 
 _MAX = inspect.Signature(
@@ -99,19 +99,8 @@ class Watched:
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         shape = (1, trace.channels_of(model), *size)
-        try:
-            self._run(
-                model,
-                structure.meta_clone(model),
-                torch.empty(shape, dtype=tensor.dtype, device="meta"),
-            )
-        except Exception:
-            if tensor.device.type == "meta":
-                raise
-            x = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-            self._run(model, structure.real_clone(model), x)
+        probing.first(model, shape, lambda copied, x: self._run(model, copied, x))
 
     def _run(self, model: nn.Module, copied: nn.Module, x: torch.Tensor) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))

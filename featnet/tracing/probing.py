@@ -125,10 +125,12 @@ def _content(value: Any) -> Any:
 
 
 def _restore(owner: Any, name: str, value: Any, before: tuple[Any, Any] | None) -> None:
+    content: Any
     old, content = before if before is not None else (None, None)
+    memoised: Any = value
     if hasattr(value, "cache_info") and content is not None and value is old:
-        if value.cache_info().misses != content:
-            value.cache_clear()
+        if memoised.cache_info().misses != content:
+            memoised.cache_clear()
     elif isinstance(value, torch.Tensor):
         if value.is_meta and value is not old:
             setattr(owner, name, old) if before is not None else delattr(owner, name)

@@ -8,7 +8,7 @@ import functools
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import ArgumentError, MissingFeatureError, nearest
 from .rebinding import rebound, refers_to
 
+Module = TypeVar("Module", bound=nn.Module)
 Convert = Callable[[torch.Tensor], torch.Tensor]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -163,6 +164,12 @@ def _probe(copied: nn.Module, hooks: str) -> nn.Module:
     keep_hooks(copied, hooks)
     copied.eval()  # which need not return anything
     return copied
+
+
+def in_mode(model: Module, training: bool) -> Module:
+    """Put a model into a mode and return it; its own ``train`` need not return anything."""
+    model.train(training)
+    return model
 
 
 # Hooks of a forward that are kept on a copy: those that are part of the network, all, or none

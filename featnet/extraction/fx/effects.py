@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ...tracing import shapes, structure, trace
+from ...tracing import probing, shapes, structure, trace
 
 Size = tuple[int, int]
 
@@ -259,13 +259,13 @@ def observe(
         if device != "meta" and tensor.device.type == "meta":
             break
         place = torch.device("meta") if device == "meta" else tensor.device
-        copied = clone(model).train(model.training)
+        copied = structure.in_mode(clone(model), model.training)
         for size in tried:
             # Two images: batch norm in training refuses one of one position
             x = torch.zeros(2, channels, *size, dtype=tensor.dtype, device=place)
             effects = Effects(size)
             with contextlib.suppress(Exception), torch.no_grad():
-                with structure.eagerly(copied), shapes.ShapeRules():
+                with probing.caches_kept(model), structure.eagerly(copied), shapes.ShapeRules():
                     _Watch(copied, graph, effects).run(x)
                 return effects
     return None

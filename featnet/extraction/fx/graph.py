@@ -48,7 +48,7 @@ def get_graph_node_names(
     """
     body = structure.clone(model)
     found = [
-        list(nodes.trace(body.train(mode), tracer_kwargs, concrete_args)[1])
+        list(nodes.trace(structure.in_mode(body, mode), tracer_kwargs, concrete_args)[1])
         for mode in (True, False)
     ]
     if not suppress_diff_warning:
@@ -92,7 +92,9 @@ def create_feature_extractor(
     names: dict[bool, dict[str, fx.Node]] = {}
     try:
         for mode in (True, False):
-            graphs[mode], names[mode] = nodes.trace(body.train(mode), tracer_kwargs, concrete_args)
+            graphs[mode], names[mode] = nodes.trace(
+                structure.in_mode(body, mode), tracer_kwargs, concrete_args
+            )
     except TraceError as error:
         return _by_hooks(model, wanted, error)
     deaf = nodes.hooked(model, tracer_kwargs)
@@ -188,7 +190,7 @@ def _extractor(
     used: set[str] = set()
     modules = dict(body.named_modules(remove_duplicate=False))
     for mode, graph in graphs.items():
-        _cut(body.train(mode), graph, found[mode])
+        _cut(structure.in_mode(body, mode), graph, found[mode])
     every = [node for graph in graphs.values() for node in graph.nodes]
     used |= {str(node.target) for node in every if node.op == "get_attr"}
     for target in {str(node.target) for node in every if node.op == "call_module"}:
@@ -203,7 +205,7 @@ def _extractor(
         body.register_buffer(name, tensor, persistent=False)
     several = sum(node.op == "placeholder" for node in graphs[True].nodes) != 1
     kind = GraphExtractorOfSeveral if several else GraphExtractor
-    return kind(body.train(model.training), graphs)
+    return kind(structure.in_mode(body, model.training), graphs)
 
 
 def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:
