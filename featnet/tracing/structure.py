@@ -167,8 +167,13 @@ def _probe(copied: nn.Module, hooks: str) -> nn.Module:
 
 
 def in_mode(model: Module, training: bool) -> Module:
-    """Put a model into a mode and return it; its own ``train`` need not return anything."""
+    """Put a model into a mode and return it. Its own ``train`` need not return anything; what that
+    freezes is not frozen by this."""
+    grads = [(p, p.requires_grad) for p in model.parameters()]
     model.train(training)
+    for parameter, wanted in grads:
+        if parameter.requires_grad != wanted:
+            parameter.requires_grad_(wanted)
     return model
 
 

@@ -1,0 +1,276 @@
+"""Networks with idioms of their own: whatever torch lets a module do, the entry points take."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import helpers
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import featnet
+from featnet.tracing.watch import tensors
+
+
+class Plain(nn.Module):
+    """(N, 3, H, W) -> (N, 5); two levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(torch.relu(self.a(x))).mean((2, 3)))
+
+
+class Silent(Plain):
+    """As the backbones of mm*: freezes what it likes, and returns nothing."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        for parameter in self.a.parameters():
+            parameter.requires_grad = False
+
+    def eval(self) -> None:  # type: ignore[override]
+        self.train(False)
+
+
+ENTRIES: dict[str, Callable[[nn.Module], Any]] = {
+    "discover": featnet.discover,
+    "extract": lambda m: featnet.extract(m, ["a", "b"]),
+    "extract levels": featnet.extract,
+    "extract logits": lambda m: featnet.extract(m, ["b"], logits=True),
+    "FeatureListNet": lambda m: featnet.FeatureListNet(m, feature_info=featnet.discover(m)),
+    "FeatureHooks": lambda m: featnet.FeatureHooks(m, ["a"]),
+    "create_feature_extractor": lambda m: featnet.create_feature_extractor(m, ["a", "b"]),
+    "get_graph_node_names": featnet.get_graph_node_names,
+    "set_output_stride": lambda m: featnet.set_output_stride(m, 2),
+    "list_taps": featnet.list_taps,
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_train_that_returns_nothing(entry: str) -> None:
+    """And whose side effects do not reach the caller's parameters."""
+    model = helpers.fill_noise(Silent())
+    made = ENTRIES[entry](model)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    if isinstance(made, nn.Module):
+        x = helpers.image_batch(16, 16)
+        made.eval()
+        made.train()
+        assert made.training
+        made(x)
+
+
+# Hooks that are part of the forward --------------------------------------------------------------
+
+
+class ByMethod(Plain):
+    """Goes on with what a hook of its own kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+        self.a.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        self.kept.append(output)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a(x)
+        return self.head(self.b(self.kept.pop()).mean((2, 3)))
+
+
+class ByClosure(ByMethod):
+    """The same with a closure over the network."""
+
+    def __init__(self) -> None:
+        Plain.__init__(self)
+        kept = self.kept = []
+        self.a.register_forward_hook(lambda module, args, output: kept.append(output))
+
+
+class Changing(Plain):
+    """Whose hook changes what the module puts out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.register_forward_hook(self._shrink)
+
+    def _shrink(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output[..., ::2, ::2]
+
+
+@pytest.mark.parametrize("cls", [ByMethod, ByClosure, Changing])
+def test_hooks_that_are_part_of_the_forward(cls: type[Plain]) -> None:
+    model = helpers.fill_noise(cls()).eval()
+    x = helpers.image_batch(32, 32)
+    info = featnet.discover(model, (32, 32))
+    last = 8 if cls is Changing else 4
+    assert [(f.module, f.reduction) for f in info] == [("a", 2), ("b", last)]
+    with torch.no_grad():
+        want = model(x)
+        features, logits = featnet.extract(model, ["a", "b"], logits=True)(x)
+        assert torch.equal(logits, want)
+        assert torch.equal(model.head(features["b"].mean((2, 3))), want)
+        maps = featnet.FeatureListNet(model, feature_info=info)(x)
+    assert [y.shape[-1] for y in maps] == [16, 32 // last]
+    assert not getattr(model, "kept", [])  # nothing was left in the caller's
+
+
+def test_hooks_that_only_look_are_not_called_to_find_something_out() -> None:
+    model, shapes = Plain(), list[Any]()
+    model.a.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    featnet.discover(model, (32, 32))
+    net = featnet.extract(model, ["b"])
+    assert shapes == []
+    net(helpers.image_batch(32, 32))
+    assert shapes == [(1, 4, 16, 16)]
+
+
+def test_a_hook_that_breaks_on_the_meta_device_is_set_aside() -> None:
+    model = ByMethod()
+
+    def look(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        assert model is not None and output.sum().item() is not None  # refers to the network
+
+    model.b.register_forward_hook(look)
+    assert featnet.discover(model, (32, 32)).module_name() == ["a", "b"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Segformer segmentation", "DepthAnything", "UperNet"])
+def test_transformers_hooks_before_and_after_the_first_forward(name: str) -> None:
+    """transformers collects hidden states by hooks that the first forward puts on."""
+    case = zoo.TRANSFORMERS[name]
+    model, x = case.build(), helpers.image_batch(*case.size)
+    tap = featnet.discover(model, case.size).module_name()[-1]
+    first = featnet.extract(model, [tap])(x)
+    want = model(x)
+    assert featnet.discover(model, case.size).module_name()[-1] == tap
+    net = featnet.extract(model, [tap], logits=True)
+    features, output = net(x)
+    for got, expected in ((first, features), (output, want)):
+        pairs = zip(tensors(got), tensors(expected), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+# Forwards that were replaced ----------------------------------------------------------------------
+
+
+def _by_method(model: Any) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x).tanh()).mean((2, 3)))
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _by_closure(model: Any) -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return model.head(model.b(model.a(x).tanh()).mean((2, 3)))
+
+    model.forward = forward
+
+
+def _by_partial(model: Any) -> None:
+    def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+        return module.head(module.b(module.a(x).tanh()).mean((2, 3)))
+
+    model.forward = functools.partial(forward, model)
+
+
+def _around(model: Any) -> None:
+    old = model.a.forward
+    model.a.forward = lambda x: old(x).tanh()
+    model.forward = lambda x: model.head(model.b(model.a(x)).mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [_by_method, _by_closure, _by_partial, _around])
+def test_a_forward_that_was_replaced_is_what_runs(change: Callable[[Any], None]) -> None:
+    model = helpers.fill_noise(Plain()).eval()
+    plain, x = model(helpers.image_batch(32, 32)), helpers.image_batch(32, 32)
+    change(model)
+    want = model(x)
+    assert not torch.equal(want, plain)
+    y = featnet.extract(model, ["b"])(x)["b"]
+    assert torch.equal(model.head(y.mean((2, 3))), want)
+    features, output = featnet.extract(model, ["b"], logits=True)(x)
+    assert torch.equal(output, want) and torch.equal(features["b"], y)
+    with featnet.FeatureHooks(model, ["b"]) as hooks, hooks.collect() as collected:
+        model(x)
+    assert torch.equal(collected["b"], y)
+    assert featnet.discover(model, (32, 32)).module_name() == ["a", "b"]
+    dense = featnet.set_output_stride(model, 2)
+    assert torch.allclose(featnet.extract(dense, ["b"])(x)["b"][..., ::2, ::2], y, atol=1e-6)
+
+
+# Caches ------------------------------------------------------------------------------------------
+
+_GRIDS: dict[Any, torch.Tensor] = {}
+
+
+@functools.cache
+def _memoised(side: int, device_type: str) -> torch.Tensor:
+    return torch.ones(side, device=device_type)
+
+
+class Cached(Plain):
+    """Keeps tensors in all sorts of places, under keys without a device."""
+
+    grids: ClassVar[dict[Any, torch.Tensor]] = {}
+    ones: torch.Tensor | None = None
+    listed: ClassVar[list[torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        for cache in (self.grids, _GRIDS):
+            if x.shape[-1] not in cache:
+                cache[x.shape[-1]] = torch.ones(x.shape[-1], device=x.device)
+            x = x + cache[x.shape[-1]]
+        if Cached.ones is None:
+            Cached.ones = torch.ones(1, device=x.device)
+        if not self.listed:
+            self.listed.append(torch.ones(1, device=x.device))
+        x = x + Cached.ones + self.listed[0]
+        if not hasattr(type(self), "late"):
+            type(self).late = torch.ones(1, device=x.device)
+        return self.head(self.b(x + type(self).late).mean((2, 3)))
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    yield
+    _GRIDS.clear()
+    Cached.grids.clear()
+    Cached.listed.clear()
+    Cached.ones = None
+    if hasattr(Cached, "late"):
+        del Cached.late
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [False, True])
+def test_no_meta_tensor_is_left_in_a_cache(first: bool, clean: None) -> None:
+    model = helpers.fill_noise(Cached()).eval()
+    x = helpers.image_batch(32, 32)
+    before = model(x) if first else None  # what is there already stays
+    kept = dict(_GRIDS)
+    info = featnet.discover(model, (32, 32))
+    assert all(_GRIDS[key] is value for key, value in kept.items()) and len(_GRIDS) == len(kept)
+    net = featnet.extract(model, ["b"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.fx has something to say about such a forward
+        featnet.set_output_stride(model, 2)
+    want = model(x)
+    assert before is None or torch.equal(before, want)
+    assert torch.equal(model.head(net(x)["b"].mean((2, 3))), want)
+    assert info.module_name() == ["a", "b"]
