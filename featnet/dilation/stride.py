@@ -18,11 +18,11 @@ from .rule import Step
 
 
 def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = False) -> nn.Module:
-    """Let no map of a network be coarser than ``output_stride``: strides beyond it become dilations.
+    """Make no map of a network coarser than ``output_stride``: strides beyond it become dilations.
 
-    The rule, and what is exact about it, is the same for every network: docs/dilation.md. Pooling
+    The rule is the same for every network; docs/dilation.md says what is exact about it. Pooling
     functions that a forward calls follow it like modules. Afterwards the network runs again on the
-    meta device, and a stride that was not held is an error that names the place.
+    meta device, and a stride that does not hold is an error that names the place.
 
     Args:
         model: any module. Parameters and buffers, their names and their order stay.
@@ -30,10 +30,19 @@ def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = F
         inplace: change the model itself; by default a copy over the same tensors.
 
     Returns:
-        the copy, or the model.
+        The copy, or the model.
 
     Raises:
+        ArgumentError: no module, or an extractor.
         OutputStrideError: the network cannot have this stride; it is then as it was.
+
+    Example:
+        >>> convs = [torch.nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(3)]
+        >>> model = torch.nn.Sequential(*convs)
+        >>> dense = featnet.set_output_stride(model, 2)
+        >>> x = torch.randn(1, 3, 32, 32)
+        >>> dense(x).shape, torch.allclose(dense(x)[..., ::4, ::4], model(x), atol=1e-6)
+        (torch.Size([1, 3, 16, 16]), True)
     """
     structure.check_module(model)
     if isinstance(model, FeatureNet):

@@ -1,4 +1,4 @@
-"""Levels of a model that declares none, seen in what its modules put out."""
+"""Levels of a model that declares none, found in the outputs of its modules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .layout import Layout, Size
 
 
 def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
-    """The levels of any model: at each resolution the last module that puts out a map of it.
+    """Find the levels of any model: at each resolution the last module whose output is a map of it.
 
-    Modules inside a block that itself ends at a coarser resolution, or in a vector, are that block's
-    business: the 1 x 1 convolution at the beginning of a stage, for instance, or the keys of a head
-    that pools by attention. Maps may be
-    (N, C, H, W), (N, H, W, C) or tokens, with or without prefix tokens; each level says its
-    ``layout``. The model runs twice on the meta device, at this size and at twice this size, which
-    tells a map from what merely has its shape; of one that takes a single size, once.
+    Modules inside a block that itself ends at a coarser resolution, or in a vector, are no levels:
+    the 1 x 1 convolution at the beginning of a stage, for instance, or the keys of a head that pools
+    by attention. Maps may be (N, C, H, W), (N, H, W, C) or tokens, with or without prefix tokens;
+    each level says its ``layout``. The model runs twice on the meta device, at this size and at
+    twice this size, which tells a map from a tensor that only has its shape; a model that takes a
+    single size runs once.
 
     ``FeatureListNet(model, feature_info=discover(model))`` extracts them.
 
@@ -34,11 +34,21 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
         input_size: (C, H, W), or (H, W) for as many channels as the first convolution has.
 
     Returns:
-        a FeatureInfo, which prints as a table; ``sizes`` of it works.
+        The levels, which print as a table.
 
     Raises:
         ArgumentError: no module puts out a map that is coarser than the input.
         TraceError: the model does not run on such an input.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        ...     torch.nn.ReLU(),
+        ...     torch.nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        ... )
+        >>> info = featnet.discover(model)
+        >>> info.module_name(), info.channels(), info.reduction()
+        (['1', '2'], [8, 16], [2, 4])
     """
     structure.check_module(model)
     channels, size = _input(model, (3, 224, 224) if input_size == () else input_size)

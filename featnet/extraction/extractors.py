@@ -22,7 +22,7 @@ from .sources import Driven, Hooked, Returned, Source
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
-# What an extractor answers with its network's words
+# Attributes of an extractor that are those of its network
 SHARED = frozenset(
     {
         "default_cfg",
@@ -41,7 +41,7 @@ SHARED = frozenset(
 
 
 class FeatureNet(nn.Module):
-    """What the extractors have in common; use one of its subclasses.
+    """Base of the extractors; use one of its subclasses.
 
     An extractor shares the registries of the network it was built from, so that modules and
     state-dict keys keep their names. What the levels do not need is pruned. A network that the
@@ -106,7 +106,7 @@ class FeatureNet(nn.Module):
         )
 
     def _source_class(self, network: nn.Module) -> type[Source]:
-        """Where the levels of a network come from."""
+        """Choose the source of a network's levels."""
         if isinstance(network, Backbone):
             return Driven
         return Returned if declared.returns_levels(network) else Hooked
@@ -141,16 +141,17 @@ class FeatureNet(nn.Module):
     # The forward --------------------------------------------------------------------------
 
     def _maps(self, x: torch.Tensor) -> list[Any]:
-        """What comes out, in the order asked."""
+        """Compute the outputs, in the order asked."""
         return self._source.maps(self.body, x)
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """What comes out, item by item."""
+        """The levels that come out, in their order."""
         return FeatureInfo(self._source.levels, self._features_only, measure=self._measure)
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(H, W) -> (h, w) of every level; of those that were pruned, which no selection has, 0."""
+        """Return (h, w) of every level for an input (H, W); 0 for those that were pruned, which no
+        selection has."""
         with explain_size(self.body, size):
             shapes = self._source.shapes(self.body, size)
         gone = torch.Size((1, 1, 0, 0))
@@ -158,12 +159,19 @@ class FeatureNet(nn.Module):
         return [layout.sides(shapes.get(f.index, gone), f, size) for f in levels]
 
     def observe(self, size: tuple[int, int]) -> tuple[trace.Run, frozenset[str]]:
-        """A run on the meta device as far as a call goes, and the modules whose output comes out."""
+        """Run the extractor on the meta device.
+
+        Args:
+            size: (height, width) of the input.
+
+        Returns:
+            The run, as far as a call goes, and names of the modules whose output comes out.
+        """
         return self._source.run(self.body, size), self._source.outputs
 
     @property
     def return_layers(self) -> dict[str, str]:
-        """Module names to output keys. Setting it selects other levels, as far as they are kept."""
+        """Module names to output keys. Setting it selects other levels among those that were kept."""
         source = self._source
         names = (source.levels[i].module for i in source.indices)
         return dict(zip(names, self._keys, strict=True))
@@ -206,7 +214,7 @@ class FeatureNet(nn.Module):
 
 
 def _network(model: nn.Module) -> nn.Module:
-    """The network that is in an extractor; any other module itself."""
+    """Return the network of an extractor; any other module itself."""
     return model.body if isinstance(model, FeatureNet) else model
 
 
@@ -216,16 +224,31 @@ def _every_module(_module: nn.Module) -> bool:
 
 
 class FeatureListNet(FeatureNet):
-    """(N, C, H, W) -> a list of maps, in the order of ``feature_info``."""
+    """Turn images (N, C, H, W) into a list of maps, in the order of ``feature_info``.
+
+    Example:
+        >>> model = featnet.create_model("resnet18")
+        >>> net = featnet.FeatureListNet(model, out_indices=(4, 2))
+        >>> [tuple(y.shape) for y in net(torch.randn(1, 3, 64, 64))]
+        [(1, 512, 2, 2), (1, 128, 8, 8)]
+        >>> net.feature_info.module_name()
+        ['layer4', 'layer2']
+    """
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self._maps(x)
 
 
 class FeatureDictNet(FeatureNet):
-    """(N, C, H, W) -> an OrderedDict of maps, in the order of ``feature_info``.
+    """Turn images (N, C, H, W) into an OrderedDict of maps, in the order of ``feature_info``.
 
-    Its keys are the levels' module names, or ``out_map``'s.
+    Its keys are the levels' module names, or those of ``out_map``.
+
+    Example:
+        >>> model = featnet.create_model("resnet18")
+        >>> net = featnet.FeatureDictNet(model, out_indices=(1, 2), out_map=("p2", "p3"))
+        >>> {key: tuple(y.shape) for key, y in net(torch.randn(1, 3, 64, 64)).items()}
+        {'p2': (1, 64, 16, 16), 'p3': (1, 128, 8, 8)}
     """
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""FeatureHookNet: levels, or what any modules put out, read by forward hooks."""
+"""FeatureHookNet: levels, or the outputs of any modules, read by forward hooks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from .sources import Hooked, HookedLevels, Source, Tapped, TappedBackbone
 
 
 class FeatureHookNet(FeatureNet):
-    """Levels, or what any modules put out, read by forward hooks.
+    """Turn images (N, C, H, W) into levels, or into the outputs of any modules, by forward hooks.
 
     Args:
-        model: as for the other extractors; with ``taps`` any module whatever.
-        out_indices: which levels.
-        taps: instead of levels: names of modules, patterns and :class:`featnet.Tap` s, or a dict of
-            them to keys.
-        return_dict: an OrderedDict instead of a list; by default where ``taps`` or ``out_map`` name
-            what comes out.
+        model: as for the other extractors; with ``taps`` any module.
+        out_indices: levels that come out, in their order.
+        taps: in place of levels: names of modules, patterns and :class:`featnet.Tap` s, or a dict
+            of them to keys.
+        return_dict: an OrderedDict instead of a list; by default if ``taps`` or ``out_map`` name
+            the outputs.
+        **options: the other arguments of every extractor.
 
-    The other arguments are every extractor's.
+    Example:
+        >>> net = featnet.FeatureHookNet(featnet.create_model("resnet18"), taps=["layer1.*.bn2"])
+        >>> list(net(torch.randn(1, 3, 64, 64)))
+        ['layer1.0.bn2', 'layer1.1.bn2']
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class FeatureHookNet(FeatureNet):
         copy: bool = True,
         **levels: object,
     ) -> None:
-        """Read modules in place of levels; the arguments that are for levels say nothing here."""
+        """Read modules in place of levels; the arguments for levels have no meaning here."""
         del levels
         nn.Module.__init__(self)
         structure.check_module(model)

@@ -1,4 +1,4 @@
-"""extract and list_taps: what any modules of any network put out, and which modules there are."""
+"""extract and list_taps: outputs of any modules of any network, and a list of its modules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .hooks import Taps
 
 
 class FeatureOutputNet(FeatureHookNet):
-    """(N, C, H, W) -> ``(features, output)``: a dict of what the taps read, and what the network
-    returns, from one forward. Nothing is pruned."""
+    """Turn images (N, C, H, W) into ``(features, output)``: a dict of the taps' features, and the
+    network's own output, by one forward. Nothing is pruned."""
 
     def forward(self, x: torch.Tensor) -> tuple[dict[Any, Any], Any]:
         hooks, values = self._hooks, dict[Any, Any]()
@@ -33,25 +33,32 @@ class FeatureOutputNet(FeatureHookNet):
 def extract(
     model: nn.Module, taps: Taps | FeatureInfo | None = None, *, logits: bool = False
 ) -> nn.Module:
-    """A module that returns what modules of a model put out, as a dict in the order asked.
+    """Make an extractor that returns outputs of a model's modules, as a dict in the order asked.
 
-    The forward stops after the last of them, and what they do not need is removed from the
-    extractor; the model itself is left as it is, and its tensors are shared.
+    The forward stops after the last of these modules. The extractor lacks what they do not need; the
+    model itself is left as it is, and its tensors are shared.
 
     Args:
         model: any module that takes one (N, C, H, W) batch.
-        taps: names of modules, patterns (``"layer*"`` within a part of a name, ``"**.attn"`` at any depth) and
-            :class:`featnet.Tap` s, or a dict of them to output keys. A FeatureInfo for its levels,
-            as maps (N, C, H, W); None for those that the model declares or :func:`featnet.discover`
-            finds.
+        taps: names of modules, patterns (``"layer*"`` within a part of a name, ``"**.attn"`` at any
+            depth) and :class:`featnet.Tap` s, or a dict of them to output keys. A FeatureInfo for
+            its levels, as maps (N, C, H, W); None for the levels that the model declares or
+            :func:`featnet.discover` finds.
         logits: return ``(features, output)``, the model's own output beside the features.
 
     Returns:
-        a :class:`featnet.FeatureHookNet`, or of levels a :class:`featnet.FeatureDictNet`.
+        A :class:`featnet.FeatureHookNet`, or for levels a :class:`featnet.FeatureDictNet`.
 
     Raises:
         MissingFeatureError: a tap that fits no module, or one that runs never or several times.
-        ArgumentError, TraceError: as :class:`featnet.FeatureHookNet` and :func:`featnet.discover`.
+        ArgumentError: no module, or a FeatureInfo with ``logits``.
+        TraceError: the model declares no levels, and does not run.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU())
+        >>> net = featnet.extract(model, {"0": "conv"})
+        >>> net(torch.ones(1, 3, 9, 9))["conv"].shape
+        torch.Size([1, 8, 4, 4])
     """
     structure.check_module(model)
     if taps is None or isinstance(taps, FeatureInfo):
@@ -69,15 +76,22 @@ def extract(
 def list_taps(
     model: nn.Module, *, input_size: tuple[int, int] | None = None, depth: int | None = None
 ) -> None:
-    """Print the tree of a model's modules: name, class, and the shape of what each puts out.
+    """Print the tree of a model's modules: name, class, and shape of the output.
 
     Args:
         model: any module that takes one (N, C, H, W) batch.
         input_size: (H, W); by default one that the model takes.
-        depth: how many levels of the tree, all by default.
+        depth: number of levels of the tree, all by default.
 
     Raises:
         TraceError: the model does not run on an input of this size.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU())
+        >>> featnet.list_taps(model, input_size=(9, 9))
+        Sequential, input (1, 3, 9, 9)
+        0  Conv2d  (1, 8, 4, 4)
+        1  ReLU    (1, 8, 4, 4)
     """
     structure.check_module(model)
     size = input_size or trace.probe_size(model)
@@ -97,9 +111,9 @@ def list_taps(
         level = name.count(".")
         if not name or (depth is not None and level >= depth):
             continue
-        found = list(dict.fromkeys(shapes.get(name, ["does not run"])))
+        outputs = list(dict.fromkeys(shapes.get(name, ["does not run"])))
         times = len(shapes.get(name, ()))
-        what = "; ".join(found) + (f"  ({times} times)" if times > 1 else "")
+        what = "; ".join(outputs) + (f"  ({times} times)" if times > 1 else "")
         rows.append(("  " * level + name, type(module).__name__, what))
     print(f"{type(model).__name__}, input (1, {trace.channels_of(model)}, {size[0]}, {size[1]})")
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]

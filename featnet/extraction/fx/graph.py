@@ -34,17 +34,25 @@ def get_graph_node_names(
     suppress_diff_warning: bool = False,
     concrete_args: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Names of all operations of a model in train mode, and in eval mode, as they are executed.
+    """List the names of all operations of a model, in the order in which they are executed.
 
     Args:
         model: any module that torch.fx can trace. It is not changed.
-        tracer_kwargs: ``leaf_modules`` (classes), ``autowrap_functions``, ``autowrap_modules``: what
-            is not looked into; ``param_shapes_constant``.
+        tracer_kwargs: ``leaf_modules`` (classes), ``autowrap_functions``, ``autowrap_modules``,
+            which are not traced into; ``param_shapes_constant``.
         suppress_diff_warning: do not warn when the two lists differ.
         concrete_args: arguments of the forward that are constants.
 
+    Returns:
+        Two lists of names, in train mode and in eval mode.
+
     Raises:
         TraceError: with the line of the forward that cannot be traced.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> featnet.get_graph_node_names(model)
+        (['input', '0', '1'], ['input', '0', '1'])
     """
     body = structure.clone(model)
     found = [
@@ -65,26 +73,35 @@ def create_feature_extractor(
     suppress_diff_warning: bool = False,
     concrete_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A module that returns what nodes of a model put out, as a dict in the order asked.
+    """Make a module that returns outputs of a model's nodes, as a dict in the order asked.
 
-    A node is an operation (see :func:`get_graph_node_names`) or a module, which means its last
-    operation. What no node needs is neither kept nor computed. Where something overwrites the tensor
-    of a node afterwards, it goes on with a copy: what comes out has its values and its gradients.
+    A node is an operation (see :func:`get_graph_node_names`) or a module, which stands for its last
+    operation. What no node needs is neither kept nor computed. If a later operation overwrites the
+    tensor of a node, it gets a copy: the output has its own values and gradients.
 
     Args:
         model: any module. It is not changed; the extractor has a structure of its own over the same
             tensors.
         return_nodes: names of nodes, or a dict of them to output names.
-        train_return_nodes, eval_return_nodes: both, instead, where the two modes differ.
-        tracer_kwargs, suppress_diff_warning, concrete_args: as :func:`get_graph_node_names`.
+        train_return_nodes: nodes in train mode, if the two modes differ.
+        eval_return_nodes: nodes in eval mode, likewise.
+        tracer_kwargs: as for :func:`get_graph_node_names`.
+        suppress_diff_warning: likewise.
+        concrete_args: likewise.
 
     Returns:
-        a :class:`GraphExtractor`. Of a model that torch.fx cannot trace a
+        A :class:`GraphExtractor`. For a model that torch.fx cannot trace a
         :class:`featnet.FeatureHookNet`, if the nodes are modules; a warning says so.
 
     Raises:
-        MissingFeatureError: a node that does not exist, or cannot be had without a graph.
+        MissingFeatureError: a node that does not exist, or that needs a graph.
         ArgumentError: no nodes, or two of one output name.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> net = featnet.create_feature_extractor(model, {"0": "conv", "1": "relu"})
+        >>> {key: tuple(y.shape) for key, y in net(torch.ones(1, 3, 4, 4)).items()}
+        {'conv': (1, 8, 4, 4), 'relu': (1, 8, 4, 4)}
     """
     wanted = _wanted(return_nodes, train_return_nodes, eval_return_nodes)
     body = structure.clone(model)

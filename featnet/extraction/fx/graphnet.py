@@ -18,10 +18,20 @@ from .effects import Size, observe, sizes_for
 
 
 class GraphExtractor(nn.Module):
-    """(N, C, H, W) -> a dict of what nodes put out; made by :func:`create_feature_extractor`.
+    """Turn images (N, C, H, W) into a dict of nodes' outputs; see :func:`create_feature_extractor`.
 
-    Modules, parameters and buffers have the names they have in the model it was made from. Train
-    mode and eval mode each have their graph.
+    Modules, parameters and buffers have the names that they have in the model it was made from.
+    Train mode and eval mode each have their graph.
+
+    Args:
+        body: the module whose modules, parameters and buffers the graphs use.
+        graphs: a graph for train mode (True), and one for eval mode (False).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU())
+        >>> net = featnet.create_feature_extractor(model, ["0"])
+        >>> type(net).__name__, type(net.graph_module()).__name__, len(net.graph.nodes)
+        ('GraphExtractor', 'GraphModule', 3)
     """
 
     _graphs: dict[bool, fx.Graph]
@@ -53,12 +63,16 @@ class GraphExtractor(nn.Module):
         return self._graphs[self.training]
 
     def graph_module(self) -> fx.GraphModule:
-        """A ``torch.fx.GraphModule`` of the mode that the extractor is in, over its modules."""
+        """Make a ``torch.fx.GraphModule`` of the graph of the current mode.
+
+        Returns:
+            A module over the same modules, parameters and buffers.
+        """
         return fx.GraphModule(self, self.graph)
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """What comes out, item by item; ``module`` is the output's name.
+        """The outputs as levels, in their order; ``module`` is the output's name.
 
         Raises:
             TraceError: the graph takes something else than a batch of images.
