@@ -100,3 +100,14 @@ def test_a_family_that_is_not_in_the_index(models: Path) -> None:
     with pytest.raises(UnknownModelError) as caught:
         featnet.create_model("mynet_large")
     assert "index.txt" not in str(caught.value)
+
+
+def test_the_modules_that_the_page_names_are_there() -> None:
+    for path in re.findall(r"`((?:featnet|tests|tools|docs)/[\w/.]+)`", PAGE):
+        assert (ROOT / path).exists() or "NAME" in path, path
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("*.py"))
+    for name in re.findall(r"`(test_\w+)`", PAGE):
+        assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
+    names = set(re.findall(r"`([A-Z]\w+|\w+_\w+)`", PAGE))
+    for name in names & {"Phased", "Branches", "Blocks", "add_branches", "merge_parallel"}:
+        assert hasattr(featnet.layers, name), name

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, registry
+from featnet.deploy.reparam import reparameterizable
 from featnet.dilation.rule import DilatedAvgPool2d, PaddedConv2d, Step, dilate, set_output_stride
 from featnet.errors import InputSizeError
 from featnet.tracing import structure, trace
@@ -141,6 +142,11 @@ def test_one_truth(name: str) -> None:
                 assert len(maps) == len(wanted), (source, out_indices)
                 same = [torch.equal(a, b) for a, b in zip(maps, wanted, strict=True)]
                 assert all(same), (source, out_indices, same)
+        if reparameterizable(model):
+            deployed: Any = featnet.reparameterize(model)
+            maps = deployed.forward_intermediates(x, intermediates_only=True)
+            gaps = [helpers.error(a, b) for a, b in zip(maps, every, strict=True)]
+            assert max(gaps) < 1e-4 and len(deployed.state_dict()) < len(model.state_dict())
 
 
 # Laws 2, 3, 4 -----------------------------------------------------------------------------

@@ -121,21 +121,22 @@ def test_deployed_models_compile_and_train() -> None:
     assert not net.training and reparameterize(CASES["repvgg"]().train()).training
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "ghostnetv3_050"])
 def test_registered_models(name: str) -> None:
     with torch.device("meta"):
         model = featnet.create_model(name)
     deployed = reparameterize(model)
     assert deployed.feature_info == model.feature_info
-    assert len(deployed.state_dict()) < len(model.state_dict()) / 4
+    assert len(deployed.state_dict()) < len(model.state_dict()) / 2
 
 
-def test_keys_of_the_deploy_form_are_the_peers(timm: Any) -> None:
+@pytest.mark.parametrize("name", ["mobileone_s4", "ghostnetv3_050"])
+def test_keys_of_the_deploy_form_are_the_peers(timm: Any, name: str) -> None:
     from timm.utils.model import reparameterize_model
 
     with torch.device("meta"):
-        wanted = reparameterize_model(peer_model("mobileone_s4")).state_dict()
-        deployed = reparameterize(featnet.create_model("mobileone_s4")).state_dict()
+        wanted = reparameterize_model(peer_model(name)).state_dict()
+        deployed = reparameterize(featnet.create_model(name)).state_dict()
     assert {k: v.shape for k, v in deployed.items()} == {k: v.shape for k, v in wanted.items()}
 
 
@@ -237,3 +238,18 @@ def test_branches_that_are_no_linear_layer_are_refused() -> None:
     model.second.large.append(nn.PReLU())
     with pytest.raises(ArgumentError, match=r"second: A branch of Conv2d, BatchNorm2d, PReLU"):
         reparameterize(model)
+
+
+def test_ghostnet_under_an_output_stride_and_its_authors_keys() -> None:
+    """Blocks that run in phases hold branches; the authors' files name norms and count operations."""
+    model: Any = fill_noise(featnet.create_model("ghostnetv3_050")).eval()
+    x = image_batch(64, 96)
+    dense: Any = copy.deepcopy(model)
+    set_output_stride(dense, 8)
+    assert_same(levels(reparameterize(dense), x), levels(dense, x))
+    state = model.state_dict()
+    theirs = {k.replace(".bn1.", ".bn.") if "_rpr_" in k else k: v for k, v in state.items()}
+    assert theirs.keys() != state.keys()
+    theirs["blocks.0.0.total_ops"] = torch.zeros(1)
+    converted = model.convert_state_dict(theirs)
+    assert converted.keys() == state.keys() and "blocks.0.0.total_ops" in theirs

@@ -10,7 +10,7 @@ from .attention import (
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
 from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recompute
-from .branches import Branches
+from .branches import Branches, add_branches, merge_parallel
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -121,6 +121,7 @@ __all__ = [
     "TokenHead",
     "TokenPool",
     "Tokens",
+    "add_branches",
     "add_qv_bias",
     "attend",
     "build_act",
@@ -150,6 +151,7 @@ __all__ = [
     "lecun_normal",
     "make_divisible",
     "merge_branches",
+    "merge_parallel",
     "narrow",
     "norm_and_act",
     "normal",

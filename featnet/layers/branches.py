@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -41,11 +41,7 @@ class Branches(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, *others = self.branches()
-        y: torch.Tensor = first(x)
-        for branch in others:
-            y = y + branch(x)
-        return y
+        return add_branches(self.branches(), x)
 
     def merged(self, *, norm: nn.Module | None = None) -> nn.Conv2d:
         """Return the one convolution, with a bias, that equals the branches in eval mode.
@@ -56,13 +52,34 @@ class Branches(nn.Module):
         Raises:
             ArgumentError: a branch, or the norm, is no linear layer.
         """
-        branches = self.branches()
-        convs = [m for b in branches for m in b.modules() if isinstance(m, nn.Conv2d)]
-        main = max(convs, key=lambda conv: conv.kernel_size[0] * conv.kernel_size[1])
-        merged = merge_branches(main, [_affine(branch, main) for branch in branches])
+        merged = merge_parallel(self.branches())
         if norm is None:
             return merged
         return merge_branches(merged, [fold_norm(merged.weight, norm, bias=merged.bias)])
+
+
+def add_branches(branches: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """Return the sum of what branches make of the same map; the map itself where there are none."""
+    first, *others = [*branches] or [nn.Identity()]
+    y: torch.Tensor = first(x)
+    for branch in others:
+        y = y + branch(x)
+    return y
+
+
+def merge_parallel(branches: Iterable[nn.Module]) -> nn.Conv2d:
+    """Return the one convolution, with a bias, that equals the sum of branches in eval mode.
+
+    Args:
+        branches: as :meth:`Branches.branches` has them.
+
+    Raises:
+        ArgumentError: a branch is no linear layer.
+    """
+    branches = list(branches)
+    convs = [m for b in branches for m in b.modules() if isinstance(m, nn.Conv2d)]
+    main = max(convs, key=lambda conv: conv.kernel_size[0] * conv.kernel_size[1])
+    return merge_branches(main, [_affine(branch, main) for branch in branches])
 
 
 def _affine(branch: nn.Module, main: nn.Conv2d) -> Affine:
