@@ -51,7 +51,7 @@ def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = F
             "extracting, or pass output_stride= to create_model."
         )
     change = dilation.set_output_stride if isinstance(model, Backbone) else _set
-    copied: Any = structure.clone(model)
+    copied: Any = structure.view(model)
     change(copied, output_stride)
     if not inplace:
         return copied

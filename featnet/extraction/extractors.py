@@ -18,6 +18,7 @@ from ..inputs import explain_size
 from ..tracing import structure, trace
 from . import declared, layout, pruning
 from .declared import Declaration
+from .shared import SharedNet
 from .sources import Driven, Hooked, Returned, Source
 
 REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
@@ -40,12 +41,13 @@ SHARED = frozenset(
 )
 
 
-class FeatureNet(nn.Module):
+class FeatureNet(SharedNet):
     """Base of the extractors; use one of its subclasses.
 
     An extractor shares the registries of the network it was built from, so that modules and
     state-dict keys keep their names. What the levels do not need is pruned. A network that the
-    caller keeps is left as it was: the extractor has a structure of its own over the same tensors.
+    caller keeps is left as it was: the extractor has a structure of its own over the same tensors,
+    which follow each other when either is cast or moved (:mod:`featnet.extraction.shared`).
 
     Args:
         model: a Backbone, or any module with a ``feature_info`` (a list of dicts in timm's or
@@ -116,7 +118,8 @@ class FeatureNet(nn.Module):
         needs it."""
         network = _network(model)
         self._source, self.output_fmt = source, source.read.output_fmt
-        self._adopt(structure.clone(network) if copy else network)
+        self._share(model if copy else None)
+        self._adopt(structure.view(network) if copy else network)
         body, size = self.body, trace.probe_size(self.body)
         try:
             seen = source.prepare(body, size)
@@ -131,6 +134,7 @@ class FeatureNet(nn.Module):
         if prune:
             again = functools.partial(source.run, body, size, _every_module)
             pruning.prune(body, seen, again, driven=isinstance(source, Driven))
+            self._adopt(body)  # of which tables may have been replaced
 
     def _adopt(self, body: nn.Module) -> None:
         for name in REGISTRIES:
@@ -142,6 +146,7 @@ class FeatureNet(nn.Module):
 
     def _maps(self, x: torch.Tensor) -> list[Any]:
         """Compute the outputs, in the order asked."""
+        self._check_shared()
         return self._source.maps(self.body, x)
 
     @property

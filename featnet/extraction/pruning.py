@@ -201,8 +201,8 @@ def _keep_tensors(
     called: Collection[str],
     used: Collection[str],
 ) -> None:
-    """Set every parameter to None that is not among ``used``, and every such buffer of a module that
-    did not run."""
+    """Set every parameter to None that is not among ``used``, and take away the buffers of a module
+    that did not run, if none is used: the table may be the caller's module's, too."""
     tensors = {  # these and modules may have several names
         id(tensor)
         for named in (model.named_parameters, model.named_buffers)
@@ -213,6 +213,6 @@ def _keep_tensors(
         for key, parameter in module._parameters.items():
             if id(parameter) not in tensors:
                 module._parameters[key] = None
-        for key, buffer in module._buffers.items():  # one that runs may need it in training only
-            if name not in called and id(buffer) not in tensors:
-                module._buffers[key] = None
+        # One that runs may need them in training only
+        if name not in called and tensors.isdisjoint(map(id, module._buffers.values())):
+            module._buffers = {}

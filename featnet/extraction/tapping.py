@@ -21,6 +21,7 @@ class FeatureOutputNet(FeatureHookNet):
     network's own output, by one forward. Nothing is pruned."""
 
     def forward(self, x: torch.Tensor) -> tuple[dict[Any, Any], Any]:
+        self._check_shared()
         hooks, values = self._hooks, dict[Any, Any]()
         outer = hooks.begin(values)
         try:

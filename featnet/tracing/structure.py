@@ -21,7 +21,18 @@ Convert = Callable[[torch.Tensor], torch.Tensor]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Module:
+def view(model: nn.Module) -> nn.Module:
+    """Return a :func:`clone` that shares the tables of buffers, too.
+
+    A conversion of either (``model.double()``) puts other buffers into these, and the other one has
+    them as well.
+    """
+    return clone(model, tables=True)
+
+
+def clone(
+    model: nn.Module, convert: Convert = lambda tensor: tensor, *, tables: bool = False
+) -> nn.Module:
     """A model of the same structure whose tensors are ``convert(tensor)``; shared by default.
 
     Hooks that somebody put on it are shared too: a copy of a hook would tell nobody. Those of an
@@ -36,6 +47,9 @@ def clone(model: nn.Module, convert: Convert = lambda tensor: tensor) -> nn.Modu
     memo: dict[int, Any] = {}
     modules = list(model.modules())
     for module in modules:
+        if tables:
+            for table in (module._buffers, module._non_persistent_buffers_set):
+                memo[id(table)] = table
         for kind in HOOKS:
             hooks = getattr(module, kind).values()
             memo |= {id(hook): hook for hook in hooks if not _is_ours(hook)}

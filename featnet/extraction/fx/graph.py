@@ -104,7 +104,7 @@ def create_feature_extractor(
         {'conv': (1, 8, 4, 4), 'relu': (1, 8, 4, 4)}
     """
     wanted = _wanted(return_nodes, train_return_nodes, eval_return_nodes)
-    body = structure.clone(model)
+    body = structure.view(model)
     graphs: dict[bool, fx.Graph] = {}
     names: dict[bool, dict[str, fx.Node]] = {}
     try:
@@ -219,10 +219,14 @@ def _extractor(
     pruning.keep(body, called, used)
     for name, tensor in constants.items():
         delattr(body, name)
+        body._buffers = dict(body._buffers)  # which was the model's too
+        body._non_persistent_buffers_set = set(body._non_persistent_buffers_set)
         body.register_buffer(name, tensor, persistent=False)
     several = sum(node.op == "placeholder" for node in graphs[True].nodes) != 1
     kind = GraphExtractorOfSeveral if several else GraphExtractor
-    return kind(structure.in_mode(body, model.training), graphs)
+    extractor = kind(structure.in_mode(body, model.training), graphs)
+    extractor._share(model)
+    return extractor
 
 
 def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:

@@ -14,10 +14,11 @@ from ...features import Feature, FeatureInfo
 from ...tracing import trace
 from .. import layout
 from ..extractors import REGISTRIES
+from ..shared import SharedNet
 from .effects import Size, observe, sizes_for
 
 
-class GraphExtractor(nn.Module):
+class GraphExtractor(SharedNet):
     """Turn images (N, C, H, W) into a dict of nodes' outputs; see :func:`create_feature_extractor`.
 
     Modules, parameters and buffers have the names that they have in the model it was made from.
@@ -39,6 +40,7 @@ class GraphExtractor(nn.Module):
 
     def __init__(self, body: nn.Module, graphs: Mapping[bool, fx.Graph]) -> None:
         super().__init__()
+        self._share(None)
         for name in REGISTRIES:
             self.__dict__[name] = body.__dict__[name]
         self.training = body.training
@@ -55,6 +57,7 @@ class GraphExtractor(nn.Module):
         self.__dict__["_forwards"] = {m: type(module).forward for m, module in modules.items()}
 
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        self._check_shared()
         return self._forwards[self.training](self, x)
 
     @property
@@ -122,6 +125,7 @@ class GraphExtractorOfSeveral(GraphExtractor):
     """The same of a forward that has several arguments, or one by keyword."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._check_shared()
         return self._forwards[self.training](self, *args, **kwargs)
 
 
