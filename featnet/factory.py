@@ -106,8 +106,20 @@ def create_model(
     Raises:
         UnknownModelError: no such name or tag.
         ArgumentError: an argument that nothing takes, or that contradicts another.
-        OutIndexError, OutputStrideError: what the network cannot give.
-        CheckpointError: weights that cannot be had or do not fit.
+        OutIndexError: levels that the network does not have.
+        OutputStrideError: an output stride that the network cannot have.
+        CheckpointError: weights that cannot be found or do not fit.
+
+    Returns:
+        A :class:`featnet.Backbone`; with ``features_only`` an extractor.
+
+    Example:
+        >>> model = featnet.create_model("resnet18", num_classes=10)
+        >>> model(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
+        >>> net = featnet.create_model("resnet18", features_only=True, output_stride=8)
+        >>> net.feature_info.reduction()
+        [2, 4, 8, 8, 8]
     """
     if scriptable:
         raise ArgumentError(
@@ -274,8 +286,27 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     ``build_model_with_cfg(Cls, pretrained, **kwargs)`` (``default_cfg`` third or by name) both do.
     Arguments of ``create_model`` act on the result; the others are the class's.
 
+    Args:
+        model_cls: a class or function that builds the network.
+        *args: name, ``pretrained`` and ``default_cfg``, told apart by their types.
+        **kwargs: the same by name, arguments of ``create_model``, and arguments of the class.
+
+    Returns:
+        The network; with ``features_only`` an extractor.
+
     Raises:
-        ArgumentError, CheckpointError: as ``create_model``.
+        ArgumentError: as ``create_model``.
+        CheckpointError: likewise.
+
+    Example:
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self, num_classes=1000):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(3, num_classes, 3, stride=2)
+        ...     def forward(self, x):
+        ...         return self.conv(x).mean((2, 3))
+        >>> featnet.build_model_with_cfg(Net, pretrained=False, num_classes=7).conv.out_channels
+        7
     """
     variant, pretrained, cfg = "", kwargs.pop("pretrained", False), kwargs.pop("default_cfg", None)
     for value in args:
@@ -315,12 +346,24 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
 
 
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
-    """What ``create_model(model_name, features_only=True, **arguments)`` will give.
+    """Describe the outputs of ``create_model(model_name, features_only=True, **arguments)``.
 
-    Nothing is allocated or computed: the network is built on the meta device.
+    The network is built on the meta device: no memory is allocated and no value computed.
+
+    Args:
+        model_name: as for :func:`create_model`.
+        **arguments: likewise; those that only concern weights have no effect.
+
+    Returns:
+        The levels that come out, in their order.
 
     Raises:
-        As :func:`create_model`.
+        FeatnetError: as :func:`create_model`.
+
+    Example:
+        >>> info = featnet.feature_info("resnet50", out_indices=(2, 4), output_stride=16)
+        >>> info.channels(), info.reduction(), info.sizes((224, 320))
+        ([512, 2048], [8, 16], [(28, 40), (14, 20)])
     """
     arguments = {"features_only": True, **arguments}
     for name in ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg_overlay"):
@@ -331,10 +374,20 @@ def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
 
 
 def model_entrypoint(model_name: str) -> Callable[..., Any]:
-    """A function ``f(pretrained=False, **kwargs)`` that builds a model.
+    """Return the function that builds a model.
+
+    Args:
+        model_name: of a model, with or without the tag of a checkpoint.
+
+    Returns:
+        A function ``f(pretrained=False, **kwargs)``.
 
     Raises:
         UnknownModelError: no such name.
+
+    Example:
+        >>> featnet.model_entrypoint("resnet18")(num_classes=5).fc.out_features
+        5
     """
     entry = registry.find(model_name)
     if entry.is_function:

@@ -45,8 +45,8 @@ def save_for_hub(
 ) -> Path:
     """Write ``model.safetensors``, ``config.json`` and, unless there is one, ``README.md``.
 
-    ``create_model("local-dir:<folder>", pretrained=True)`` gives the model back, bit for bit, and
-    so does timm's function of that name. Each file is written as a whole or not at all.
+    ``create_model("local-dir:<folder>", pretrained=True)`` builds the same model again, bit for bit,
+    and so does timm's function of that name. Each file is written as a whole or not at all.
 
     Args:
         model: made by ``create_model``, without ``features_only``.
@@ -57,6 +57,15 @@ def save_for_hub(
     Raises:
         ArgumentError: not such a model, or arguments that JSON cannot hold.
         OutputError: the folder cannot be written.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> model = featnet.create_model("resnet18", num_classes=10)
+        >>> folder = featnet.save_for_hub(model, "mine")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
     """
     folder = Path(folder)
     return _save(model, folder, model_args, source=f"local-dir:{folder}")
@@ -167,14 +176,29 @@ def push_to_hub(
 ) -> str:
     """Save a model as :func:`save_for_hub` does, in a repository of the hub, in one commit.
 
-    The repository is made if it is missing; a README.md that it has is kept.
+    The repository is made if it is missing; if it has a README.md, that is kept.
+
+    Args:
+        model: made by ``create_model``, without ``features_only``.
+        repo_id: of the repository, ``owner/name``.
+        revision: branch; by default the main one.
+        private: make a new repository private.
+        create_pr: open a pull request in place of a commit on the branch.
+        message: of the commit.
+        token: of the hub; by default the one that ``hf auth login`` stored.
+        model_args: as for :func:`save_for_hub`.
 
     Returns:
-        the commit's url.
+        Address of the commit.
 
     Raises:
         ArgumentError: as :func:`save_for_hub`.
         CheckpointError: the hub refused, or cannot be reached.
+
+    Example:
+        >>> model = featnet.create_model("resnet18", num_classes=10)
+        >>> featnet.push_to_hub(model, "owner/name", private=True)  # doctest: +SKIP
+        'https://huggingface.co/owner/name/commit/...'
     """
     from huggingface_hub import HfApi
 

@@ -158,18 +158,25 @@ def entry(
 def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None) -> dict[str, Path]:
     """Fetch checkpoints, so that ``create_model(name, pretrained=True)`` needs no network later.
 
-    The hub's client shows the progress. What is cached already is only compared with the hub's.
+    The hub's client shows the progress. A file in the cache is fetched again only if the hub has
+    another one.
 
     Args:
         names: one or several names of any source.
-        cache_dir: in place of the hub's cache; ``create_model`` is to be told the same.
+        cache_dir: in place of the hub's cache; ``create_model`` needs the same.
 
     Returns:
-        name to local file.
+        Names to local files.
 
     Raises:
-        UnknownModelError: there is no such model. All names are looked at before any is fetched.
-        CheckpointError: it has no checkpoint, or it cannot be had.
+        UnknownModelError: there is no such model. All names are looked up before one is fetched.
+        CheckpointError: it has no checkpoint, or the hub does not give it.
+
+    Example:
+        >>> model = featnet.create_model("resnet18")
+        >>> folder = featnet.save_for_hub(model, "mine")
+        >>> featnet.prefetch("local-dir:mine")["local-dir:mine"].name
+        'model.safetensors'
     """
     listed = [names] if isinstance(names, str) else list(names)
     table = {name: registry.get_weights(name) for name in listed if parse(name) is None}
