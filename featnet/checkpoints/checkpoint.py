@@ -13,9 +13,13 @@ from torch import nn
 
 from ..errors import CheckpointError, nearest
 from ..weights import Weights
-from . import conversion, files, keymap
+from . import choosing, conversion, files, keymap, stored
 from .conversion import Draft, one_error
-from .files import State, some
+from .files import some
+from .stored import State
+
+# What to do where only the classifier is missing
+ADVICE = "num_classes=n makes a new one, num_classes=0 or features_only=True needs none."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,15 @@ class LoadReport:
         converted: names of those whose values were adapted, to what was done.
         dropped: names of the file's tensors that were not taken, to why.
         initial: names of the model's tensors that keep their initial values.
+        nonfinite: names of those with values that are NaN or infinite; of mapped files, which are
+            not read here, none.
+
+    Example:
+        >>> import featnet
+        >>> model = featnet.create_model("test_resnet", num_classes=10)
+        >>> report = featnet.load_checkpoint(model, model.state_dict())
+        >>> report.loaded == len(model.state_dict()), report.dropped
+        (True, {})
     """
 
     source: str
@@ -38,6 +51,7 @@ class LoadReport:
     converted: Mapping[str, str]
     dropped: Mapping[str, str]
     initial: tuple[str, ...]
+    nonfinite: tuple[str, ...] = ()
 
     @property
     def loaded(self) -> int:
@@ -53,6 +67,7 @@ class LoadReport:
         lines += [f"  converted {some(keys)}: {how}" for how, keys in _grouped(self.converted)]
         lines += [f"  dropped {some(keys)}: {why}" for why, keys in _grouped(self.dropped)]
         lines += [f"  initial {some(self.initial)}"] * bool(self.initial)
+        lines += [f"  NaN or infinity in {some(self.nonfinite)}"] * bool(self.nonfinite)
         return "\n".join(lines)
 
 
@@ -63,9 +78,17 @@ def _grouped(reasons: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
     return groups.items()
 
 
-def read(path: str | Path) -> State:
-    """The tensors of a file; see :func:`featnet.checkpoints.files.read`."""
-    return files.read(path).tensors
+def read(path: str | Path, *, prefix: str | None = None) -> State:
+    """The tensors of a file, read into memory; of its dictionaries those of the largest.
+
+    Args:
+        prefix: the dictionary, or the start of names, that is meant.
+
+    Raises:
+        CheckpointError: it cannot be read, holds none, or several networks.
+    """
+    option = choosing.choose(files.read(path), None, prefix=prefix)
+    return stored.fetch(option.tensors)
 
 
 # Adaptation -------------------------------------------------------------------------------------
@@ -87,27 +110,14 @@ def adapt_input_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
     return (repeated * (have / in_chans)).to(weight.dtype)
 
 
-def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
+def names_of(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One or several names as several."""
     return (names,) if isinstance(names, str) else names
 
 
 def first(names: str | tuple[str, ...]) -> str:
     """Of one or several names the first."""
-    return _names(names)[0]
-
-
-def native_prefix(keys: Iterable[str], wanted: Collection[str]) -> str:
-    """What a wrapper put before the names that fit best: ``module.``, ``backbone.body.``, ..."""
-    names = list(keys)
-    ends = {end.partition(".")[0] for end in wanted}
-    hits: dict[str, int] = {"": 0}
-    for name in names:
-        parts = name.split(".")
-        for at in range(len(parts)):
-            if parts[at] in ends and ".".join(parts[at:]) in wanted:
-                prefix = ".".join([*parts[:at], ""]) if at else ""
-                hits[prefix] = hits.get(prefix, 0) + 1
-    return max(hits, key=lambda prefix: (hits[prefix], -len(prefix)))
+    return names_of(names)[0]
 
 
 def _family_changes(draft: Draft, model: Any) -> None:
@@ -135,7 +145,7 @@ def _family_changes(draft: Draft, model: Any) -> None:
 
 
 def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -> None:
-    for name in _names(getattr(model, "first_conv", ())):
+    for name in names_of(getattr(model, "first_conv", ())):
         key = f"{name}.weight"
         old, new = draft.tensors.get(key), target.get(key)
         if old is None or new is None or old.ndim != 4 or new.ndim != 4:
@@ -148,7 +158,7 @@ def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -
 def _adapt_classes(
     draft: Draft, model: Any, target: Mapping[str, torch.Tensor], offset: int
 ) -> None:
-    for name in _names(getattr(model, "last_fc", ())):
+    for name in names_of(getattr(model, "last_fc", ())):
         for key in (f"{name}.weight", f"{name}.bias"):
             old, new = draft.tensors.get(key), target.get(key)
             if old is None:
@@ -161,38 +171,75 @@ def _adapt_classes(
                 draft.drop(key, f"{old.shape[0]} classes, the model has {new.shape[0]}")
 
 
-def translate(model: Any, contents: files.Contents, *, auto_mapping: bool = True) -> Draft:
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What a caller says of a file.
+
+    Attributes:
+        cfg: what is known of the checkpoint.
+        prefix: the dictionary, or the start of names, that is meant.
+        mmap: map the file instead of reading it.
+        auto_mapping: match names that were flattened or prefixed.
+    """
+
+    cfg: Weights | None = None
+    prefix: str | None = None
+    mmap: bool = False
+    auto_mapping: bool = True
+
+
+def translate(model: Any, contents: files.Contents, choices: Choices = Choices()) -> Draft:
     """Tensors under the model's names, with the file's own input channels and classes.
 
-    Args:
-        auto_mapping: match names that were flattened or prefixed.
-
     Raises:
-        CheckpointError: another library's network that computes something else than the model, or
-            tensors of shapes that it cannot have.
+        CheckpointError: another library's network that computes something else than the model,
+            tensors of shapes that it cannot have, or several networks in one file.
     """
     with one_error(model):
-        draft = Draft(contents.tensors, contents.steps)
-        if conversion.apply(draft, model, format=contents.format):
+        option = choosing.choose(contents, model, prefix=choices.prefix)
+        if option.layout is None and contents.format:
+            conversion.refuse(option.tensors, model, format=contents.format)
+        draft = Draft(option.tensors, option.steps)
+        draft.strip(option.prefix)
+        if option.layout is not None:
+            draft.fetch(mmap=choices.mmap)
+            conversion.apply(draft, model, option.layout, option.root)
             _family_changes(draft, model)
             return draft
         target = model.state_dict()
-        wanted = target.keys()
-        draft.strip(native_prefix(draft.tensors, wanted))
-        if auto_mapping:
+        _unwrap(draft, option, choosing.wrappers_of(target))
+        if choices.auto_mapping:
             keymap.apply(draft, target)
+        draft.fetch(mmap=choices.mmap)
         _family_changes(draft, model)
-        if draft.tensors.keys() >= wanted:
+        if not option.prefix or draft.tensors.keys() >= target.keys():
             return draft
-        whole = Draft(contents.tensors, list(contents.steps))
-        _family_changes(whole, model)  # some layouts are known by the prefix that they bring
-        better = len(whole.tensors.keys() & wanted) > len(draft.tensors.keys() & wanted)
+        whole = Draft(option.tensors, option.steps)  # some layouts are known by their prefix
+        whole.fetch(mmap=choices.mmap)
+        _family_changes(whole, model)
+        better = len(whole.tensors.keys() & target) > len(draft.tensors.keys() & target)
         return whole if better else draft
 
 
-def fit(
-    model: Any, contents: files.Contents, cfg: Weights | None = None, *, auto_mapping: bool = True
-) -> Draft:
+def _unwrap(draft: Draft, option: choosing.Option, wrappers: frozenset[str]) -> None:
+    """Take out what wrappers put into names, and bring children of a Sequential under theirs."""
+    words = {part for name in draft.tensors for part in name.split(".")} & wrappers
+    plain = {choosing.unwrap(name, wrappers) for name in draft.tensors}
+    if words and len(plain) == len(draft.tensors):
+        draft.rename(lambda name: choosing.unwrap(name, wrappers))
+        draft.steps.append(f"{', '.join(map(repr, sorted(words)))} removed from names")
+    if option.children:
+
+        def child(name: str) -> str:
+            number, dot, rest = name.partition(".")
+            return f"{option.children.get(number, number)}{dot}{rest}"
+
+        draft.rename(child)
+        shown = ", ".join(f"{old} is {new!r}" for old, new in option.children.items())
+        draft.steps.append(f"children of a Sequential: {shown}")
+
+
+def fit(model: Any, contents: files.Contents, choices: Choices = Choices()) -> Draft:
     """Tensors under the model's names, with its input channels and classes.
 
     Nothing is written into the tensors or the model.
@@ -200,7 +247,8 @@ def fit(
     Raises:
         CheckpointError: as :func:`translate`.
     """
-    draft, target = translate(model, contents, auto_mapping=auto_mapping), model.state_dict()
+    draft, target = translate(model, contents, choices), model.state_dict()
+    cfg = choices.cfg
     _adapt_input(draft, model, target)
     _adapt_classes(draft, model, target, (cfg.label_offset if cfg is not None else 0) or 0)
     return draft
@@ -211,7 +259,7 @@ def fit(
 
 def load(
     model: nn.Module,
-    state: Mapping[str, torch.Tensor] | files.Contents,
+    state: Mapping[str, Any] | files.Contents,
     *,
     source: str,
     cfg: Weights | None = None,
@@ -222,8 +270,8 @@ def load(
         CheckpointError: anything is missing, unexpected or of another shape. The model is then
             what it was.
     """
-    contents = state if isinstance(state, files.Contents) else files.Contents(dict(state))
-    return assign(model, fit(model, contents, cfg), source=source, cfg=cfg)
+    contents = state if isinstance(state, files.Contents) else files.Contents(state, source)
+    return assign(model, fit(model, contents, Choices(cfg)), source=source, cfg=cfg)
 
 
 def assign(
@@ -232,18 +280,26 @@ def assign(
     *,
     source: str,
     cfg: Weights | None = None,
+    adopt: bool = False,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     optional: Collection[str] = (),
     pruned: Collection[str] = (),
+    headless: bool = False,
+    advice: str = ADVICE,
 ) -> LoadReport:
-    """Put tensors under a network's names into it, or into an extractor that was cut from it; the
-    tensors themselves where dtype and device fit.
+    """Put tensors under a network's names into it, or into an extractor that was cut from it.
 
     Args:
+        adopt: the tensors themselves become the network's where dtype and device fit, for one that
+            nobody has used yet. Without it they are copied into those of the network, which an
+            optimiser may hold.
         device, dtype: of the tensors that are put in; by default as the network's.
         optional: names of the network's tensors that may be absent.
         pruned: names that the whole network has and ``net`` has not; tensors of these are dropped.
+        headless: no classifier is meant to be complete: tensors of modules that the network has not
+            are dropped, too.
+        advice: what an error says where only the classifier is missing.
 
     Raises:
         CheckpointError: anything is missing, unexpected or of another shape. The network is then
@@ -252,6 +308,8 @@ def assign(
     target, network = net.state_dict(), net.__dict__.get("body", net)  # an extractor's network
     for key in [key for key in draft.tensors if key in pruned]:
         draft.drop(key, "no level needs it")
+    if headless:
+        _drop_heads(draft, network, {*target, *pruned})
     tensors = draft.tensors
     missing = [key for key in _missing(network, draft, target, cfg) if key not in optional]
     unexpected = [k for k in tensors if k not in target]
@@ -265,21 +323,51 @@ def assign(
         if k in target and not _castable(v.dtype, target[k].dtype)
     ]
     if missing or unexpected or misshaped:
-        raise CheckpointError(_diff(network, source, draft, missing, unexpected, misshaped))
+        raise CheckpointError(_diff(network, source, draft, missing, unexpected, misshaped, advice))
     initial = tuple(k for k in target if k not in tensors)
     unborn = [k for k in initial if target[k].is_meta] + [
         name for name, b in net.named_buffers() if b.is_meta and name not in target
     ]
-    if unborn and any(value.is_meta for value in target.values()):
+    on_meta = any(value.is_meta for value in target.values())
+    if unborn and on_meta:
         raise CheckpointError(
             f"The model is on the meta device, and {source!r} does not hold {some(unborn)}: build "
             "it with create_model(..., checkpoint_path=) instead. Nothing was loaded."
         )
-    ready = {k: _place(v, target[k], device, dtype) for k, v in tensors.items()}
-    # assign: a tensor that is mapped from a file is taken, not copied
-    net.load_state_dict(ready, strict=False, assign=True)
-    taken = tuple(k for k in ready if k not in draft.converted)
-    return LoadReport(source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial)
+    names = tuple(tensors)
+    nonfinite = () if draft.mapped else tuple(k for k in names if not _is_finite(tensors[k]))
+    if adopt or on_meta:
+        for key in names:
+            tensors[key] = _place(tensors[key], target[key], device, dtype)
+    net.load_state_dict(tensors, strict=False, assign=adopt or on_meta)
+    taken = tuple(k for k in names if k not in draft.converted)
+    return LoadReport(
+        source, tuple(draft.steps), taken, draft.converted, draft.dropped, initial, nonfinite
+    )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    if not value.numel() or not value.is_floating_point() or value.is_meta:
+        return True
+    if value.itemsize == 1:
+        value = value.half()
+    low, high = torch.aminmax(value)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _drop_heads(draft: Draft, network: Any, whole: Collection[str]) -> None:
+    """Drop tensors of modules that the network has not: a head of the file's own."""
+    children = {name.partition(".")[0] for name in whole} | {n for n, _ in network.named_children()}
+    modules = {name for name, _ in network.named_modules()}
+    heads = tuple(f"{name}." for name in names_of(getattr(network, "last_fc", ())))
+    around = tuple(f"{head[:-1].rpartition('.')[0]}." for head in heads if head.count(".") > 1)
+    for key in [key for key in draft.tensors if key not in whole]:
+        module = key.rpartition(".")[0]
+        if key.partition(".")[0] not in children:
+            draft.drop(key, f"the network has no {key.partition('.')[0]!r}")
+        elif key.startswith(heads) or (key.startswith(around) and module not in modules):
+            draft.drop(key, "the network's classifier has no such tensor")
 
 
 def _missing(
@@ -288,7 +376,7 @@ def _missing(
     """What a file must have and has not."""
     optional = set(draft.left_out)
     if cfg is not None and not cfg.num_classes:  # nor, in some files, the norm before a classifier
-        beside = tuple(f"{n.rpartition('.')[0]}." for n in _names(model.last_fc) if "." in n)
+        beside = tuple(f"{n.rpartition('.')[0]}." for n in names_of(model.last_fc) if "." in n)
         optional |= _head(model) | {key for key in target if key.startswith(beside)}
     return [
         key
@@ -301,7 +389,7 @@ def _missing(
 
 def _head(model: Any) -> set[str]:
     """Names of the classifier's tensors."""
-    names = _names(getattr(model, "last_fc", ()))
+    names = names_of(getattr(model, "last_fc", ()))
     return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
 
 
@@ -330,6 +418,7 @@ def _diff(
     missing: list[str],
     unexpected: list[str],
     misshaped: list[str],
+    advice: str,
 ) -> str:
     total, name = len(draft.names), type(model).__name__
     lines = [f"{source!r} does not fit {name} ({total} tensors); nothing was loaded."]
@@ -344,11 +433,15 @@ def _diff(
         kind = "shape" if all("(" in item for item in misshaped) else "shape or kind"
         lines.append(f"  of another {kind} ({len(misshaped)}): {some(misshaped)}")
     if missing and set(missing) <= _head(model):
+        lines.append(f"  The file has no classifier: {advice}")
+    blocks = [name for name, m in model.named_modules() if hasattr(m, "reparameterized")]
+    inside = tuple(f"{name}." if name else "" for name in blocks)
+    if unexpected and blocks and all(k.startswith(inside) for k in (*missing, *unexpected)):
         lines.append(
-            "  The file has no classifier: num_classes=n makes a new one, num_classes=0 or "
-            "features_only=True needs none."
+            "  It may be of the network after reparameterize(): create_model(..., "
+            "reparameterized=True) takes it."
         )
     layout = conversion.recognise(draft.names)
-    if layout is not None and layout[0].family not in {c.__name__ for c in type(model).__mro__}:
-        lines.append(f"  It looks like {layout[0].name}.")
+    if layout is not None and layout.family not in {c.__name__ for c in type(model).__mro__}:
+        lines.append(f"  It looks like {layout.name}.")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Files of tensors: safetensors, PyTorch's own, indexes of shards; read without trusting them.
 
 Nothing is executed and nothing is allocated that the file does not hold: sizes are compared with
-the file's before anything is read, and tensors are mapped, not copied.
+the file's before anything is read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import zipfile
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,26 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, nearest
-from . import mindspore, npz
-
-State = dict[str, torch.Tensor]
-
-# Where training scripts keep the weights, best first
-CONTAINERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "params_ema",
-    "teacher",
-    "state_dict",
-    "model",
-    "module",
-    "params",
-    "encoder",
-    "model_state",
-    "classy_state_dict",
-    "base_model",
-)
-AVERAGED = CONTAINERS[:5]
-PARTS = ("trunk", "heads")  # dictionaries that are one network together
+from . import mindspore, npz, pickled, writing
+from .stored import File, Storage, Stored
 
 POINTER = b"version https://git-lfs"  # what a checkout without Git LFS has for a large file
 MAX_JSON = 64 << 20  # bytes of a header, an index, a config.json
+ONNX = "an ONNX model: featnet reads the weights of the program that it was made from"
+
+# What a repository or folder calls its weights, best first
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+ENDINGS = (".safetensors", ".index.json", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 
 # Bits of an element, by the names of the safetensors format
 BITS = {
@@ -65,60 +60,174 @@ BITS = {
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
 }
+DTYPES = {name: dtype for dtype, name in writing.DTYPES.items()} | {
+    name: dtype
+    for name, attribute in (
+        ("F8_E8M0", "float8_e8m0fnu"),
+        ("F8_E4M3FNUZ", "float8_e4m3fnuz"),
+        ("F8_E5M2FNUZ", "float8_e5m2fnuz"),
+    )
+    if (dtype := getattr(torch, attribute, None)) is not None
+}
+
+
+# What a file begins with that is no checkpoint: the bytes, and where they are
+STRANGERS = (
+    (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file: save the weights from the program that wrote it"),
+    (b"\x1f\x8b", 0, "compressed by gzip: unpack it first"),
+    (b"BZh", 0, "compressed by bzip2: unpack it first"),
+    (b"\xfd7zXZ", 0, "compressed by xz: unpack it first"),
+    (b"7z\xbc\xaf", 0, "a 7z archive: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", 0, "compressed by zstd: unpack it first"),
+    (b"ustar", 257, "a tar archive: unpack it first"),
+    (b"TFL3", 4, "a TensorFlow Lite model"),
+    (b"GGUF", 0, "a GGUF file"),
+    (b"\x93NUMPY", 0, "a single NumPy array"),
+    (b"\x89PNG", 0, "an image"),
+    (b"\xff\xd8\xff", 0, "an image"),
+    (b"%PDF", 0, "a PDF document"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The tensors of a file, which of its dictionaries they are, and the format whose words for
-    them its names are, if that is not PyTorch's."""
+    """What a file holds, not yet read but for its directory.
 
-    tensors: State
-    steps: tuple[str, ...] = ()
+    Attributes:
+        content: as it was saved: nested dictionaries and lists, with a :class:`Stored` for each
+            tensor of the file, or tensors that are in memory.
+        source: what messages call it.
+        format: the format whose words for tensors its names are, if that is not PyTorch's.
+    """
+
+    content: Any
+    source: str = "checkpoint"
     format: str = ""
 
 
-def read(path: str | Path) -> Contents:
-    """The tensors of a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
-    ``.npz`` file, or of the shards of an index (``*.index.json``), memory-mapped where the format
-    allows it.
+def local(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's: ``~`` is the home folder.
+
+    Raises:
+        CheckpointError: it can be no path, or there is nothing to which one may look.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"{path!r} is no path: a {type(path).__name__}.")
+    try:
+        place = Path(path).expanduser()
+        place.exists() or place.parent.exists()
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Checkpoint {str(path)!r} cannot be read: {reason}.") from error
+    return place
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """What is in a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
+    ``.npz`` file, in the shards of an index (``*.index.json``), or in a folder with one of these.
+    The bytes decide, not the name.
 
     Raises:
         CheckpointError: missing, empty, truncated, dishonest, or not a checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        near = path.parent.glob("*") if path.parent.is_dir() else ()
-        raise CheckpointError(
-            f"Checkpoint {str(path)!r} {what}." + nearest(path.name, [p.name for p in near])
-        )
+    path = local(path)
     try:
+        if path.is_dir():
+            path = in_folder(path)
+        if not path.is_file():
+            near = path.parent.glob("*") if path.parent.is_dir() else ()
+            what = "is no file" if path.exists() else "does not exist"
+            raise CheckpointError(
+                f"Checkpoint {str(path)!r} {what}." + nearest(path.name, [p.name for p in near])
+            )
         return _read(path)
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"Checkpoint {str(path)!r} cannot be read: {error}.") from error
+        raise CheckpointError(
+            f"Checkpoint {str(path)!r} cannot be read: {error.strerror or error}."
+        ) from error
+
+
+def in_folder(folder: Path) -> Path:
+    """The weights in a folder: a usual name, or else the only file with a usual ending.
+
+    Raises:
+        CheckpointError: none, or several.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / ".metadata").is_file() or any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"{str(folder)!r} is a distributed checkpoint: make one file of it with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, file)."
+        )
+    for ending in ENDINGS:
+        files = sorted(folder.glob(f"*{ending}"))
+        if len(files) > 1:
+            raise CheckpointError(
+                f"{str(folder)!r} has {some(p.name for p in files)}: give one as "
+                "checkpoint_path=, or name it model.safetensors."
+            )
+        if files:
+            return files[0]
+    raise CheckpointError(
+        f"{str(folder)!r} is a folder that has no weights: {', '.join(WEIGHTS[:3])} ..."
+    )
 
 
 def _read(path: Path) -> Contents:
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"Checkpoint {str(path)!r} is empty.")
+    source = str(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"Checkpoint {source!r} is empty.")
     if path.name.endswith(".index.json"):
-        return Contents(_read_shards(path))
+        return Contents(_read_shards(path), source)
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(300)
+    _refuse_strangers(path, head, size)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= max(size, MAX_JSON):
+        return Contents(_read_safetensors(path), source)
+    if mindspore.is_checkpoint(head[:64]):
+        return Contents(mindspore.read(path), source, "MindSpore")
+    if head.startswith(b"PK") and npz.is_archive(path):
+        return Contents(npz.read(path), source)
+    if path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80")):
+        return Contents(_read_safetensors(path), source)  # which says what is wrong
+    return Contents(pickled.read(path), source)
+
+
+def _refuse_strangers(path: Path, head: bytes, size: int) -> None:
+    """Name what is no checkpoint by its first bytes.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    what = ""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:32].lower()
     if head.startswith(POINTER):
         raise CheckpointError(
             f"Checkpoint {str(path)!r} is a Git LFS pointer, not the file: run 'git lfs pull'."
         )
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return Contents(_read_safetensors(path))
-    if mindspore.is_checkpoint(head):
-        return Contents(mindspore.read(path), format="MindSpore")
-    if head.startswith(b"PK") and npz.is_archive(path):
-        return Contents(npz.read(path))
-    content = _read_torch(path, zipped=head.startswith(b"PK"))
-    return unwrap(content, source=str(path))
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        what = "a page of the web, not the file: its address leads to a page, or asks for a login"
+    elif text.startswith((b"{", b"[")):
+        what = "a JSON text; the index of shards is called *.index.json"
+    elif head[:1] == b"\x08" and head[1:2] < b"\x20" and path.suffix == ".onnx":
+        what = ONNX
+    elif head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":") and head[1] < 32:
+        what = ONNX
+    else:
+        for mark, at, name in STRANGERS:
+            if head[at : at + len(mark)] == mark:
+                what = name
+    if what:
+        raise CheckpointError(f"Checkpoint {str(path)!r} is no file of tensors but {what}.")
 
 
 # Safetensors ------------------------------------------------------------------------------------
@@ -156,8 +265,8 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def check_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file whose header is true.
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and its header, if that is true.
 
     Raises:
         ValueError: the header says what the file does not hold.
@@ -170,11 +279,11 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
-    shapes, spans = {}, []
+    header.pop("__metadata__", None)
+    spans = []
     for name, entry in header.items():
-        if name != "__metadata__":
-            shapes[name] = _check_entry(name, entry)
-            spans.append((*entry["data_offsets"], name))
+        _check_entry(name, entry)
+        spans.append((*entry["data_offsets"], name))
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
@@ -182,11 +291,11 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
         end = stop
     if end != size - 8 - length:
         raise ValueError(f"its tensors take {end} bytes, the file has {size - 8 - length}")
-    return shapes
+    return 8 + length, header
 
 
-def _check_entry(name: str, entry: Any) -> tuple[int, ...]:
-    """The shape of one tensor, after a comparison with its span of bytes."""
+def _check_entry(name: str, entry: Any) -> None:
+    """Compare the shape of one tensor with its span of bytes."""
 
     def sizes(value: Any) -> bool:
         return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
@@ -200,41 +309,41 @@ def _check_entry(name: str, entry: Any) -> tuple[int, ...]:
         raise ValueError(f"tensor {name!r} has the shape {shape!r} at bytes {span!r}")
     if math.prod(shape) * BITS[dtype] != (span[1] - span[0]) * 8:
         raise ValueError(f"tensor {name!r}, {dtype} {tuple(shape)}, does not fill bytes {span!r}")
-    return tuple(shape)
 
 
-def _read_safetensors(path: Path) -> State:
-    from safetensors.torch import load_file
-
+def _read_safetensors(path: Path) -> dict[str, Stored]:
+    file = File.of(path)
     try:
-        check_header(path)
-        return dict(load_file(path))
-    except OSError:
-        raise
-    except Exception as error:
+        start, header = _header(path)
+        return {name: _stored(file, start, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"Checkpoint {str(path)!r} cannot be read: it is truncated or not a safetensors file "
             f"({error})."
         ) from error
 
 
-def _read_shards(path: Path) -> State:
-    try:
-        files: Mapping[str, str] = read_json(path)["weight_map"]
-        names = sorted(set(files.values()))
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError("weight_map has no files")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{str(path)!r} is no index of shards: {error!r}.") from error
-    state: State = {}
+def _stored(file: File, start: int, entry: Mapping[str, Any]) -> Stored:
+    (first, last), dtype = entry["data_offsets"], DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"this torch has no {entry['dtype']}")
+    storage = Storage(file, last - first, [(start + first, last - first)])
+    return Stored(storage, dtype, torch.Size(entry["shape"]))
+
+
+def _read_shards(path: Path) -> dict[str, Any]:
+    names = shards(path)
+    places: Mapping[str, str] = read_json(path)["weight_map"]
+    tensors: dict[str, Any] = {}
     for name in names:
-        check_name(name, source=str(path))
-        shard = read(path.parent / name).tensors
-        state.update({k: v for k, v in shard.items() if files.get(k) == name})
-    missing = [key for key in files if key not in state]
+        content = read(path.parent / name).content
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{str(path.parent / name)!r} holds no tensors by name.")
+        tensors.update({k: v for k, v in content.items() if places.get(k) == name})
+    missing = [key for key in places if key not in tensors]
     if missing:
         raise CheckpointError(f"{str(path)!r}: no shard has {some(missing)}.")
-    return {key: state[key] for key in files}
+    return {key: tensors[key] for key in places}
 
 
 def shards(path: Path) -> list[str]:
@@ -245,6 +354,8 @@ def shards(path: Path) -> list[str]:
     """
     try:
         names = sorted(set(read_json(path)["weight_map"].values()))
+        if not names:
+            raise ValueError("weight_map has no files")
         return [check_name(name, source=str(path)) for name in names]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, CheckpointError):
@@ -264,73 +375,6 @@ def check_name(name: str, *, source: str) -> str:
     if name.endswith(".json"):
         raise CheckpointError(f"{source!r} names {name!r}, which is no file of tensors.")
     return name
-
-
-# PyTorch's own ----------------------------------------------------------------------------------
-
-
-def _read_torch(path: Path, *, zipped: bool) -> Any:
-    where = f"Checkpoint {str(path)!r}"
-    try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise CheckpointError(f"{where} cannot be read: it is compressed.")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (CheckpointError, OSError):
-        raise
-    except Exception as error:
-        why = str(error).strip().split("\n")[0]
-        if "weights_only" in str(error) or "Weights only" in str(error):
-            raise CheckpointError(
-                f"{where} cannot be read: it holds more than tensors, and featnet runs no code "
-                f"that a file brings along ({why}). Where you trust it, load it with "
-                "torch.load(..., weights_only=False) and save its state_dict() as safetensors."
-            ) from error
-        raise CheckpointError(
-            f"{where} cannot be read: it is truncated or not a checkpoint "
-            f"({type(error).__name__}: {why})."
-        ) from error
-
-
-def unwrap(content: Any, *, source: str = "checkpoint") -> Contents:
-    """The state dict in what a training script saved, EMA weights first.
-
-    Raises:
-        CheckpointError: there is none, or one whose tensors claim more than the file holds.
-    """
-    path: list[str] = []
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        name = next((k for k in CONTAINERS if isinstance(content.get(k), Mapping)), None)
-        if name is None:
-            break
-        content = content[name]
-        path.append(name)
-    state: State = {}
-    if isinstance(content, Mapping):
-        for part in PARTS:
-            if isinstance(content.get(part), Mapping):
-                inner = content[part].items()
-                content = {**content, **{f"{part}.{k}": v for k, v in inner if isinstance(k, str)}}
-        state = {k: v for k, v in content.items() if isinstance(k, str) and _is_plain(v, k, source)}
-    if not state:
-        raise CheckpointError(f"{source!r} holds no tensors: a {type(content).__name__}.")
-    averaged = [name for name in path if name in AVERAGED]
-    return Contents(state, tuple(f"averaged weights, {name!r}" for name in averaged))
-
-
-def _is_plain(value: Any, key: str, source: str) -> bool:
-    """Whether it is a tensor; one that is not dense and backed by the file is refused."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    dense = value.layout is torch.strided and not value.is_quantized and not value.is_meta
-    if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise CheckpointError(
-            f"{source!r}: {key!r} is no dense tensor of {tuple(value.shape)} that the file holds."
-        )
-    return True
 
 
 def some(items: Iterable[str], *, most: int = 5) -> str:

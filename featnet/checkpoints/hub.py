@@ -18,20 +18,7 @@ from ..errors import CheckpointError
 from ..weights import Weights
 from . import files
 
-# What a repository or folder calls its weights, best first
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.pth",
-    "model.pth",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-ON_THE_HUB = WEIGHTS[:4]
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+ON_THE_HUB = files.WEIGHTS[:4]
 
 
 def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bool = False) -> Path:
@@ -45,7 +32,7 @@ def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bo
     """
     if weights.file:
         path = Path(weights.file)
-        path = in_folder(path) if path.is_dir() else path
+        path = files.in_folder(path) if path.is_dir() else path
         return check_hash(path, weights.sha256) if path.is_file() else path
     if weights.hf_hub_id:
         name = weights.hf_hub_filename
@@ -55,27 +42,6 @@ def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bo
         return check_hash(_from_url(weights.url, cache_dir), weights.sha256, owned=True)
     name = f"{weights.architecture}.{weights.tag}".rstrip(".")
     raise CheckpointError(f"There are no pretrained weights for {name!r}.")
-
-
-def in_folder(folder: Path) -> Path:
-    """The weights in a folder: a usual name, or else the only file with a usual ending.
-
-    Raises:
-        CheckpointError: none, or several.
-    """
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    for ending in ENDINGS:
-        found = sorted(folder.glob(f"*{ending}"))
-        if len(found) > 1:
-            raise CheckpointError(
-                f"{str(folder)!r} has {files.some(p.name for p in found)}: give one as "
-                "checkpoint_path=, or name it model.safetensors."
-            )
-        if found:
-            return found[0]
-    raise CheckpointError(f"{str(folder)!r} has no weights: {', '.join(WEIGHTS[:3])} ...")
 
 
 def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, refresh: bool) -> Path:

@@ -13,10 +13,12 @@ import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from ..errors import CheckpointError
+from .stored import File, Storage, Stored
 
 DTYPES = {
     "Int8": torch.int8,
@@ -57,16 +59,18 @@ def is_checkpoint(head: bytes) -> bool:
     return 0 < length < 1024 and head[at : at + length].isascii() and bool(head[at : at + length])
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: Path) -> dict[str, Stored]:
     """The parameters of a file by their names, in MindSpore's vocabulary.
 
     Raises:
         CheckpointError: truncated, encrypted, of an unknown dtype, or no such file.
     """
+    file = File.of(path)
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _parameters(_without_checksum(memoryview(mapped)))
+        with path.open("rb") as stream:
+            size = _checked(stream, file.size)
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return _parameters(memoryview(content)[:size], file)
     except _Malformed as error:
         raise CheckpointError(
             f"Checkpoint {str(path)!r} cannot be read: it is truncated, encrypted or not a "
@@ -74,67 +78,76 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _without_checksum(view: Buffer) -> Buffer:
-    if len(view) > CHECKSUM and bytes(view[-CHECKSUM:-10]) == b"crc_num":
-        wanted = int.from_bytes(view[-10:], "big")
-        view = view[:-CHECKSUM]
-        if binascii.crc32(view) != wanted:
-            raise _Malformed("its checksum is wrong")
-    return view
+def _checked(stream: IO[bytes], size: int) -> int:
+    """The bytes before the checksum, if there is one, which is compared."""
+    stream.seek(max(0, size - CHECKSUM))
+    end = stream.read(CHECKSUM)
+    if size <= CHECKSUM or not end.startswith(b"crc_num"):
+        return size
+    number, left = 0, size - CHECKSUM
+    stream.seek(0)
+    while left and (block := stream.read(min(left, 1 << 20))):
+        number, left = binascii.crc32(block, number), left - len(block)
+    if number != int.from_bytes(end[-10:], "big"):
+        raise _Malformed("its checksum is wrong")
+    return size - CHECKSUM
 
 
-def _parameters(view: Buffer) -> dict[str, torch.Tensor]:
-    parts: dict[str, list[Buffer]] = {}
+def _parameters(view: Buffer, file: File) -> dict[str, Stored]:
+    parts: dict[str, list[tuple[int, int]]] = {}
     kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for number, value in _fields(view):
+    at = 0
+    for number, value, at in _fields(view):
         if number != 1 or not isinstance(value, memoryview):
             raise _Malformed(f"an unknown field {number}")
-        name, kind, content = _value(value)
+        name, kind, (offset, length) = _value(value)
         if kinds.setdefault(name, kind) != kind:
             raise _Malformed(f"{name!r} occurs twice")
-        parts.setdefault(name, []).append(content)
-    found = {
-        name: _tensor(name, *kinds[name], parts[name]) for name in kinds if kinds[name][0] != "str"
+        parts.setdefault(name, []).append((at - len(value) + offset, length))
+    tensors = {
+        name: _tensor(name, *kinds[name], parts[name], file)
+        for name in kinds
+        if kinds[name][0] != "str"
     }
-    if not found:
+    if not tensors:
         raise _Malformed("it holds no parameters")
-    return found
+    return tensors
 
 
-def _value(view: Buffer) -> tuple[str, tuple[str, tuple[int, ...]], Buffer]:
-    """Name, dtype's name and shape, and the bytes of one value."""
-    fields = dict(_fields(view))
-    tag, tensor = fields.get(1), fields.get(2)
+def _value(view: Buffer) -> tuple[str, tuple[str, tuple[int, ...]], tuple[int, int]]:
+    """Name, dtype's name and shape of one value, and where its bytes are: (offset, length)."""
+    fields = {number: (value, at) for number, value, at in _fields(view)}
+    (tag, _), (tensor, end) = fields.get(1, (None, 0)), fields.get(2, (None, 0))
     if not isinstance(tag, memoryview) or not isinstance(tensor, memoryview):
         raise _Malformed("a value without a name and a tensor")
     name = _text(tag)
     dims: list[int] = []
-    dtype, content = "", memoryview(b"")
-    for number, value in _fields(tensor):
+    dtype, content = "", (0, 0)
+    for number, value, at in _fields(tensor):
         if number == 1 and isinstance(value, int):
             dims.append(value)
         elif number == 1 and isinstance(value, memoryview):  # packed
-            at = 0
-            while at < len(value):
-                size, at = _varint(value, at)
+            place = 0
+            while place < len(value):
+                size, place = _varint(value, place)
                 dims.append(size)
         elif number == 2 and isinstance(value, memoryview):
             dtype = _text(value)
         elif number == 3 and isinstance(value, memoryview):
-            content = value
+            content = (end - len(tensor) + at - len(value), len(value))
     return name, (dtype, () if dims == [0] else tuple(dims)), content
 
 
-def _tensor(name: str, dtype: str, shape: tuple[int, ...], parts: list[Buffer]) -> torch.Tensor:
+def _tensor(
+    name: str, dtype: str, shape: tuple[int, ...], spans: list[tuple[int, int]], file: File
+) -> Stored:
     if dtype not in DTYPES:
         raise _Malformed(f"{name!r} is of the unknown dtype {dtype!r}")
     kind = DTYPES[dtype]
-    size = sum(map(len, parts))
+    size = sum(length for _, length in spans)
     if len(shape) > 16 or math.prod(shape) * kind.itemsize != size:
         raise _Malformed(f"{name!r}, {dtype} {shape}, does not fill {size} bytes")
-    if not size:
-        return torch.empty(shape, dtype=kind)
-    return torch.frombuffer(bytearray().join(parts), dtype=kind).reshape(shape)
+    return Stored(Storage(file, size, spans), kind, torch.Size(shape))
 
 
 def _text(view: Buffer) -> str:
@@ -144,20 +157,20 @@ def _text(view: Buffer) -> str:
         raise _Malformed("a name that is no text") from error
 
 
-def _fields(view: Buffer) -> Iterator[tuple[int, int | Buffer]]:
-    """(number, value) of a message's fields: a number, or the bytes of what has a length."""
+def _fields(view: Buffer) -> Iterator[tuple[int, int | Buffer, int]]:
+    """(number, value, end) of a message's fields: a number, or the bytes of what has a length."""
     at = 0
     while at < len(view):
         key, at = _varint(view, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
             value, at = _varint(view, at)
-            yield number, value
+            yield number, value, at
         elif wire == 2:
             length, at = _varint(view, at)
             if length > len(view) - at:
                 raise _Malformed(f"a field of {length} bytes where {len(view) - at} are left")
-            yield number, view[at : at + length]
+            yield number, view[at : at + length], at + length
             at += length
         else:
             raise _Malformed(f"an unknown wire type {wire}")

@@ -8,8 +8,8 @@ epsilon of batch norm, which no state dict holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from ...errors import CheckpointError
 from . import efficientnet_pytorch, jax, mindcv, originals, torchvision, transformers
 from .draft import Draft, Layout, one_error
 
-__all__ = ["Draft", "Layout", "apply", "layouts", "one_error", "recognise"]
+__all__ = [
+    "Draft", "Layout", "apply", "find_prefixes", "layouts", "one_error", "recognise", "refuse", "ways"]
 
 _LAYOUTS: tuple[Layout, ...] = (
     *torchvision.LAYOUTS,
@@ -36,49 +37,52 @@ def layouts(model: nn.Module, *, format: str = "") -> Iterator[Layout]:
     return (layout for layout in _LAYOUTS if layout.family in classes and layout.format == format)
 
 
-def recognise(
-    keys: Iterable[str], among: Iterable[Layout] = _LAYOUTS
-) -> tuple[Layout, str, str] | None:
-    """The layout of a file's keys, the prefix before them, and the root that they lack."""
-    names, known = set(keys), list(among)
-    whole = [(layout, "") for layout in known]
-    rootless = [(layout, layout.root) for layout in known if layout.root]
-    for layout, root in (*whole, *rootless):
-        prefix = find_prefix(names, [mark[len(root) :] for mark in layout.marks])
-        if prefix is not None:
-            return layout, prefix, root
+def ways(among: Iterable[Layout] = _LAYOUTS) -> Iterator[tuple[Layout, str]]:
+    """Layouts in the order in which they are tried, and the root that a file's keys lack: whole
+    files first, then those that hold the features alone."""
+    known = list(among)
+    yield from ((layout, "") for layout in known)
+    yield from ((layout, layout.root) for layout in known if layout.root)
+
+
+def recognise(keys: Iterable[str], among: Iterable[Layout] = _LAYOUTS) -> Layout | None:
+    """The layout of a file's keys."""
+    names = set(keys)
+    for layout, root in ways(among):
+        if find_prefixes(names, [mark[len(root) :] for mark in layout.marks]):
+            return layout
     return None
 
 
-def find_prefix(names: set[str], marks: list[str]) -> str | None:
-    """The shortest prefix under which all marks are."""
+def find_prefixes(names: Collection[str], marks: Sequence[str]) -> list[str]:
+    """The prefixes under which all marks are, in the order of the names."""
     first = marks[0]
-    found = [
+    prefixes = [
         n[: -len(first)] for n in names if n == first or n.endswith(("." + first, "/" + first))
     ]
-    fitting = [p for p in found if all(p + mark in names for mark in marks)]
-    return min(fitting, key=len, default=None)
+    return [p for p in prefixes if all(p + mark in names for mark in marks)]
 
 
-def apply(draft: Draft, model: nn.Module, *, format: str = "") -> bool:
-    """Bring a file of another library under the model's names; False where it is none.
-
-    Args:
-        format: of the file, where its names mean nothing to PyTorch.
+def refuse(keys: Iterable[str], model: nn.Module, *, format: str) -> NoReturn:
+    """Say why a file of a format of its own is not this model's.
 
     Raises:
-        CheckpointError: a file whose network computes something else than the model, or a file of
-            a format of its own whose network is not known.
+        CheckpointError: always.
     """
-    found = recognise(draft.tensors, layouts(model, format=format))
-    if found is None:
-        if format:
-            raise CheckpointError(_unknown(draft, model, format))
-        return False
-    layout, prefix, root = found
+    raise CheckpointError(_unknown(keys, model, format))
+
+
+def apply(draft: Draft, model: nn.Module, layout: Layout, root: str) -> None:
+    """Bring a draft of another library under the model's names.
+
+    Args:
+        root: the start of the keys, which the file lacks.
+
+    Raises:
+        CheckpointError: its network computes something else than the model.
+    """
     if layout.refused:
         raise CheckpointError(_refusal(layout))
-    draft.strip(prefix)
     if root:
         draft.rename(lambda key: root + key)
     layout.convert(draft, model)
@@ -87,7 +91,6 @@ def apply(draft: Draft, model: nn.Module, *, format: str = "") -> bool:
     _reshape(draft, target)
     if layout.eps is not None:
         _shift_variance(draft, model, layout.eps(draft))
-    return True
 
 
 def _refusal(layout: Layout) -> str:
@@ -97,19 +100,20 @@ def _refusal(layout: Layout) -> str:
     )
 
 
-def _unknown(draft: Draft, model: nn.Module, format: str) -> str:
+def _unknown(keys: Iterable[str], model: nn.Module, format: str) -> str:
     """Why a file of a format of its own is not this model's."""
     known = [layout for layout in _LAYOUTS if layout.format == format]
-    found = recognise(draft.tensors, known)
-    if found is None:
-        names = ", ".join(layout.name for layout in known if not layout.refused)
+    names = list(keys)
+    layout = recognise(names, known)
+    if layout is None:
+        others = ", ".join(layout.name for layout in known if not layout.refused)
         return (
             f"A {format} checkpoint of an architecture that is not known: it begins with "
-            f"{next(iter(draft.tensors))!r}. Known are {names}."
+            f"{names[0]!r}. Known are {others}."
         )
-    if found[0].refused:
-        return _refusal(found[0])
-    return f"A checkpoint of {found[0].name} does not fit {type(model).__name__}."
+    if layout.refused:
+        return _refusal(layout)
+    return f"A checkpoint of {layout.name} does not fit {type(model).__name__}."
 
 
 def _reshape(draft: Draft, target: dict[str, torch.Tensor]) -> None:

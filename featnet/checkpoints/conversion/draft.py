@@ -6,11 +6,14 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import CheckpointError
+from .. import stored
+from ..stored import Leaf
 
 Rule = tuple[str, str]
 
@@ -19,22 +22,30 @@ class Draft:
     """The tensors of a file under the names that they have so far.
 
     Attributes:
-        tensors: name to tensor; nothing is written into a tensor.
+        tensors: name to tensor, which lies in the file until :meth:`fetch`; nothing is written into
+            a tensor.
         converted: name to what was done to its values.
         dropped: a key of the file to why its tensor is not taken.
         left_out: names of the model whose tensors were in the file and were dropped.
         steps: what was done to the file as a whole.
         names: what the file calls its tensors.
+        mapped: the tensors are not read but mapped.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], steps: Sequence[str] = ()) -> None:
-        self.tensors = dict(tensors)
+    def __init__(self, tensors: Mapping[str, Leaf], steps: Sequence[str] = ()) -> None:
+        self.tensors: dict[str, Any] = dict(tensors)
+        self.mapped = False
         self.names = tuple(tensors)
         self.steps = list(steps)
         self.converted: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         self.left_out: set[str] = set()
         self._origins: dict[str, tuple[str, ...]] = {key: (key,) for key in tensors}
+
+    def fetch(self, *, mmap: bool = False) -> None:
+        """Read the tensors from the file, or map it."""
+        self.tensors = dict(stored.fetch(self.tensors, mmap=mmap))
+        self.mapped = mmap
 
     def rename(self, new_name: Callable[[str], str | None], *, why: str = "") -> None:
         """Give every tensor a new name; None drops it.
