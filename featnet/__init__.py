@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .assembly import load_checkpoint as load_checkpoint
     from .backbone import Backbone as Backbone
     from .checkpoints.checkpoint import LoadReport as LoadReport
     from .checkpoints.demo import demo_weights as demo_weights
     from .checkpoints.loading import convert_checkpoint as convert_checkpoint
-    from .checkpoints.loading import load_checkpoint as load_checkpoint
     from .checkpoints.publish import push_to_hub as push_to_hub
     from .checkpoints.publish import save_for_hub as save_for_hub
     from .checkpoints.sources import prefetch as prefetch
@@ -101,7 +101,7 @@ _PUBLIC = {
     "list_modules": "registry",
     "list_pretrained": "registry",
     "list_taps": "extraction.tapping",
-    "load_checkpoint": "checkpoints.loading",
+    "load_checkpoint": "assembly",
     "model_entrypoint": "factory",
     "optimize": "deploy.optimizing",
     "pad_to_divisor": "inputs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from torch import nn
 from . import registry
 from .backbone import Backbone
 from .checkpoints import checkpoint, files, instant
+from .checkpoints.checkpoint import Choices, LoadReport
 from .checkpoints.conversion import Draft
+from .deploy.reparam import reparameterize
 from .dilation import rule as dilation
 from .dilation.stride import set_output_stride
-from .errors import ArgumentError, nearest
+from .errors import ArgumentError, CheckpointError, nearest
 from .extraction.extractors import FeatureDictNet, FeatureListNet, FeatureNet
+from .extraction.fx.graphnet import GraphExtractor
 from .extraction.hooknet import FeatureHookNet
 from .weights import Weights
 
+Source = str | Path | Mapping[str, Any]  # of weights: a file, or a state dict
 EXTRACTORS: Mapping[str, type[FeatureNet]] = {
     "list": FeatureListNet,
     "dict": FeatureDictNet,
@@ -51,12 +56,12 @@ def make_place(device: Any, dtype: Any) -> Place:
         raise ArgumentError(f"device={device!r}: {str(error).splitlines()[0]}") from error
 
 
-def build_network(build: Callable[[], nn.Module], source: Path | None, place: Place) -> nn.Module:
+def build_network(build: Callable[[], nn.Module], source: Source | None, place: Place) -> nn.Module:
     """The network: initialised in its place, or only allocated where a file will replace it."""
     meta = (place.device or torch.get_default_device()).type == "meta"
     if source is not None:
         if meta:
-            raise ArgumentError(f"The meta device holds no weights: {str(source)!r}.")
+            raise ArgumentError(f"The meta device holds no weights: {name_of(source)!r}.")
         with torch.device("cpu"), instant.SkipInit():
             return build()
     if meta:
@@ -84,18 +89,64 @@ def dilate(model: nn.Module, output_stride: int | None) -> None:
         set_output_stride(model, output_stride, inplace=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """A file to load, and what is known of it and of where its tensors are to be.
+
+    Attributes:
+        source: the file, or a state dict.
+        choices: what the caller says of it.
+        build: what built the network without initialising it; None where it is initialised.
+    """
+
+    source: Source
+    choices: Choices = Choices()
+    place: Place = Place()
+    build: Callable[[], nn.Module] | None = None
+
+    def fit(self, model: nn.Module) -> Draft:
+        """Read the file, under the names of the whole network."""
+        return checkpoint.fit(model, files.contents(self.source), self.choices)
+
+    def assign(self, net: Any, draft: Draft, **options: Any) -> None:
+        """Put tensors into a network or its extractor; what the file lacks is initialised."""
+        device = self.place.device or torch.get_default_device()
+        net.load_report = checkpoint.assign(
+            net,
+            draft,
+            source=name_of(self.source),
+            cfg=self.choices.cfg,
+            adopt=True,
+            device=device,
+            dtype=self.place.dtype,
+            **options,
+        )
+        net.to(device, self.place.dtype)  # what no file holds
+        if self.build is not None and net.load_report.initial:
+            instant.initialise(net, set(net.load_report.initial), self.build)
+
+
+def name_of(source: Source) -> str:
+    """What messages and reports call a file or a state dict."""
+    return "the state dict" if isinstance(source, Mapping) else str(source)
+
+
 def finish_classifier(model: Any, load: Load | None, *, new_classes: bool = False) -> Any:
     """Give a model its weights, if there are any.
 
     Args:
-        new_classes: what no level needs, the classifier before all, may be absent in the file.
+        new_classes: what no level needs, the classifier before all, may be absent in the file, and
+            the file's own head is dropped then.
     """
-    if load is not None:
-        draft = load.fit(model)
-        optional: set[str] = set()
-        if new_classes and draft.tensors.keys() < model.state_dict().keys():
-            optional = model.state_dict().keys() - FeatureListNet(model).state_dict().keys()
-        load.assign(model, draft, optional=optional)
+    if load is None:
+        return model
+    draft = load.fit(model)
+    headless = getattr(model, "num_classes", None) == 0
+    optional: set[str] = set()
+    if new_classes and model.state_dict().keys() - draft.tensors.keys():
+        optional = model.state_dict().keys() - FeatureListNet(model).state_dict().keys()
+        headless |= not optional <= draft.tensors.keys()
+    load.assign(model, draft, optional=optional, headless=headless)
     return model
 
 
@@ -117,47 +168,118 @@ def finish_extractor(model: nn.Module, load: Load | None, wrap: Mapping[str, Any
         return kind(finish_classifier(model, load), **options)
     if load is None:
         return kind(model, copy=False, **options)
-    draft, names = load.fit(model), tuple(model.state_dict())
+    draft, names = load.fit(model), set(model.state_dict())
     net = kind(model, copy=False, **options)
-    load.assign(net, draft, pruned=set(names) - net.state_dict().keys())
+    load.assign(net, draft, pruned=names - net.state_dict().keys(), headless=True)
     return net
 
 
-@dataclasses.dataclass(frozen=True)
-class Load:
-    """A file to load, and what is known of it and of where its tensors are to be.
+def finish_deployed(
+    model: Any, load: Load | None, finish: Callable[[nn.Module, Load | None], Any]
+) -> Any:
+    """As ``finish``, in the deploy form of the model, with weights of either form.
 
-    Attributes:
-        build: what built the network without initialising it; None where it is initialised.
-        auto_mapping: match a checkpoint's names that were flattened or prefixed.
+    Raises:
+        ArgumentError: the model has nothing to re-parameterise.
+        CheckpointError: weights that fit neither form.
     """
+    if load is None:
+        return finish(reparameterize(model), None)
+    build = load.build
+    again = None if build is None else lambda: reparameterize(build())
+    try:
+        return finish(reparameterize(model), dataclasses.replace(load, build=again))
+    except CheckpointError as error:
+        try:
+            return reparameterize(finish(model, load))
+        except CheckpointError:
+            raise error from None
 
-    source: Path
-    cfg: Weights | None
-    place: Place = Place()
-    build: Callable[[], nn.Module] | None = None
-    auto_mapping: bool = True
 
-    def fit(self, model: nn.Module) -> Draft:
-        """Read the file, under the names of the whole network."""
-        contents = files.read(self.source)
-        return checkpoint.fit(model, contents, self.cfg, auto_mapping=self.auto_mapping)
+def load_checkpoint(
+    model: nn.Module, path: Source, *, checkpoint_prefix: str | None = None, mmap: bool = False
+) -> LoadReport:
+    """Load a file into a model or an extractor that is there, as ``create_model(...,
+    checkpoint_path=path)`` does.
 
-    def assign(self, net: Any, draft: Draft, **options: Any) -> None:
-        """Put tensors into a network or its extractor; what the file lacks is initialised."""
-        device = self.place.device or torch.get_default_device()
-        net.load_report = checkpoint.assign(
-            net,
-            draft,
-            source=str(self.source),
-            cfg=self.cfg,
-            device=device,
-            dtype=self.place.dtype,
-            **options,
-        )
-        net.to(device, self.place.dtype)  # what no file holds
-        if self.build is not None and net.load_report.initial:
-            instant.initialise(net, set(net.load_report.initial), self.build)
+    Parameters and buffers stay the objects that they are, so that an optimiser goes on with them.
+
+    Args:
+        model: a Backbone, an extractor, or any module with the names of the file.
+        path: the file, the folder with it, or a state dict.
+        checkpoint_prefix: of several networks in the file, the dictionary or the start of names
+            that is meant: ``"teacher"``.
+        mmap: map the file instead of reading it. Nothing is read before it is used; the parameters
+            are replaced by others, which change or crash the process when somebody writes into the
+            file.
+
+    Returns:
+        what became of the file's tensors; ``model.load_report`` is the same.
+
+    Raises:
+        ArgumentError: no module.
+        CheckpointError: the file cannot be read or does not fit. The model is then what it was.
+
+    Example:
+        >>> import featnet
+        >>> net = featnet.create_model("test_resnet", features_only=True)
+        >>> state = featnet.create_model("test_resnet", num_classes=7).state_dict()
+        >>> report = featnet.load_checkpoint(net, state)
+        >>> report.loaded == len(net.state_dict()), report.dropped["fc.bias"]
+        (True, 'no level needs it')
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+    contents = files.contents(path)
+    choices = Choices(prefix=checkpoint_prefix, mmap=check_mmap(mmap) or False)
+    extractor = isinstance(model, (FeatureNet, GraphExtractor))
+    whole = _whole(model)
+    draft, target = checkpoint.fit(whole, contents, choices), model.state_dict()
+    headless = extractor or getattr(model, "num_classes", None) == 0
+    pruned = whole.state_dict().keys() - target.keys()
+    if extractor and not pruned:  # not known: what a level needs must be there, the rest may
+        pruned = draft.tensors.keys() - target.keys()
+    report = checkpoint.assign(
+        model,
+        draft,
+        source=name_of(path),
+        adopt=choices.mmap,
+        pruned=pruned if extractor else (),
+        headless=headless,
+        advice="load it after model.reset_classifier(0), and give the model its new one with "
+        "model.reset_classifier(n) then.",
+    )
+    model.load_report = report  # type: ignore[assignment]
+    return report
+
+
+def _whole(model: nn.Module) -> nn.Module:
+    """The network that an extractor was cut from, on the meta device; what a file is fitted to."""
+    body: Any = model.__dict__.get("body", model)
+    if body is model or not isinstance(body, Backbone) or not registry.is_model(body.architecture):
+        return body
+    entry = registry.find(body.architecture)
+    if entry.is_function:
+        return body
+    row = {**entry.row, **body.model_args, "in_chans": body.in_chans}
+    reparameterized = row.pop("reparameterized", False)
+    if body.img_size is not None:
+        row["img_size"] = body.img_size
+    whole: nn.Module = instant.meta_model(functools.partial(entry.build, **row))
+    if reparameterized:
+        whole = reparameterize(whole)
+    return whole if body.state_dict().keys() <= whole.state_dict().keys() else body
+
+
+def check_mmap(mmap: object) -> bool | None:
+    """Refuse what is neither True nor False nor None.
+
+    Raises:
+        ArgumentError: it is none of these.
+    """
+    if mmap is not None and not isinstance(mmap, bool):
+        raise ArgumentError(f"mmap={mmap!r}: True or False is expected.")
+    return mmap
 
 
 def _extractor(kind: Any) -> Callable[..., nn.Module]:

@@ -18,15 +18,19 @@ from . import registry
 from .assembly import (
     Load,
     Place,
+    Source,
     build_network,
+    check_mmap,
     describe,
     dilate,
     finish_classifier,
+    finish_deployed,
     finish_extractor,
     make_place,
 )
 from .backbone import Backbone
-from .checkpoints import hub, instant, sources
+from .checkpoints import files, hub, instant, sources
+from .checkpoints.checkpoint import Choices
 from .errors import ArgumentError, CheckpointError, UnknownModelError
 from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
@@ -59,7 +63,10 @@ def create_model(
     in_chans: int | None = None,
     num_classes: int | None = None,
     global_pool: str | None = None,
-    checkpoint_path: str | Path | None = None,
+    checkpoint_path: str | Path | Mapping[str, Any] | None = None,
+    checkpoint_prefix: str | None = None,
+    mmap: bool | None = None,
+    reparameterized: bool = False,
     pretrained_cfg: str | Mapping[str, Any] | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -87,7 +94,16 @@ def create_model(
         in_chans: input channels, 3 by default; a checkpoint's stem is adapted.
         num_classes: classes of the head, those of the checkpoint by default; 0 for none.
         global_pool: pooling before the classifier.
-        checkpoint_path: a local ``.safetensors``, ``.pth`` or index of shards to load.
+        checkpoint_path: a local ``.safetensors``, ``.pth``, index of shards or the folder with it, to
+            load; or a state dict.
+        checkpoint_prefix: of several networks in one file, the dictionary or the start of names that
+            is meant: ``"teacher"``.
+        mmap: True maps the file instead of reading it: nothing is read before it is used, but who
+            writes into the file later changes the model, or crashes the process. By default only
+            the hub's cache is mapped, where files are named by their contents and never written
+            again; False reads these, too.
+        reparameterized: build the deploy form, see :func:`featnet.reparameterize`; weights may be
+            of either form.
         pretrained_cfg: a tag, or the fields of a checkpoint of one's own.
         pretrained_cfg_overlay: fields of the checkpoint to change, ``dict(file=...)`` for instance;
             with a source among them it is loaded, whatever ``pretrained`` says.
@@ -135,6 +151,7 @@ def create_model(
     row = {k: v for k, v in overrides.items() if v is not None and k not in FEATURE_ARGUMENTS}
     common = {"in_chans": in_chans, "num_classes": num_classes, "global_pool": global_pool}
     row |= {k: v for k, v in common.items() if v is not None}
+    deployed = _flag("reparameterized", reparameterized)
 
     tag = pretrained_cfg if isinstance(pretrained_cfg, str) else None
     entry = sources.entry(model_name, tag=tag, cache_dir=cache_dir)
@@ -147,6 +164,7 @@ def create_model(
         model = _call_function(entry, pretrained, {**entry.row, **row}, place, features_only)
         build = None
     else:
+        deployed = deployed or bool(entry.arguments.get("reparameterized"))
         arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
         if cfg is not None:
             row.setdefault("num_classes", cfg.num_classes)
@@ -161,12 +179,29 @@ def create_model(
             model.architecture, model.model_args = entry.name, arguments
     load = None
     if source is not None:
-        load = Load(source, cfg, place, build, auto_mapping=auto_mapping is not False)
+        if check_mmap(mmap) is None:
+            mmap = not _is_given(checkpoint_path) and cfg is not None and hub.is_immutable(cfg)
+        choices = Choices(cfg, checkpoint_prefix, bool(mmap), auto_mapping is not False)
+        load = Load(source, choices, place, build)
     describe(model, cfg)
     dilate(model, output_stride)
+    finish = functools.partial(
+        _finish, features_only=features_only, wrap=wrap, new_classes=num_classes is not None
+    )
+    return finish_deployed(model, load, finish) if deployed else finish(model, load)
+
+
+def _finish(
+    model: nn.Module,
+    load: Load | None,
+    *,
+    features_only: bool,
+    wrap: Mapping[str, Any],
+    new_classes: bool = False,
+) -> Any:
     if features_only:
         return finish_extractor(model, load, wrap)
-    return finish_classifier(model, load, new_classes=num_classes is not None)
+    return finish_classifier(model, load, new_classes=new_classes)
 
 
 _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
@@ -201,16 +236,23 @@ def _weights(
     return cfg
 
 
+def _is_given(checkpoint_path: object) -> bool:
+    """Whether there is a path or a state dict: an empty path is none."""
+    return checkpoint_path is not None and checkpoint_path != ""
+
+
 def _source(
     cfg: Weights | None,
     pretrained: bool,
-    checkpoint_path: str | Path | None,
+    checkpoint_path: str | Path | Mapping[str, Any] | None,
     overlay: Mapping[str, Any] | None,
     cache_dir: str | Path | None,
-) -> Path | None:
-    """The file to load, if any."""
-    if checkpoint_path:
-        return Path(checkpoint_path)
+) -> Source | None:
+    """The file or state dict to load, if any."""
+    if checkpoint_path is not None and _is_given(checkpoint_path):
+        if isinstance(checkpoint_path, Mapping):
+            return checkpoint_path
+        return files.local(checkpoint_path)
     asked = {"file", "url", "hf_hub_id"} & set(overlay or ())
     if not pretrained and not asked:
         return None
@@ -339,10 +381,11 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
         model.pretrained_cfg = model.default_cfg = cfg
     describe(model, cfg)
     dilate(model, stride)
-    load = None if source is None else Load(source, cfg, auto_mapping=auto_mapping)
-    if features_only:
-        return finish_extractor(model, load, wrap)
-    return finish_classifier(model, load)
+    load = None
+    if source is not None:
+        mapped = cfg is not None and hub.is_immutable(cfg)
+        load = Load(source, Choices(cfg, mmap=mapped, auto_mapping=auto_mapping))
+    return _finish(model, load, features_only=features_only, wrap=wrap)
 
 
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -733,6 +734,32 @@ def test_on_the_command_line(
     x = helpers.image_batch(64, 64)
     with torch.no_grad():
         assert helpers.error(model.eval()(x), theirs(x)) < 1e-5
-    assert main(["convert", str(out), str(out), "--model", "resnet18"]) == 2
+    again = tmp_path / "again.safetensors"
+    again.write_bytes(out.read_bytes())
+    assert main(["convert", str(out), str(again), "--model", "resnet18"]) == 2
     assert "does not fit ResNet" in capsys.readouterr().err
-    assert load_file(out), "a conversion that fails leaves the file"
+    assert load_file(again), "a conversion that fails leaves the file"
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("m.pth", "safetensors are written.*'m.safetensors'"),
+        ("m.safetensors", "is the file that is read"),
+        ("link.safetensors", "is the file that is read"),
+        ("m", "safetensors are written"),
+    ],
+)
+def test_a_conversion_replaces_no_file_of_another_kind(
+    out: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = create_model("test_resnet").state_dict()
+    torch.save(state, tmp_path / "m.pth")
+    save_file(state, tmp_path / "m.safetensors")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "m.safetensors")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    source = tmp_path / ("m.pth" if out in ("m.pth", "m") else "m.safetensors")
+    arguments = [str(source), str(tmp_path / out), "--model", "test_resnet"]
+    assert main(["convert", *arguments]) == 2
+    assert re.search(why, capsys.readouterr().err)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

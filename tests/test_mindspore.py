@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from featnet import create_model, load_checkpoint
-from featnet.checkpoints import files, mindspore
+from featnet.checkpoints import checkpoint, mindspore
 from featnet.cli import main
 from featnet.errors import CheckpointError
 
@@ -28,7 +28,7 @@ REFERENCE = json.loads(gzip.decompress((GOLDEN / "mindcv.json.gz").read_bytes())
 
 def test_a_file_that_mindspore_wrote() -> None:
     wanted = np.load(GOLDEN / "mindspore.npz")
-    found = files.read(GOLDEN / "mindspore.ckpt").tensors
+    found = checkpoint.read(GOLDEN / "mindspore.ckpt")
     assert list(found) == list(wanted)
     for name, value in found.items():
         assert value.dtype == torch.from_numpy(wanted[name]).dtype, name
@@ -67,7 +67,7 @@ def test_a_large_parameter_in_pieces(tmp_path: Path) -> None:
     value = np.arange(77, dtype=np.float32).reshape(7, 11)
     path = tmp_path / "m.ckpt"
     path.write_bytes(encode("a", value, pieces=5) + encode("b", value[:2]))
-    found = files.read(path).tensors
+    found = checkpoint.read(path)
     assert torch.equal(found["a"], torch.from_numpy(value)) and found["b"].shape == (2, 11)
 
 
@@ -245,4 +245,4 @@ def test_what_is_no_such_file(kind: str, tmp_path: Path) -> None:
     path.write_bytes(BAD[kind]((GOLDEN / "mindspore.ckpt").read_bytes()))
     assert mindspore.is_checkpoint(path.read_bytes()[:64])
     with pytest.raises(CheckpointError, match="is truncated, encrypted or not a MindSpore"):
-        files.read(path)
+        checkpoint.read(path)

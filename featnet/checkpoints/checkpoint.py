@@ -334,6 +334,11 @@ def assign(
             f"The model is on the meta device, and {source!r} does not hold {some(unborn)}: build "
             "it with create_model(..., checkpoint_path=) instead. Nothing was loaded."
         )
+    empty = [k for k, v in tensors.items() if v.is_meta and not target[k].is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{source!r}: {some(empty)} on the meta device have no values. Nothing was loaded."
+        )
     names = tuple(tensors)
     nonfinite = () if draft.mapped else tuple(k for k in names if not _is_finite(tensors[k]))
     if adopt or on_meta:
@@ -434,7 +439,9 @@ def _diff(
         lines.append(f"  of another {kind} ({len(misshaped)}): {some(misshaped)}")
     if missing and set(missing) <= _head(model):
         lines.append(f"  The file has no classifier: {advice}")
-    blocks = [name for name, m in model.named_modules() if hasattr(m, "reparameterized")]
+    blocks = [
+        name for name, m in model.named_modules() if callable(getattr(m, "reparameterize", None))
+    ]
     inside = tuple(f"{name}." if name else "" for name in blocks)
     if unexpected and blocks and all(k.startswith(inside) for k in (*missing, *unexpected)):
         lines.append(

@@ -30,16 +30,12 @@ Shapes = Mapping[str, torch.Size]
 
 # What torch and trainers put into names, anywhere
 WRAPPERS = frozenset(
-    {
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-        "_fsdp_wrapped_module",
-        "_orig_mod",
-        "module",
-    }
+    {"_checkpoint_wrapped_module", "_forward_module", "_fsdp_wrapped_module", "_orig_mod", "module"}
 )
 # Words in a name that holds averaged weights
-AVERAGED = frozenset({"average", "averaged", "ema", "momentum", "polyak", "swa", "target", "teacher"})
+AVERAGED = frozenset(
+    {"average", "averaged", "ema", "momentum", "polyak", "swa", "target", "teacher"}
+)
 COUNTERS = ("num_batches_tracked", "n_averaged")  # no weights
 DEPTH, MOST = 6, 100_000  # of dictionaries in each other; of tensors that are looked at
 
@@ -56,6 +52,7 @@ class Option:
         score: how well it fits; the larger the better.
         layout, root: another library's, see :func:`conversion.recognise`.
         children: of a Sequential of the network's children, number to name.
+        joined: several dictionaries seen as one.
     """
 
     path: Path
@@ -66,6 +63,7 @@ class Option:
     layout: Layout | None = None
     root: str = ""
     children: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    joined: bool = False
 
     @property
     def label(self) -> str:
@@ -130,7 +128,7 @@ def _walk(value: Any, path: Path, options: list[Option], above: set[int]) -> dic
     if own:
         options.append(Option(path, own))
     if below:
-        options.append(Option(path, {**own, **below}))
+        options.append(Option(path, {**own, **below}, joined=True))
     return {**own, **below}
 
 
@@ -140,14 +138,16 @@ def _is_tensor(value: Any) -> bool:
 
 def _pairs(value: Any) -> Any:
     """A list of names and tensors as a dictionary."""
-    pairs = [item for item in value if isinstance(item, (list, tuple)) and len(item) == 2]
+    pairs: list[Any] = [
+        item for item in value if isinstance(item, (list, tuple)) and len(item) == 2
+    ]
     named = all(isinstance(key, str) and _is_tensor(leaf) for key, leaf in pairs)
     return dict(pairs) if pairs and named and len(pairs) == len(value) else None
 
 
 def _is_dense(leaf: Any) -> bool:
     if isinstance(leaf, torch.Tensor):
-        return leaf.layout is torch.strided and not leaf.is_quantized and not leaf.is_meta
+        return leaf.layout is torch.strided and not leaf.is_quantized
     return isinstance(leaf, Stored)
 
 
@@ -172,7 +172,8 @@ def choose(contents: Contents, model: nn.Module | None, *, prefix: str | None = 
     if prefix:
         options = list(_under(options, prefix, contents.source))
     if model is None:
-        option = _resolve([_sized(option) for option in options], contents.source)
+        single = [option for option in options if not option.joined]
+        option = _resolve([_sized(option) for option in single or options], contents.source)
     else:
         target = {name: value.shape for name, value in model.state_dict().items()}
         option = _best(options, model, target, contents)
@@ -243,7 +244,12 @@ def _foreign(
                 score = (_overlap((tensors[name] for name in names), target),)
                 fitting.append(
                     dataclasses.replace(
-                        option, prefix=prefix, names=names, score=score, layout=layout, root=root,
+                        option,
+                        prefix=prefix,
+                        names=names,
+                        score=score,
+                        layout=layout,
+                        root=root,
                         tensors=tensors,
                     )
                 )

@@ -105,6 +105,19 @@ class Contents:
     format: str = ""
 
 
+def contents(source: str | os.PathLike[str] | Mapping[str, Any] | Contents) -> Contents:
+    """What is in a file, or a state dict in its place.
+
+    Raises:
+        CheckpointError: as :func:`read`; neither a path nor a mapping.
+    """
+    if isinstance(source, Contents):
+        return source
+    if isinstance(source, Mapping):
+        return Contents(source, "the state dict")
+    return read(source)
+
+
 def local(path: str | os.PathLike[str]) -> Path:
     """A path of the user's: ``~`` is the home folder.
 
@@ -218,9 +231,9 @@ def _refuse_strangers(path: Path, head: bytes, size: int) -> None:
         what = "a page of the web, not the file: its address leads to a page, or asks for a login"
     elif text.startswith((b"{", b"[")):
         what = "a JSON text; the index of shards is called *.index.json"
-    elif head[:1] == b"\x08" and head[1:2] < b"\x20" and path.suffix == ".onnx":
-        what = ONNX
-    elif head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":") and head[1] < 32:
+    elif (head[:1] == b"\x08" and head[1:2] < b"\x20" and path.suffix == ".onnx") or (
+        head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":") and head[1] < 32
+    ):
         what = ONNX
     else:
         for mark, at, name in STRANGERS:

@@ -31,7 +31,7 @@ def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bo
         CheckpointError: there is no source, it cannot be reached, or its hash is another.
     """
     if weights.file:
-        path = Path(weights.file)
+        path = files.local(weights.file)
         path = files.in_folder(path) if path.is_dir() else path
         return check_hash(path, weights.sha256) if path.is_file() else path
     if weights.hf_hub_id:
@@ -42,6 +42,12 @@ def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bo
         return check_hash(_from_url(weights.url, cache_dir), weights.sha256, owned=True)
     name = f"{weights.architecture}.{weights.tag}".rstrip(".")
     raise CheckpointError(f"There are no pretrained weights for {name!r}.")
+
+
+def is_immutable(weights: Weights) -> bool:
+    """Whether :func:`locate` gives a file of the hub's cache, which is named by its contents and
+    which nobody writes into."""
+    return bool(weights.hf_hub_id) and not weights.file
 
 
 def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, refresh: bool) -> Path:

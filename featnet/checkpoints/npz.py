@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +68,7 @@ def read(path: Path) -> dict[str, Stored]:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError("it is compressed")
             return {
-                name: _array(name, stream, file, data_of(entry, stream), entry.file_size)
+                name: _array(name, stream, file, entry)
                 for name, entry in zip(names, entries, strict=True)
             }
     except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
@@ -91,8 +92,9 @@ def data_of(entry: zipfile.ZipInfo, stream: IO[bytes]) -> int:
     return entry.header_offset + 30 + lengths
 
 
-def _array(name: str, stream: IO[bytes], file: File, offset: int, size: int) -> Stored:
-    """One array, ``size`` bytes from ``offset`` on."""
+def _array(name: str, stream: IO[bytes], file: File, entry: zipfile.ZipInfo) -> Stored:
+    """The array of an entry."""
+    offset, size = data_of(entry, stream), entry.file_size
     if offset + size > file.size:
         raise ValueError(f"{name!r} ends after {file.size - offset} of {size} bytes")
     stream.seek(offset)
@@ -110,7 +112,7 @@ def _array(name: str, stream: IO[bytes], file: File, offset: int, size: int) -> 
         raise ValueError(f"{name!r}, {kind} {shape}, does not fill {left} bytes")
     steps = tuple(math.prod(shape[:axis]) for axis in range(len(shape)))
     return Stored(
-        Storage(file, left, [(offset + end, left)]),
+        Storage(file, left, [(offset + end, left)], (zlib.crc32(head[:end]), entry.CRC)),
         kind,
         torch.Size(shape),
         stride=steps if fortran and len(shape) > 1 else None,

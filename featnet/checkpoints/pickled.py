@@ -8,6 +8,7 @@ nothing but values (:data:`INERT`) it is passed over. Any other is refused, by i
 
 from __future__ import annotations
 
+import _compat_pickle
 import collections
 import io
 import math
@@ -31,7 +32,6 @@ INERT = frozenset(
         "builtins": "range slice object type",
         "collections": "deque UserDict UserList",
         "copyreg": "_reconstructor",
-        "copy_reg": "_reconstructor",
         "datetime": "date datetime time timedelta timezone",
         "decimal": "Decimal",
         "fractions": "Fraction",
@@ -116,7 +116,7 @@ class NotDense(Placeholder):
     """A tensor that is no dense array of numbers: sparse, quantised, or without values."""
 
 
-class Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class Reader(pickle._Unpickler):
     """Reads one pickle; tensors become :class:`Stored`.
 
     Attributes:
@@ -136,7 +136,9 @@ class Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
             "builtins.tuple": tuple,
             "builtins.bytes": Placeholder,
             "builtins.bytearray": Placeholder,
-            **dict.fromkeys(map("builtins.{}".format, ("int", "float", "bool", "str")), Placeholder),
+            **dict.fromkeys(
+                map("builtins.{}".format, ("int", "float", "bool", "str")), Placeholder
+            ),
             "builtins.complex": Placeholder,
             "_codecs.encode": Placeholder,
             "collections.OrderedDict": collections.OrderedDict,
@@ -159,19 +161,20 @@ class Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
         }
         for name, dtype in STORAGES.items():
             self.known[f"torch.{name}"] = self.known[f"torch.storage.{name}"] = dtype
-        safe = getattr(torch.serialization, "get_safe_globals", list)()
+        safe: list[Any] = getattr(torch.serialization, "get_safe_globals", list)()
         pairs = (item if isinstance(item, tuple) else (item, _name_of(item)) for item in safe)
         self.allowed = {str(name) for _, name in pairs}
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a class or function of the file; never itself."""
-        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"  # Python 2's words
         if full in self.known:
             return self.known[full]
         dtype = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
         if isinstance(dtype, torch.dtype):
             return dtype
-        if full.startswith("torch.Q") or full.startswith("torch.storage.Q"):
+        if full.startswith(("torch.Q", "torch.storage.Q")):
             return torch.uint8  # of quantised tensors, which are refused
         if not (full in INERT or module in INERT_MODULES or full in self.allowed):
             self.foreign[full] = None
@@ -316,10 +319,6 @@ def _load(
 def _read_zip(file: File, stream: IO[bytes], foreign: dict[str, None]) -> Any:
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise CheckpointError(
-                f"Checkpoint {str(file.path)!r} cannot be read: it is compressed."
-            )
         root = next((name[:-8] for name in entries if name.endswith("data.pkl")), None)
         inside = [name.partition("/")[2] if root is not None else name for name in entries]
         for mark, what in ARCHIVES.items():
@@ -327,6 +326,10 @@ def _read_zip(file: File, stream: IO[bytes], foreign: dict[str, None]) -> Any:
                 raise CheckpointError(
                     f"Checkpoint {str(file.path)!r} is no file of tensors but {what}."
                 )
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise CheckpointError(
+                f"Checkpoint {str(file.path)!r} cannot be read: it is compressed."
+            )
         if root is None:
             some = ", ".join(map(_printable, list(entries)[:3])) or "nothing"
             raise CheckpointError(

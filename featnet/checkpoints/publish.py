@@ -130,7 +130,7 @@ def make_config(model: Backbone, model_args: Mapping[str, Any] | None = None) ->
 def _check_rebuild(model: Backbone, arguments: dict[str, Any]) -> None:
     """Make the arguments say what the model has become since: its pooling; refuse other changes."""
     entry = registry.find(model.architecture)
-    if entry.is_function:
+    if entry.is_function or arguments.get("reparameterized"):
         return
     near = model.global_pool.pool_type
     row = {**entry.row, **arguments, "num_classes": model.num_classes}

@@ -148,10 +148,12 @@ def entry(
     try:
         base = registry.find(found.architecture)
         if not base.is_function:
-            registry.check_arguments(base.build, found.arguments, what="model_args")
+            arguments = {k: v for k, v in found.arguments.items() if k != "reparameterized"}
+            registry.check_arguments(base.build, arguments, what="model_args")
     except (UnknownModelError, ArgumentError) as error:
         raise type(error)(f"{str(found.path)!r}: {error}") from error
     row = {**base.row, **found.arguments}
+    row.pop("reparameterized", None)  # no argument of the network, but of create_model
     return dataclasses.replace(base, row=row, weights=found.weights, arguments=found.arguments)
 
 

@@ -12,8 +12,10 @@ import dataclasses
 import functools
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,11 +59,17 @@ class File:
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """Bytes of a file, of which tensors are views: one span of it, or several in order."""
+    """Bytes of a file, of which tensors are views: one span of it, or several in order.
+
+    Attributes:
+        spans: (offset, length) of each.
+        crc: the checksum of what is before the bytes, and what it is to be behind them.
+    """
 
     file: File
     size: int
-    spans: Sequence[tuple[int, int]] = ()  # (offset, length)
+    spans: Sequence[tuple[int, int]] = ()
+    crc: tuple[int, int] | None = None
 
     def part(self, start: int, size: int) -> Iterable[tuple[int, int]]:
         """The spans of some of the bytes."""
@@ -148,10 +156,11 @@ def fetch(leaves: Mapping[str, Leaf], *, mmap: bool = False) -> State:
     """
     ready: dict[str, torch.Tensor] = {}
     flat: list[tuple[torch.Tensor, Stored]] = []
-    maps: dict[Path, torch.UntypedStorage] = {}
+    maps: dict[Path, Any] = {}
     for name, leaf in leaves.items():
         if isinstance(leaf, torch.Tensor):
-            ready[name] = leaf.detach().clone(memory_format=torch.contiguous_format)
+            contiguous = torch.contiguous_format
+            ready[name] = leaf if leaf.is_meta else leaf.detach().clone(memory_format=contiguous)
             continue
         mapped = _mapped(leaf, maps) if mmap else None
         elements = torch.empty(leaf.extent, dtype=leaf.dtype) if mapped is None else mapped
@@ -159,13 +168,28 @@ def fetch(leaves: Mapping[str, Leaf], *, mmap: bool = False) -> State:
             flat.append((elements, leaf))
         ready[name] = elements
     _read(flat)
+    for elements, leaf in flat:
+        _check(elements, leaf.storage)
     return {
         name: leaf.shaped(ready[name]) if isinstance(leaf, Stored) else ready[name]
         for name, leaf in leaves.items()
     }
 
 
-def _mapped(leaf: Stored, maps: dict[Path, torch.UntypedStorage]) -> torch.Tensor | None:
+def _check(elements: torch.Tensor, storage: Storage) -> None:
+    """Compare the checksum of all bytes of a storage, if it has one."""
+    if storage.crc is None or not storage.size:
+        return
+    before, after = storage.crc
+    content = (ctypes.c_char * storage.size).from_address(elements.data_ptr())
+    if zlib.crc32(content, before) != after:
+        raise CheckpointError(
+            f"Checkpoint {str(storage.file.path)!r} cannot be read: its bytes are not those that were "
+            "written, their checksum (CRC) is another."
+        )
+
+
+def _mapped(leaf: Stored, maps: dict[Path, Any]) -> torch.Tensor | None:
     """The elements where they lie in the file; None where they cannot be used there."""
     spans, size = leaf.spans(), leaf.dtype.itemsize
     if len(spans) != 1 or spans[0][0] % size or leaf.big_endian:
@@ -173,10 +197,11 @@ def _mapped(leaf: Stored, maps: dict[Path, torch.UntypedStorage]) -> torch.Tenso
     file = leaf.storage.file
     if file.path not in maps:
         os.close(file.open())  # which looks whether it is the same
-        maps[file.path] = torch.UntypedStorage.from_file(str(file.path), False, file.size)
+        mapping: Any = torch.UntypedStorage.from_file(str(file.path), False, file.size)
+        maps[file.path] = mapping
     start, length = spans[0]
     part = maps[file.path][start : start + length]
-    return torch.empty(0, dtype=leaf.dtype).set_(part, 0, (length // size,), (1,))  # type: ignore[call-overload]
+    return torch.empty(0, dtype=leaf.dtype).set_(part, 0, (length // size,), (1,))
 
 
 @dataclasses.dataclass

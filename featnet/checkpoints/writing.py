@@ -136,12 +136,12 @@ def write_safetensors(
     hash, which differs from one process to the next.
 
     Args:
-        metadata: strings for the header; by default the ``format`` that readers of models ask for.
+        metadata: strings for the header, beside the ``format`` that readers of models ask for.
 
     Raises:
         OutputError: it cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, value in state.items():
         start, end = end, end + value.numel() * value.element_size()

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
+from ..backbone import Backbone
 from ..errors import ArgumentError, MissingFeatureError
 from ..extraction.hooks import FeatureHooks
 
@@ -73,6 +74,9 @@ def reparameterize(model: Model) -> Model:
             raise _lost(tap, next(n for n in names if tap.startswith(f"{n}.")))
     if isinstance(hooks, FeatureHooks):
         hooks.bind()
+    body = deployed.__dict__.get("body", deployed)
+    if isinstance(body, Backbone):  # a file of it says so
+        body.model_args = {**body.model_args, "reparameterized": True}
     return deployed
 
 

@@ -19,7 +19,16 @@ from . import efficientnet_pytorch, jax, mindcv, originals, torchvision, transfo
 from .draft import Draft, Layout, one_error
 
 __all__ = [
-    "Draft", "Layout", "apply", "find_prefixes", "layouts", "one_error", "recognise", "refuse", "ways"]
+    "Draft",
+    "Layout",
+    "apply",
+    "find_prefixes",
+    "layouts",
+    "one_error",
+    "recognise",
+    "refuse",
+    "ways",
+]
 
 _LAYOUTS: tuple[Layout, ...] = (
     *torchvision.LAYOUTS,
