@@ -223,7 +223,7 @@ def load_checkpoint(
     Example:
         >>> import featnet
         >>> net = featnet.create_model("test_resnet", features_only=True)
-        >>> state = featnet.create_model("test_resnet", num_classes=7).state_dict()
+        >>> state = featnet.create_model("test_resnet").state_dict()
         >>> report = featnet.load_checkpoint(net, state)
         >>> report.loaded == len(net.state_dict()), report.dropped["fc.bias"]
         (True, 'no level needs it')
