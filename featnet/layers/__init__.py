@@ -57,7 +57,7 @@ from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import ceil_div, crop, same_size, stride_of
+from .static import Size, ceil_div, crop, same_size, stride_of
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
@@ -116,6 +116,7 @@ __all__ = [
     "SelfAttention",
     "SequencePool",
     "SimpleNorm2d",
+    "Size",
     "SqueezeExcite",
     "SwiGlu",
     "TokenHead",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .factory import Layer
-from .mobile_recipe import Block, Recipe, Spec, layer_scale
+from .mobile_spec import Block, MobileSettings, Spec, layer_scale
 from .static import in_memory_format_of
 
 
@@ -76,11 +76,13 @@ class MobileAttention(Block):
 
     last = "attn.output.proj"
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
-        self.norm = recipe.last_norm(in_chs)
-        self.attn = MultiQueryAttention2d(in_chs, spec, norm=recipe.norm)
-        self.layer_scale = layer_scale(spec.channels, recipe)
+        self.norm = settings.last_norm(in_chs)
+        self.attn = MultiQueryAttention2d(in_chs, spec, norm=settings.norm)
+        self.layer_scale = layer_scale(spec.channels, settings)
         self.add_shortcut(in_chs, spec, drop_path)
 
     @property

@@ -1,4 +1,4 @@
-"""The blocks of which mobile networks are made; see :class:`featnet.layers.mobile_recipe.Spec`."""
+"""The blocks of which mobile networks are made; see :class:`featnet.layers.mobile_spec.Spec`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .attention import make_divisible
 from .factory import get_act
 from .mobile_attention import MobileAttention
 from .mobile_conv import Kernel, conv2d
-from .mobile_recipe import Block, Recipe, Spec, groups_of, layer_scale
+from .mobile_spec import Block, MobileSettings, Spec, groups_of, layer_scale
 
 
 class ConvBnAct(Block):
@@ -23,14 +23,16 @@ class ConvBnAct(Block):
 
     last = "conv"
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
         groups = groups_of(spec.group_size or 0, in_chs)
-        self.conv = recipe.conv(
+        self.conv = settings.conv(
             in_chs, spec.channels, spec.kernel, stride=spec.stride, groups=groups
         )
-        self.bn1, self.act1 = recipe.norm_act(spec.channels)
-        self.aa = recipe.smoothing(spec.channels, spec.stride)
+        self.bn1, self.act1 = settings.norm_act(spec.channels)
+        self.aa = settings.smoothing(spec.channels, spec.stride)
         self.add_shortcut(in_chs, spec, drop_path)
         self.has_skip = self.has_skip and spec.skip is True
 
@@ -56,28 +58,30 @@ class DepthwiseSeparable(Block):
 
     last = "conv_pw"
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
-        wide, kernel, pad_type = in_chs, spec.kernel, recipe.pad_type
+        wide, kernel, pad_type = in_chs, spec.kernel, settings.pad_type
         self.conv_s2d: nn.Module | None = None
         if spec.unfolds:
             assert isinstance(kernel, int)
             wide = in_chs * 4
             self.conv_s2d = conv2d(in_chs, wide, 2, stride=2, pad_type="same")
-            self.bn_s2d, self.act_s2d = recipe.norm_act(wide)
+            self.bn_s2d, self.act_s2d = settings.norm_act(wide)
             kernel = (kernel + 1) // 2
             pad_type = "same" if kernel == 2 else pad_type
-        self.conv_dw = dataclasses.replace(recipe, pad_type=pad_type).conv(
+        self.conv_dw = dataclasses.replace(settings, pad_type=pad_type).conv(
             wide, wide, kernel, stride=spec.stride, groups=groups_of(spec.group_size or 1, wide)
         )
-        self.bn1, self.act1 = recipe.norm_act(wide)
-        self.aa = recipe.smoothing(wide, spec.stride)
-        self.se = recipe.squeeze(wide, spec)
-        self.conv_pw = recipe.conv(wide, spec.channels, spec.end or 1)
+        self.bn1, self.act1 = settings.norm_act(wide)
+        self.aa = settings.smoothing(wide, spec.stride)
+        self.se = settings.squeeze(wide, spec)
+        self.conv_pw = settings.conv(wide, spec.channels, spec.end or 1)
         if spec.kind == "dsa":
-            self.bn2, self.act2 = recipe.norm_act(spec.channels)
+            self.bn2, self.act2 = settings.norm_act(spec.channels)
         else:
-            self.bn2, self.act2 = recipe.last_norm(spec.channels), nn.Identity()
+            self.bn2, self.act2 = settings.last_norm(spec.channels), nn.Identity()
         self.add_shortcut(in_chs, spec, drop_path)
         self.has_skip = self.has_skip and spec.kind != "dsa"
 
@@ -94,19 +98,21 @@ class DepthwiseSeparable(Block):
 class InvertedResidual(Block):
     """1x1 to a wider map, depthwise, 1x1 back (MobileNetV2)."""
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
         mid = make_divisible(in_chs * spec.expand)
-        conv = partial(recipe.conv, experts=spec.experts) if spec.experts else recipe.conv
+        conv = partial(settings.conv, experts=spec.experts) if spec.experts else settings.conv
         groups = groups_of(spec.group_size or 1, mid)
         self.conv_pw = conv(in_chs, mid, spec.start or 1)
-        self.bn1, self.act1 = recipe.norm_act(mid)
+        self.bn1, self.act1 = settings.norm_act(mid)
         self.conv_dw = conv(mid, mid, spec.kernel, stride=spec.stride, groups=groups)
-        self.bn2, self.act2 = recipe.norm_act(mid)
-        self.aa = recipe.smoothing(mid, spec.stride)
-        self.se = recipe.squeeze(mid, spec)
+        self.bn2, self.act2 = settings.norm_act(mid)
+        self.aa = settings.smoothing(mid, spec.stride)
+        self.se = settings.squeeze(mid, spec)
         self.conv_pwl = conv(mid, spec.channels, spec.end or 1)
-        self.bn3 = recipe.last_norm(spec.channels)
+        self.bn3 = settings.last_norm(spec.channels)
         self.add_shortcut(in_chs, spec, drop_path)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,8 +129,10 @@ class InvertedResidual(Block):
 class CondConvResidual(InvertedResidual):
     """An inverted residual whose kernels are mixed by what the whole input holds."""
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
-        super().__init__(in_chs, spec, recipe=recipe, drop_path=drop_path)
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
+        super().__init__(in_chs, spec, settings=settings, drop_path=drop_path)
         self.routing_fn = nn.Linear(in_chs, spec.experts)
 
     def init_weights(self) -> None:
@@ -158,16 +166,18 @@ class CondConvResidual(InvertedResidual):
 class EdgeResidual(Block):
     """A dense convolution to a wider map, 1x1 back: the fused form (EfficientNet-EdgeTPU, V2)."""
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
         mid = make_divisible((spec.in_channels or in_chs) * spec.expand)
         groups = groups_of(spec.group_size or 0, mid)
-        self.conv_exp = recipe.conv(in_chs, mid, spec.kernel, stride=spec.stride, groups=groups)
-        self.bn1, self.act1 = recipe.norm_act(mid)
-        self.aa = recipe.smoothing(mid, spec.stride)
-        self.se = recipe.squeeze(mid, spec)
-        self.conv_pwl = recipe.conv(mid, spec.channels, spec.end or 1)
-        self.bn2 = recipe.last_norm(spec.channels)
+        self.conv_exp = settings.conv(in_chs, mid, spec.kernel, stride=spec.stride, groups=groups)
+        self.bn1, self.act1 = settings.norm_act(mid)
+        self.aa = settings.smoothing(mid, spec.stride)
+        self.se = settings.squeeze(mid, spec)
+        self.conv_pwl = settings.conv(mid, spec.channels, spec.end or 1)
+        self.bn2 = settings.last_norm(spec.channels)
         self.add_shortcut(in_chs, spec, drop_path)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +194,9 @@ class UniversalInvertedResidual(Block):
 
     last = "pw_proj.conv"
 
-    def __init__(self, in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float
+    ) -> None:
         super().__init__()
         mid, out, size = make_divisible(in_chs * spec.expand), spec.channels, spec.group_size or 1
         stride = spec.stride
@@ -195,23 +207,23 @@ class UniversalInvertedResidual(Block):
             if not kernel:
                 return nn.Identity()
             groups = 1 if kernel == 1 else groups_of(size, inputs)
-            conv = recipe.conv(inputs, outputs, kernel, stride=stride, groups=groups)
+            conv = settings.conv(inputs, outputs, kernel, stride=stride, groups=groups)
             parts = OrderedDict(conv=conv)
             if act:
-                parts["bn"], parts["act"] = recipe.norm_act(outputs)
+                parts["bn"], parts["act"] = settings.norm_act(outputs)
             else:
-                parts["bn"] = recipe.last_norm(outputs)
-            if recipe.smooth and stride > 1:
-                parts["aa"] = recipe.smoothing(outputs, stride)
+                parts["bn"] = settings.last_norm(outputs)
+            if settings.smooth and stride > 1:
+                parts["aa"] = settings.smoothing(outputs, stride)
             return nn.Sequential(parts)
 
         self.dw_start = unit(in_chs, in_chs, spec.start, 1 if spec.kernel else stride)
         self.pw_exp = unit(in_chs, mid, 1, act=True)
         self.dw_mid = unit(mid, mid, spec.kernel, stride, act=True)
-        self.se = recipe.squeeze(mid, spec)
+        self.se = settings.squeeze(mid, spec)
         self.pw_proj = unit(mid, out, 1)
         self.dw_end = unit(out, out, spec.end, 1 if spec.start or spec.kernel else stride)
-        self.layer_scale = layer_scale(out, recipe)
+        self.layer_scale = layer_scale(out, settings)
         self.add_shortcut(in_chs, spec, drop_path)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
@@ -233,9 +245,9 @@ KINDS: dict[str, type[Block]] = {
 }
 
 
-def build_block(in_chs: int, spec: Spec, *, recipe: Recipe, drop_path: float) -> Block:
+def build_block(in_chs: int, spec: Spec, *, settings: MobileSettings, drop_path: float) -> Block:
     """The block that a spec describes."""
     kind = CondConvResidual if spec.experts else KINDS[spec.kind]
     if spec.act:
-        recipe = dataclasses.replace(recipe, act=get_act(spec.act))
-    return kind(in_chs, spec, recipe=recipe, drop_path=drop_path)
+        settings = dataclasses.replace(settings, act=get_act(spec.act))
+    return kind(in_chs, spec, settings=settings, drop_path=drop_path)

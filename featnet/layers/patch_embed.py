@@ -11,9 +11,7 @@ from torch import nn
 
 from ..errors import InputSizeError
 from .factory import Layer
-from .static import stride_of
-
-Size = tuple[int, int]
+from .static import Size, stride_of
 
 
 def to_pair(value: int | tuple[int, ...]) -> Size:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .static import same_size
+from .static import Size, same_size
 
-Size = tuple[int, int]
 Resize = Callable[[torch.Tensor, Size], torch.Tensor]
 
 

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from .memo import Memo
-from .static import same_size
-
-Size = tuple[int, int]
+from .static import Size, same_size
 
 
 def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.Tensor:

@@ -17,8 +17,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from .memo import Memo
-
-Size = tuple[int, int]
+from .static import Size
 
 
 class Rotation(NamedTuple):

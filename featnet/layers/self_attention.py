@@ -16,10 +16,8 @@ from ..errors import InputSizeError
 from .attention import make_divisible
 from .dot_attention import join_heads
 from .phases import in_phases
-from .static import ceil_div, in_memory_format_of, stride_of
+from .static import Size, ceil_div, in_memory_format_of, stride_of
 from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
-
-Size = tuple[int, int]
 
 
 def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tensor, ...]:

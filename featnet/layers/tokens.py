@@ -10,8 +10,7 @@ from torch import nn
 
 from ..errors import ArgumentError, check_rate, nearest
 from .pool import GlobalPool
-
-Size = tuple[int, int]
+from .static import Size
 
 SEQUENCE_POOLS = ("", "token", "avg", "max", "avgmax")
 

@@ -108,7 +108,7 @@ class DiffAttention(Differential):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ViTSettings:
     """What all blocks of a network have in common.
 
     Attributes:
@@ -163,15 +163,15 @@ class Recipe:
 class Block(nn.Module):
     """Attention, then an MLP, each behind a norm and beside a shortcut."""
 
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(self, dim: int, *, settings: ViTSettings, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = recipe.norm(dim)
-        self.attn = recipe.attention(dim)
-        self.ls1 = recipe.scale(dim)
+        self.norm1 = settings.norm(dim)
+        self.attn = settings.attention(dim)
+        self.ls1 = settings.scale(dim)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = recipe.norm(dim)
-        self.mlp = recipe.feed_forward(dim)
-        self.ls2 = recipe.scale(dim)
+        self.norm2 = settings.norm(dim)
+        self.mlp = settings.feed_forward(dim)
+        self.ls2 = settings.scale(dim)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
@@ -183,14 +183,14 @@ class Block(nn.Module):
 class ResPostBlock(nn.Module):
     """The norms at the end of the branches; their weights start at the layer scale."""
 
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(self, dim: int, *, settings: ViTSettings, drop_path: float) -> None:
         super().__init__()
-        self.init_values = recipe.init_values
-        self.attn = recipe.attention(dim)
-        self.norm1 = recipe.norm(dim)
+        self.init_values = settings.init_values
+        self.attn = settings.attention(dim)
+        self.norm1 = settings.norm(dim)
         self.drop_path1 = DropPath(drop_path)
-        self.mlp = recipe.feed_forward(dim)
-        self.norm2 = recipe.norm(dim)
+        self.mlp = settings.feed_forward(dim)
+        self.norm2 = settings.norm(dim)
         self.drop_path2 = DropPath(drop_path)
         if self.init_values is not None:
             for norm in (self.norm1, self.norm2):
@@ -205,17 +205,17 @@ class ResPostBlock(nn.Module):
 class ParallelThingsBlock(nn.Module):
     """Two attentions side by side, then two MLPs."""
 
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(self, dim: int, *, settings: ViTSettings, drop_path: float) -> None:
         super().__init__()
 
         def branch(name: str, module: nn.Module) -> nn.Module:
-            layers = [("norm", recipe.norm(dim)), (name, module), ("ls", recipe.scale(dim))]
+            layers = [("norm", settings.norm(dim)), (name, module), ("ls", settings.scale(dim))]
             return nn.Sequential(OrderedDict([*layers, ("drop_path", DropPath(drop_path))]))
 
         self.attns, self.ffns = nn.ModuleList(), nn.ModuleList()
         for _ in range(2):
-            self.attns.append(branch("attn", recipe.attention(dim)))
-            self.ffns.append(branch("mlp", recipe.feed_forward(dim)))
+            self.attns.append(branch("attn", settings.attention(dim)))
+            self.ffns.append(branch("mlp", settings.feed_forward(dim)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + torch.stack([branch(x) for branch in self.attns]).sum(0)
@@ -227,24 +227,24 @@ class ParallelScalingBlock(nn.Module):
 
     fused_attn = True
 
-    def __init__(self, dim: int, *, recipe: Recipe, drop_path: float) -> None:
+    def __init__(self, dim: int, *, settings: ViTSettings, drop_path: float) -> None:
         super().__init__()
-        hidden = int(recipe.mlp_ratio * dim)
-        self.num_heads, self.parts = recipe.num_heads, [hidden, dim, dim, dim]
+        hidden = int(settings.mlp_ratio * dim)
+        self.num_heads, self.parts = settings.num_heads, [hidden, dim, dim, dim]
         width = self.head_channels(dim)
-        self.in_norm = recipe.norm(dim)
-        self.in_proj = nn.Linear(dim, sum(self.parts), bias=recipe.qkv_bias)
+        self.in_norm = settings.norm(dim)
+        self.in_proj = nn.Linear(dim, sum(self.parts), bias=settings.qkv_bias)
         # attention without a bias in, the MLP always has one
-        self.mlp_bias = None if recipe.qkv_bias else nn.Parameter(torch.zeros(hidden))
-        self.q_norm = recipe.norm(width) if recipe.qk_norm else nn.Identity()
-        self.k_norm = recipe.norm(width) if recipe.qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(recipe.attn_drop)
+        self.mlp_bias = None if settings.qkv_bias else nn.Parameter(torch.zeros(hidden))
+        self.q_norm = settings.norm(width) if settings.qk_norm else nn.Identity()
+        self.k_norm = settings.norm(width) if settings.qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(settings.attn_drop)
         self.add_attention(width)
-        self.mlp_drop = nn.Dropout(recipe.proj_drop)
-        self.mlp_act = recipe.act()
-        self.add_output(dim, hidden, bias=recipe.proj_bias)
-        scaled = recipe.init_values is not None
-        self.ls = LayerScale(dim, recipe.init_values or 0.0) if scaled else nn.Identity()
+        self.mlp_drop = nn.Dropout(settings.proj_drop)
+        self.mlp_act = settings.act()
+        self.add_output(dim, hidden, bias=settings.proj_bias)
+        scaled = settings.init_values is not None
+        self.ls = LayerScale(dim, settings.init_values or 0.0) if scaled else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def head_channels(self, dim: int) -> int:

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import Layer, RelativePositions, to_pair
+from ..layers import Layer, RelativePositions, Size, to_pair
 from ..registry import Family, weights_table
 from .eva import Eva, KeylessAttention
-
-Size = tuple[int, int]
 
 
 class RelativeAttention(KeylessAttention):

@@ -100,7 +100,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ByobSettings:
     """What all blocks have in common: layers, and which projection a shortcut is, if any."""
 
     act: Layer = nn.ReLU
@@ -143,7 +143,7 @@ class BlockArgs:
         size: (H, W) of the map that it is given, where the network was built for one.
     """
 
-    recipe: Recipe
+    settings: ByobSettings
     in_chs: int
     out_chs: int
     stride: int = 1
@@ -159,16 +159,16 @@ class BlockArgs:
         return channels // self.group_size if self.group_size else 1
 
     def attention(self, channels: int) -> nn.Module:
-        return self.recipe.attention(channels) if self.recipe.attention else nn.Identity()
+        return self.settings.attention(channels) if self.settings.attention else nn.Identity()
 
     def shortcut(self) -> nn.Module | None:
-        recipe = self.recipe
+        settings = self.settings
         if self.in_chs == self.out_chs and self.stride == 1:
             return nn.Identity()
-        if recipe.shortcut == "avg":
+        if settings.shortcut == "avg":
             return PoolShortcut(self)
-        if recipe.shortcut == "conv1x1":
-            return recipe.conv(self.in_chs, self.out_chs, stride=self.stride, act=False)
+        if settings.shortcut == "conv1x1":
+            return settings.conv(self.in_chs, self.out_chs, stride=self.stride, act=False)
         return None
 
 
@@ -180,7 +180,7 @@ class PoolShortcut(nn.Module):
         self.pool: nn.Module = nn.Identity()
         if args.stride > 1:
             self.pool = nn.AvgPool2d(2, args.stride, ceil_mode=True, count_include_pad=False)
-        self.conv = args.recipe.conv(args.in_chs, args.out_chs, act=False)
+        self.conv = args.settings.conv(args.in_chs, args.out_chs, act=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(self.pool(x))
@@ -191,7 +191,7 @@ class PoolShortcut(nn.Module):
 
 class Residual(nn.Module):
     """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the
-    recipe has none. The branch's children run in their order, ``last`` is its last convolution."""
+    settings has none. The branch's children run in their order, ``last`` is its last convolution."""
 
     last: str
 
@@ -200,7 +200,7 @@ class Residual(nn.Module):
         self.shortcut = args.shortcut()
         self.branch: tuple[str, ...] = ()
         self.drop_path = DropPath(args.drop_path) if args.drop_path else nn.Identity()
-        self.act = nn.Identity() if linear_out else args.recipe.act(inplace=True)
+        self.act = nn.Identity() if linear_out else args.settings.act(inplace=True)
 
     def add_branch(self, **layers: nn.Module) -> None:
         for name, layer in layers.items():
@@ -230,7 +230,7 @@ class BasicBlock(Residual):
 
     def __init__(self, args: BlockArgs) -> None:
         super().__init__(args)
-        conv, mid, out = args.recipe.conv, args.width(), args.out_chs
+        conv, mid, out = args.settings.conv, args.width(), args.out_chs
         self.add_branch(
             conv1_kxk=conv(args.in_chs, mid, 3, stride=args.stride),
             conv2_kxk=conv(mid, out, 3, groups=args.groups(mid), act=False, drop=True),
@@ -245,7 +245,7 @@ class DarkBlock(Residual):
 
     def __init__(self, args: BlockArgs) -> None:
         super().__init__(args)
-        conv, mid, out, groups = args.recipe.conv, args.width(), args.out_chs, args.groups
+        conv, mid, out, groups = args.settings.conv, args.width(), args.out_chs, args.groups
         self.add_branch(
             conv1_1x1=conv(args.in_chs, mid),
             conv2_kxk=conv(
@@ -262,7 +262,7 @@ class EdgeBlock(Residual):
 
     def __init__(self, args: BlockArgs) -> None:
         super().__init__(args)
-        conv, mid = args.recipe.conv, args.width()
+        conv, mid = args.settings.conv, args.width()
         self.add_branch(
             conv1_kxk=conv(
                 args.in_chs, mid, 3, stride=args.stride, groups=args.groups(mid), drop=True
@@ -293,7 +293,7 @@ class Bottleneck(Residual):
     ) -> None:
         super().__init__(args, linear_out=linear_out)
         mid = args.width(of_input=bottle_in)
-        conv, groups = args.recipe.conv, args.groups(mid)
+        conv, groups = args.settings.conv, args.groups(mid)
         again = conv(mid, mid, 3, groups=groups) if extra_conv else nn.Identity()
         self.add_branch(
             conv1_1x1=conv(args.in_chs, mid),
@@ -328,13 +328,13 @@ class SelfAttentionBlock(Residual):
         options = {"size": args.size} if sized else {}
         if sized and args.size is None:
             raise ArgumentError("This self-attention has a table of positions: img_size is needed.")
-        norm, act = norm_and_act(args.recipe.norm, mid, args.recipe.act)
+        norm, act = norm_and_act(args.settings.norm, mid, args.settings.act)
         self.add_branch(
-            conv1_1x1=args.recipe.conv(args.in_chs, mid),
+            conv1_1x1=args.settings.conv(args.in_chs, mid),
             self_attn=mixer(mid, stride=args.stride, **options),
             post_attn=norm,
             post_act=act,
-            conv3_1x1=args.recipe.conv(mid, args.out_chs, act=False),
+            conv3_1x1=args.settings.conv(mid, args.out_chs, act=False),
         )
 
 
@@ -344,10 +344,10 @@ class ConvBranches(Branches):
     def __init__(self, args: BlockArgs) -> None:
         super().__init__()
         self.same = args.in_chs == args.out_chs and args.stride == 1
-        self.identity = args.recipe.norm(args.out_chs) if self.same else None
+        self.identity = args.settings.norm(args.out_chs) if self.same else None
 
     def conv(self, args: BlockArgs, kernel_size: int, *, drop: bool = False) -> ConvNormAct:
-        return args.recipe.conv(
+        return args.settings.conv(
             args.in_chs,
             args.out_chs,
             kernel_size,
@@ -361,7 +361,7 @@ class ConvBranches(Branches):
         drop = args.drop_path if self.same else 0.0
         self.drop_path = DropPath(drop) if drop else nn.Identity()
         self.attn = args.attention(args.out_chs)
-        self.act = args.recipe.act(inplace=True)
+        self.act = args.settings.act(inplace=True)
 
     def convolutions(self) -> list[nn.Module]:
         """Those in parallel."""
@@ -474,7 +474,7 @@ class ByobNet(Backbone):
         zero_init_last: bool = True,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        recipe = Recipe(
+        settings = ByobSettings(
             get_act(act_layer),
             get_norm(norm_layer),
             get_attention(attn_layer) if attn_layer else None,
@@ -482,13 +482,13 @@ class ByobNet(Backbone):
         )
         self.drop_path_rate = drop_path_rate
         built = (img_size, img_size) if isinstance(img_size, int) else img_size
-        args = self._add_stem(stem, recipe, built)
+        args = self._add_stem(stem, settings, built)
         smooth = get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None
-        args = dataclasses.replace(args, recipe=dataclasses.replace(recipe, smooth=smooth))
+        args = dataclasses.replace(args, settings=dataclasses.replace(settings, smooth=smooth))
         rows = [(stage,) if isinstance(stage, Row) else tuple(stage) for stage in stages]
         args = self._add_stages(rows, args, drop_path_rate, drop_block_rate)
         channels = num_features or args.in_chs
-        last = args.recipe.conv(args.in_chs, channels) if num_features else nn.Identity()
+        last = args.settings.conv(args.in_chs, channels) if num_features else nn.Identity()
         self.add_stage("final_conv", last, channels=channels, reduction=self._reduction)
         sized = any(isinstance(m, SelfAttention) and m.size for m in self.modules())
         self.img_size = built if sized else None
@@ -507,16 +507,16 @@ class ByobNet(Backbone):
             zero_init_last=zero_init_last,
         )
 
-    def _add_stem(self, stem: Stem, recipe: Recipe, size: tuple[int, int]) -> BlockArgs:
+    def _add_stem(self, stem: Stem, settings: ByobSettings, size: tuple[int, int]) -> BlockArgs:
         """Returns what a first stage begins from."""
         last, in_chs = len(stem.widths) - 1, self.in_chans
         self._reduction = 2 if not last and not stem.pool else 4
         if self._reduction == 2:
-            args = BlockArgs(recipe, in_chs, stem.widths[0], stride=2)
+            args = BlockArgs(settings, in_chs, stem.widths[0], stride=2)
             whole = (
                 stem.block(args)
                 if stem.block
-                else recipe.conv(in_chs, args.out_chs, stem.kernel_size, stride=2)
+                else settings.conv(in_chs, args.out_chs, stem.kernel_size, stride=2)
             )
             self.add_stage("stem", whole, channels=args.out_chs, reduction=2)
         else:
@@ -524,7 +524,7 @@ class ByobNet(Backbone):
             for i, width in enumerate(stem.widths):
                 stride = 2 if i == 0 or (i == last and not stem.pool) else 1
                 kernel = stem.kernel_size
-                conv: nn.Module = recipe.conv(in_chs, width, kernel, stride=stride)
+                conv: nn.Module = settings.conv(in_chs, width, kernel, stride=stride)
                 if i < stem.linear:
                     conv = nn.Conv2d(in_chs, width, kernel, stride, kernel // 2, bias=False)
                 if i == (last if stem.pool else last - 1):
@@ -538,7 +538,7 @@ class ByobNet(Backbone):
         branches = tuple(name for name in convs if not name.startswith("stem.attn"))
         self.first_conv = branches if stem.block else convs[0]
         height, width = (-(-side // self._reduction) for side in size)
-        return BlockArgs(recipe, stem.widths[-1], 0, size=(height, width))
+        return BlockArgs(settings, stem.widths[-1], 0, size=(height, width))
 
     def _add_stages(
         self,
@@ -560,7 +560,7 @@ class ByobNet(Backbone):
                 if row.attention:
                     changes["attention"] = get_attention(row.attention)
                 here = BlockArgs(
-                    dataclasses.replace(args.recipe, **changes),
+                    dataclasses.replace(args.settings, **changes),
                     args.in_chs,
                     row.channels,
                     stride,
@@ -590,7 +590,7 @@ class ByobNet(Backbone):
             self.head, self.last_fc = AttentionPool2d(channels, size=args.size), "head.proj"
             return AttentionPoolHead()
         if kind == "mlp":
-            return NormMlp(norm=args.recipe.norm, hidden=hidden, act=args.recipe.act)
+            return NormMlp(norm=args.settings.norm, hidden=hidden, act=args.settings.act)
         return Head()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:

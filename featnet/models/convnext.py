@@ -64,7 +64,7 @@ class LinearMlp(Mlp):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ConvNeXtSettings:
     """What all blocks of a network have in common.
 
     Attributes:
@@ -82,12 +82,14 @@ class Recipe:
 class Block(nn.Module):
     """Depthwise convolution, norm, MLP, and the scale of this branch (gamma)."""
 
-    def __init__(self, chs: int, *, kernel_size: int, recipe: Recipe, drop_path: float) -> None:
+    def __init__(
+        self, chs: int, *, kernel_size: int, settings: ConvNeXtSettings, drop_path: float
+    ) -> None:
         super().__init__()
-        scale = recipe.ls_init_value
+        scale = settings.ls_init_value
         self.conv_dw = nn.Conv2d(chs, chs, kernel_size, padding=kernel_size // 2, groups=chs)
-        self.norm = recipe.norm(chs)
-        self.mlp = recipe.mlp(chs)
+        self.norm = settings.norm(chs)
+        self.mlp = settings.mlp(chs)
         self.gamma = nn.Parameter(torch.full((chs,), scale)) if scale is not None else None
         self.drop_path = DropPath(drop_path)
 
@@ -108,16 +110,16 @@ class Stage(nn.Module):
         *,
         stride: int,
         kernel_size: int,
-        recipe: Recipe,
+        settings: ConvNeXtSettings,
         drop_paths: Sequence[float],
     ) -> None:
         super().__init__()
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or in_chs != chs:
             self.downsample = nn.Sequential(
-                recipe.norm(in_chs), nn.Conv2d(in_chs, chs, stride, stride)
+                settings.norm(in_chs), nn.Conv2d(in_chs, chs, stride, stride)
             )
-        make = partial(Block, chs, kernel_size=kernel_size, recipe=recipe)
+        make = partial(Block, chs, kernel_size=kernel_size, settings=settings)
         self.blocks = Blocks(*(make(drop_path=drop) for drop in drop_paths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -160,7 +162,7 @@ class ConvNeXt(Backbone):
         kernel_sizes: of the depthwise convolutions; one for all stages or one for each.
         stem_type: ``"patch"``, ``"overlap"``, ``"overlap_tiered"`` or ``"overlap_act"``.
         patch_size: of the patch stem, by default 4; with 2 the first stage halves the size too.
-        ls_init_value: see :class:`Recipe`.
+        ls_init_value: see :class:`ConvNeXtSettings`.
         conv_mlp: 1x1 convolutions in place of matrix products with the channels last.
         use_grn: global response norm in each MLP: ConvNeXt V2.
         norm_eps: in place of the norm's own.
@@ -208,7 +210,7 @@ class ConvNeXt(Backbone):
         if norm_eps is not None:
             norm = partial(norm, eps=norm_eps)
         mlp = partial(Mlp if conv_mlp else LinearMlp, act=act, grn=use_grn)
-        recipe = Recipe(norm, mlp, ls_init_value)
+        settings = ConvNeXtSettings(norm, mlp, ls_init_value)
         reduction = self._add_stem(stem_type, patch_size, dims[0], norm, act)
         self.stages = nn.Sequential()
         drops = drop_path_rates(drop_path_rate, depths)
@@ -216,7 +218,12 @@ class ConvNeXt(Backbone):
         for i, (chs, kernel) in enumerate(zip(dims, kernels, strict=True)):
             stride = 2 if i or reduction == 2 else 1
             stage = Stage(
-                in_chs, chs, stride=stride, kernel_size=kernel, recipe=recipe, drop_paths=drops[i]
+                in_chs,
+                chs,
+                stride=stride,
+                kernel_size=kernel,
+                settings=settings,
+                drop_paths=drops[i],
             )
             reduction *= stride
             self.add_stage(f"stages.{i}", stage, channels=chs, reduction=reduction)

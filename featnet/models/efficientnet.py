@@ -49,7 +49,7 @@ from ..layers import (
     zero_bias,
 )
 from ..layers.mobile_blocks import KINDS, build_block
-from ..layers.mobile_recipe import Block, MobileSqueezeExcite, Recipe, Spec
+from ..layers.mobile_spec import Block, MobileSettings, MobileSqueezeExcite, Spec
 from ..registry import Family, weights_table
 
 # What a network is -----------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class EfficientNet(Backbone):
             )
         self.feature_location = feature_location
         norm = {k: v for k, v in (("eps", bn_eps), ("momentum", bn_momentum)) if v is not None}
-        recipe = Recipe(
+        settings = MobileSettings(
             act=get_act(act_layer),
             norm=partial(get_norm(norm_layer), **norm),
             attention=get_attention(se_layer),
@@ -295,9 +295,9 @@ class EfficientNet(Backbone):
             layer_scale=arch.layer_scale,
         )
         self.conv_stem = conv2d(in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=pad_type)
-        self.bn1, self.act1 = recipe.norm_act(arch.stem)
-        out_chs = self._add_blocks(plan(arch), arch.stem, recipe, drop_path_rate, widths)
-        head = self.add_tail(out_chs, arch, recipe)
+        self.bn1, self.act1 = settings.norm_act(arch.stem)
+        out_chs = self._add_blocks(plan(arch), arch.stem, settings, drop_path_rate, widths)
+        head = self.add_tail(out_chs, arch, settings)
         self.add_head(
             self.num_features,
             num_classes=num_classes,
@@ -311,7 +311,7 @@ class EfficientNet(Backbone):
         self,
         stages: list[list[Spec]],
         in_chs: int,
-        recipe: Recipe,
+        settings: MobileSettings,
         drop_path_rate: float,
         widths: str | None,
     ) -> int:
@@ -325,7 +325,7 @@ class EfficientNet(Backbone):
             blocks = []
             for spec in specs:
                 drop_path = drop_path_rate * count / total
-                blocks.append(build_block(in_chs, spec, recipe=recipe, drop_path=drop_path))
+                blocks.append(build_block(in_chs, spec, settings=settings, drop_path=drop_path))
                 in_chs, reduction, count = spec.channels, reduction * spec.step, count + 1
             self.blocks.append(Blocks(*blocks))
             name, last = f"blocks.{i}", blocks[-1]
@@ -344,13 +344,13 @@ class EfficientNet(Backbone):
                 self.add_level(name, channels=last.out_channels, reduction=reduction)
         return last.out_channels
 
-    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe) -> Head:
+    def add_tail(self, in_chs: int, arch: Arch, settings: MobileSettings) -> Head:
         """Add what comes between the last block and the pooling; return the head behind it."""
         self.num_features = arch.head or in_chs
         self.conv_head: nn.Module | None = None
         if arch.head:
             self.conv_head = conv2d(in_chs, arch.head, 1)
-            self.bn2, self.act2 = recipe.norm_act(arch.head)
+            self.bn2, self.act2 = settings.norm_act(arch.head)
         return Head()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
@@ -389,12 +389,12 @@ LOCATIONS = ("bottleneck", "expansion")
 class MobileNetV3(EfficientNet):
     """The last convolution comes after the pooling, so that it costs next to nothing."""
 
-    def add_tail(self, in_chs: int, arch: Arch, recipe: Recipe) -> Head:
+    def add_tail(self, in_chs: int, arch: Arch, settings: MobileSettings) -> Head:
         self.num_features = in_chs
         return ConvHead(
             arch.head,
-            act=recipe.act,
-            norm=recipe.norm if arch.head_norm else None,
+            act=settings.act,
+            norm=settings.norm if arch.head_norm else None,
             bias=arch.head_bias and not arch.head_norm,
         )
 

@@ -33,6 +33,7 @@ from ..layers import (
     PatchDropout,
     PatchEmbed,
     RotaryEmbedding,
+    Size,
     SwiGlu,
     TokenHead,
     Tokens,
@@ -50,8 +51,6 @@ from ..layers import (
 from ..registry import Family, check_arguments, weights_table
 from ._eva_keys import convert_eva
 from .vit import VisionTransformer
-
-Size = tuple[int, int]
 
 
 class KeylessAttention(Attention):

@@ -27,6 +27,7 @@ from ..layers import (
     Mlp,
     Phased,
     Scheme,
+    Size,
     attend,
     ceil_div,
     crop,
@@ -52,7 +53,6 @@ from ..layers import (
 )
 from ..registry import Family, weights_table
 
-Size = tuple[int, int]
 Pool = Callable[..., torch.Tensor]
 
 

@@ -106,7 +106,7 @@ SHORTCUTS: Mapping[str, Layer] = {"conv1x1": strided_shortcut, "avg": pooled_sho
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class RegNetSettings:
     """What all blocks of a network have in common.
 
     Attributes:
@@ -147,19 +147,19 @@ class Bottleneck(nn.Module):
         *,
         stride: int,
         group_size: int,
-        recipe: Recipe,
+        settings: RegNetSettings,
         drop_path: float,
     ) -> None:
         super().__init__()
-        mid = round(out_chs * recipe.bottle_ratio)
-        conv = partial(ConvNormAct, norm=recipe.norm, act=recipe.act)
+        mid = round(out_chs * settings.bottle_ratio)
+        conv = partial(ConvNormAct, norm=settings.norm, act=settings.act)
         project = partial(conv, act=None)
         self.conv1 = conv(in_chs, mid)
         self.conv2 = conv(mid, mid, kernel_size=3, stride=stride, groups=mid // group_size)
-        self.se = recipe.attention(in_chs, mid)
+        self.se = settings.attention(in_chs, mid)
         self.conv3 = project(mid, out_chs)
-        self.act3 = nn.Identity() if self.linear else build_act(recipe.act)
-        self.downsample = recipe.connect(project, in_chs, out_chs, stride)
+        self.act3 = nn.Identity() if self.linear else build_act(settings.act)
+        self.downsample = settings.connect(project, in_chs, out_chs, stride)
         self.drop_path = DropPath(drop_path)
 
     def zero_init_last(self) -> None:
@@ -193,21 +193,21 @@ class PreBottleneck(nn.Module):
         *,
         stride: int,
         group_size: int,
-        recipe: Recipe,
+        settings: RegNetSettings,
         drop_path: float,
     ) -> None:
         super().__init__()
-        mid = round(out_chs * recipe.bottle_ratio)
+        mid = round(out_chs * settings.bottle_ratio)
         project = partial(nn.Conv2d, kernel_size=1, bias=False)
-        norm = partial(norm_and_act, recipe.norm, act=recipe.act)
+        norm = partial(norm_and_act, settings.norm, act=settings.act)
         self.norm1, self.act1 = norm(in_chs)
         self.conv1 = project(in_chs, mid)
         self.norm2, self.act2 = norm(mid)
         self.conv2 = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid // group_size, bias=False)
-        self.se = recipe.attention(in_chs, mid)
+        self.se = settings.attention(in_chs, mid)
         self.norm3, self.act3 = norm(mid)
         self.conv3 = project(mid, out_chs)
-        self.downsample = recipe.connect(project, in_chs, out_chs, stride)
+        self.downsample = settings.connect(project, in_chs, out_chs, stride)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -260,7 +260,7 @@ class RegNet(Backbone):
         check_rate("drop_path_rate", drop_path_rate)
         shortcut = get_layer("downsample", downsample, SHORTCUTS) if downsample else None
         act, norm = get_act(act_layer), get_norm(norm_layer)
-        recipe = Recipe(act, norm, design.bottle_ratio, se_ratio, shortcut)
+        settings = RegNetSettings(act, norm, design.bottle_ratio, se_ratio, shortcut)
         conv = partial(ConvNormAct, norm=norm, act=act)
         stem: nn.Module
         if issubclass(block, PreBottleneck):
@@ -279,7 +279,7 @@ class RegNet(Backbone):
                     out_chs,
                     stride=2 if j == 1 else 1,
                     group_size=group_size,
-                    recipe=recipe,
+                    settings=settings,
                     drop_path=next(drops),
                 )
                 blocks.add_module(f"b{j}", unit)

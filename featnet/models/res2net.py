@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..registry import Family, weights_table
-from .resnet import Recipe, Residual, ResNet, Stem
+from .resnet import Residual, ResNet, ResNetSettings, Stem
 
 
 class ScaleBottleneck(Residual):
@@ -34,31 +34,31 @@ class ScaleBottleneck(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
         scale: int = 4,
     ) -> None:
         super().__init__()
-        recipe.refuse(self, "reduce_first", "smooth")
+        settings.refuse(self, "reduce_first", "smooth")
         if scale < 2:
             raise ArgumentError(f"scale={scale!r}: an int from 2 is expected.")
-        groups = recipe.cardinality
-        self.width = width = planes * recipe.base_width // 64 * groups
+        groups = settings.cardinality
+        self.width = width = planes * settings.base_width // 64 * groups
         out_chs = planes * self.expansion
         self.chained = stride == 1 and shortcut is None
         self.conv1 = nn.Conv2d(in_chs, width * scale, 1, bias=False)
-        self.bn1 = recipe.norm(width * scale)
+        self.bn1 = settings.norm(width * scale)
         self.convs = nn.ModuleList(
             nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
             for _ in range(scale - 1)
         )
-        self.bns = nn.ModuleList(recipe.norm(width) for _ in range(scale - 1))
+        self.bns = nn.ModuleList(settings.norm(width) for _ in range(scale - 1))
         self.pool = None if self.chained else nn.AvgPool2d(3, stride, 1)
-        self.drop_block = recipe.drop_block()
+        self.drop_block = settings.drop_block()
         self.conv3 = nn.Conv2d(width * scale, out_chs, 1, bias=False)
-        self.bn3 = recipe.norm(out_chs)
-        self.relu = recipe.act(inplace=True)
-        self.add_end(out_chs, shortcut, recipe, drop_path)
+        self.bn3 = settings.norm(out_chs)
+        self.relu = settings.act(inplace=True)
+        self.add_end(out_chs, shortcut, settings, drop_path)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         *parts, last = self.relu(self.bn1(self.conv1(x))).split(self.width, 1)

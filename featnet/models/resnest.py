@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import ArgumentError
 from ..layers import make_divisible
 from ..registry import Family, weights_table
-from .resnet import Recipe, Residual, ResNet, Stem
+from .resnet import Residual, ResNet, ResNetSettings, Stem
 
 
 class SplitAttention(nn.Module):
@@ -23,20 +23,20 @@ class SplitAttention(nn.Module):
     With one split each channel is gated by itself.
     """
 
-    def __init__(self, channels: int, *, stride: int, radix: int, recipe: Recipe) -> None:
+    def __init__(self, channels: int, *, stride: int, radix: int, settings: ResNetSettings) -> None:
         super().__init__()
         if radix < 1:
             raise ArgumentError(f"radix={radix!r}: an int from 1 is expected.")
-        self.radix, self.groups = radix, recipe.cardinality
+        self.radix, self.groups = radix, settings.cardinality
         split = channels * radix
         squeezed = make_divisible(split * 0.25, minimum=32)
         self.conv = nn.Conv2d(channels, split, 3, stride, 1, groups=self.groups * radix, bias=False)
-        self.bn0 = recipe.norm(split)
-        self.drop = recipe.drop_block()
-        self.act0 = recipe.act(inplace=True)
+        self.bn0 = settings.norm(split)
+        self.drop = settings.drop_block()
+        self.act0 = settings.act(inplace=True)
         self.fc1 = nn.Conv2d(channels, squeezed, 1, groups=self.groups)
-        self.bn1 = recipe.norm(squeezed)
-        self.act1 = recipe.act(inplace=True)
+        self.bn1 = settings.norm(squeezed)
+        self.act1 = settings.act(inplace=True)
         self.fc2 = nn.Conv2d(squeezed, split, 1, groups=self.groups)
 
     def attend(self, gate: torch.Tensor) -> torch.Tensor:
@@ -76,26 +76,26 @@ class SplitBottleneck(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
         radix: int = 2,
         avd_first: bool = False,
     ) -> None:
         super().__init__()
-        recipe.refuse(self, "reduce_first", "attention", "smooth")
-        width = planes * recipe.base_width // 64 * recipe.cardinality
+        settings.refuse(self, "reduce_first", "attention", "smooth")
+        width = planes * settings.base_width // 64 * settings.cardinality
         out_chs = planes * self.expansion
         pool = nn.AvgPool2d(3, stride, 1) if stride > 1 else None
         self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
-        self.bn1 = recipe.norm(width)
-        self.act1 = recipe.act(inplace=True)
+        self.bn1 = settings.norm(width)
+        self.act1 = settings.act(inplace=True)
         self.avd_first = pool if avd_first else None
-        self.conv2 = SplitAttention(width, stride=1, radix=radix, recipe=recipe)
+        self.conv2 = SplitAttention(width, stride=1, radix=radix, settings=settings)
         self.avd_last = None if avd_first else pool
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
-        self.bn3 = recipe.norm(out_chs)
-        self.act3 = recipe.act(inplace=True)
-        self.add_end(out_chs, shortcut, recipe, drop_path)
+        self.bn3 = settings.norm(out_chs)
+        self.act3 = settings.act(inplace=True)
+        self.add_end(out_chs, shortcut, settings, drop_path)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.bn1(self.conv1(x)))

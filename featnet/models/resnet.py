@@ -53,7 +53,7 @@ class Stem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ResNetSettings:
     """What all blocks of a network have in common.
 
     Attributes:
@@ -89,7 +89,7 @@ class Recipe:
         arguments = {"attention": "attn_layer", "smooth": "aa_layer"}
         for field in fields:
             value = getattr(self, field)
-            if value != getattr(Recipe, field):
+            if value != getattr(ResNetSettings, field):
                 raise ArgumentError(
                     f"{type(block).__name__} does not have {arguments.get(field, field)}={value!r}."
                 )
@@ -103,10 +103,10 @@ class Residual(nn.Module):
     last_act: str
 
     def add_end(
-        self, channels: int, shortcut: nn.Module | None, recipe: Recipe, drop_path: float
+        self, channels: int, shortcut: nn.Module | None, settings: ResNetSettings, drop_path: float
     ) -> None:
         self.out_channels = channels
-        self.se = recipe.attention(channels) if recipe.attention else None
+        self.se = settings.attention(channels) if settings.attention else None
         self.downsample = shortcut
         self.drop_path = DropPath(drop_path) if drop_path else None
 
@@ -142,21 +142,21 @@ class BasicBlock(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        recipe.refuse(self, "cardinality", "base_width")
-        width = planes // recipe.reduce_first
-        self.conv1 = nn.Conv2d(in_chs, width, 3, recipe.conv_stride(stride), 1, bias=False)
-        self.bn1 = recipe.norm(width)
-        self.drop_block = recipe.drop_block()
-        self.act1 = recipe.act(inplace=True)
-        self.aa = recipe.smoothing(width, stride)
+        settings.refuse(self, "cardinality", "base_width")
+        width = planes // settings.reduce_first
+        self.conv1 = nn.Conv2d(in_chs, width, 3, settings.conv_stride(stride), 1, bias=False)
+        self.bn1 = settings.norm(width)
+        self.drop_block = settings.drop_block()
+        self.act1 = settings.act(inplace=True)
+        self.aa = settings.smoothing(width, stride)
         self.conv2 = nn.Conv2d(width, planes, 3, padding=1, bias=False)
-        self.bn2 = recipe.norm(planes)
-        self.act2 = recipe.act(inplace=True)
-        self.add_end(planes, shortcut, recipe, drop_path)
+        self.bn2 = settings.norm(planes)
+        self.act2 = settings.act(inplace=True)
+        self.add_end(planes, shortcut, settings, drop_path)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
@@ -175,27 +175,27 @@ class Bottleneck(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        groups = recipe.cardinality
-        width = planes * recipe.base_width // 64 * groups
-        first, out_chs = width // recipe.reduce_first, planes * self.expansion
+        groups = settings.cardinality
+        width = planes * settings.base_width // 64 * groups
+        first, out_chs = width // settings.reduce_first, planes * self.expansion
         self.conv1 = nn.Conv2d(in_chs, first, 1, bias=False)
-        self.bn1 = recipe.norm(first)
-        self.act1 = recipe.act(inplace=True)
+        self.bn1 = settings.norm(first)
+        self.act1 = settings.act(inplace=True)
         self.conv2 = nn.Conv2d(
-            first, width, 3, recipe.conv_stride(stride), 1, groups=groups, bias=False
+            first, width, 3, settings.conv_stride(stride), 1, groups=groups, bias=False
         )
-        self.bn2 = recipe.norm(width)
-        self.drop_block = recipe.drop_block()
-        self.act2 = recipe.act(inplace=True)
-        self.aa = recipe.smoothing(width, stride)
+        self.bn2 = settings.norm(width)
+        self.drop_block = settings.drop_block()
+        self.act2 = settings.act(inplace=True)
+        self.aa = settings.smoothing(width, stride)
         self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
-        self.bn3 = recipe.norm(out_chs)
-        self.act3 = recipe.act(inplace=True)
-        self.add_end(out_chs, shortcut, recipe, drop_path)
+        self.bn3 = settings.norm(out_chs)
+        self.act3 = settings.act(inplace=True)
+        self.add_end(out_chs, shortcut, settings, drop_path)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
@@ -229,7 +229,7 @@ class ResNet(Backbone):
         depths: blocks in each stage.
         planes: width of each stage, before the block's expansion; by default 64, then doubled.
         stem: see :class:`Stem`.
-        cardinality, base_width, reduce_first: see :class:`Recipe`.
+        cardinality, base_width, reduce_first: see :class:`ResNetSettings`.
         down_kernel_size: kernel of the projection shortcuts.
         avg_down: pool before the projection instead of striding it.
         attn_layer: channel attention at the end of each block: ``"se"``, ``"eca"``, ``f(channels)``.
@@ -275,7 +275,7 @@ class ResNet(Backbone):
         widths: str | None = None,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        recipe = Recipe(
+        settings = ResNetSettings(
             cardinality,
             base_width,
             reduce_first,
@@ -286,7 +286,7 @@ class ResNet(Backbone):
         )
         check_rate("drop_block_rate", drop_block_rate)
         self.drop_path_rate = drop_path_rate
-        in_chs = self._add_stem(stem, recipe)
+        in_chs = self._add_stem(stem, settings)
         drops = iter(drop_path_rates(drop_path_rate, sum(depths)))
         kinds = tuple(block) if isinstance(block, Sequence) else (block,) * len(depths)
         planes = tuple(64 * 2**i for i in range(len(depths))) if planes is None else planes
@@ -297,8 +297,8 @@ class ResNet(Backbone):
             )
         for i, (kind, depth, width) in enumerate(zip(kinds, depths, planes, strict=True)):
             drop_block = _drop_block(len(depths) - i, drop_block_rate)
-            shared = dataclasses.replace(recipe, drop_block=drop_block)
-            make = partial(kind, recipe=shared, **(block_args or {}))
+            shared = dataclasses.replace(settings, drop_block=drop_block)
+            make = partial(kind, settings=shared, **(block_args or {}))
             out_chs, blocks = width * kind.expansion, []
             for stride in (2 if i else 1, *(1,) * (depth - 1)):
                 shortcut = None
@@ -306,7 +306,7 @@ class ResNet(Backbone):
                     project = (
                         pool_shortcut if avg_down else partial(conv_shortcut, down_kernel_size)
                     )
-                    shortcut = project(in_chs, out_chs, stride, recipe.norm)
+                    shortcut = project(in_chs, out_chs, stride, settings.norm)
                 drop = next(drops)
                 blocks.append(make(in_chs, width, stride=stride, shortcut=shortcut, drop_path=drop))
                 in_chs = out_chs
@@ -321,7 +321,7 @@ class ResNet(Backbone):
         )
         initialize(self, conv=[he_fan_out], zero_init_last=zero_init_last)
 
-    def _add_stem(self, stem: Stem, recipe: Recipe) -> int:
+    def _add_stem(self, stem: Stem, settings: ResNetSettings) -> int:
         """conv1, bn1, act1, maxpool; returns their width."""
         *inner, width = stem.widths
         if not inner:
@@ -330,23 +330,23 @@ class ResNet(Backbone):
             layers: list[nn.Module] = []
             in_chs, stride = self.in_chans, 2
             for chs in inner:
-                layers += [nn.Conv2d(in_chs, chs, 3, stride, 1, bias=False), recipe.norm(chs)]
-                layers += [recipe.act(inplace=True)]
+                layers += [nn.Conv2d(in_chs, chs, 3, stride, 1, bias=False), settings.norm(chs)]
+                layers += [settings.act(inplace=True)]
                 in_chs, stride = chs, 1
             self.conv1 = nn.Sequential(*layers, nn.Conv2d(in_chs, width, 3, 1, 1, bias=False))
             self.first_conv = "conv1.0"
-        self.bn1 = recipe.norm(width)
-        self.add_stage("act1", recipe.act(inplace=True), channels=width, reduction=2)
+        self.bn1 = settings.norm(width)
+        self.add_stage("act1", settings.act(inplace=True), channels=width, reduction=2)
         if stem.conv_pool:
-            conv = nn.Conv2d(width, width, 3, recipe.conv_stride(2), 1, bias=False)
-            smooth = [recipe.smooth(width, 2)] if recipe.smooth else []
+            conv = nn.Conv2d(width, width, 3, settings.conv_stride(2), 1, bias=False)
+            smooth = [settings.smooth(width, 2)] if settings.smooth else []
             pool: nn.Module = nn.Sequential(
-                conv, *smooth, recipe.norm(width), recipe.act(inplace=True)
+                conv, *smooth, settings.norm(width), settings.act(inplace=True)
             )
-        elif recipe.smooth is average:
+        elif settings.smooth is average:
             pool = average(width, 2)
-        elif recipe.smooth:
-            pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), recipe.smooth(width, 2))
+        elif settings.smooth:
+            pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), settings.smooth(width, 2))
         else:
             pool = nn.MaxPool2d(3, 2, 1)
         self.maxpool = pool

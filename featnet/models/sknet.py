@@ -16,14 +16,14 @@ from torch import nn
 
 from ..layers import make_divisible
 from ..registry import Family, weights_table
-from .resnet import Recipe, Residual, ResNet, Stem
+from .resnet import Residual, ResNet, ResNetSettings, Stem
 
 
 def conv_norm(
     in_chs: int,
     out_chs: int,
     kernel: int,
-    recipe: Recipe,
+    settings: ResNetSettings,
     *,
     stride: int = 1,
     dilation: int = 1,
@@ -34,23 +34,23 @@ def conv_norm(
         in_chs,
         out_chs,
         kernel,
-        recipe.conv_stride(stride),
+        settings.conv_stride(stride),
         dilation * (kernel // 2),
         dilation,
-        groups=recipe.cardinality if kernel > 1 else 1,
+        groups=settings.cardinality if kernel > 1 else 1,
         bias=False,
     )
-    return nn.Sequential(OrderedDict([("conv", conv), ("bn", recipe.norm(out_chs)), *after]))
+    return nn.Sequential(OrderedDict([("conv", conv), ("bn", settings.norm(out_chs)), *after]))
 
 
 class SelectiveAttention(nn.Module):
     """Maps (N, C, H, W) -> (N, paths, C, 1, 1): for each channel the share of each path."""
 
-    def __init__(self, channels: int, paths: int, squeezed: int, recipe: Recipe) -> None:
+    def __init__(self, channels: int, paths: int, squeezed: int, settings: ResNetSettings) -> None:
         super().__init__()
         self.fc_reduce = nn.Conv2d(channels, squeezed, 1, bias=False)
-        self.bn = recipe.norm(squeezed)
-        self.act = recipe.act(inplace=True)
+        self.bn = settings.norm(squeezed)
+        self.act = settings.act(inplace=True)
         self.fc_select = nn.Conv2d(squeezed, channels * paths, 1, bias=False)
 
     def forward(self, *maps: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class SelectiveKernel(nn.Module):
         out_chs: int,
         *,
         stride: int,
-        recipe: Recipe,
+        settings: ResNetSettings,
         rd_ratio: float = 1 / 16,
         rd_divisor: int = 8,
         split_input: bool = True,
@@ -86,23 +86,23 @@ class SelectiveKernel(nn.Module):
         self.paths = nn.ModuleList()
         for dilation in dilations:
             after = (
-                ("drop", recipe.drop_block()),
-                ("act", recipe.act(inplace=True)),
-                ("aa", recipe.smoothing(out_chs, stride)),
+                ("drop", settings.drop_block()),
+                ("act", settings.act(inplace=True)),
+                ("aa", settings.smoothing(out_chs, stride)),
             )
             self.paths.append(
                 conv_norm(
                     self.split or in_chs,
                     out_chs,
                     3,
-                    recipe,
+                    settings,
                     stride=stride,
                     dilation=dilation,
                     after=after,
                 )
             )
         squeezed = make_divisible(out_chs * rd_ratio, rd_divisor)
-        self.attn = SelectiveAttention(out_chs, count, squeezed, recipe)
+        self.attn = SelectiveAttention(out_chs, count, squeezed, settings)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = torch.split(x, self.split, 1) if self.split else (x,) * len(self.paths)
@@ -123,17 +123,17 @@ class SelectiveBasic(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
         select: Callable[..., nn.Module] = SelectiveKernel,
     ) -> None:
         super().__init__()
-        recipe.refuse(self, "cardinality", "base_width")
-        first = planes // recipe.reduce_first
-        self.conv1 = select(in_chs, first, stride=stride, recipe=recipe)
-        self.conv2 = conv_norm(first, planes, 3, recipe)
-        self.add_end(planes, shortcut, recipe, drop_path)
-        self.act = recipe.act(inplace=True)
+        settings.refuse(self, "cardinality", "base_width")
+        first = planes // settings.reduce_first
+        self.conv1 = select(in_chs, first, stride=stride, settings=settings)
+        self.conv2 = conv_norm(first, planes, 3, settings)
+        self.add_end(planes, shortcut, settings, drop_path)
+        self.act = settings.act(inplace=True)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(self.conv1(x))
@@ -151,19 +151,19 @@ class SelectiveBottleneck(Residual):
         *,
         stride: int = 1,
         shortcut: nn.Module | None = None,
-        recipe: Recipe = Recipe(),
+        settings: ResNetSettings = ResNetSettings(),
         drop_path: float = 0.0,
         select: Callable[..., nn.Module] = SelectiveKernel,
     ) -> None:
         super().__init__()
-        width = planes * recipe.base_width // 64 * recipe.cardinality
-        first, out_chs = width // recipe.reduce_first, planes * self.expansion
-        act = ("act", recipe.act(inplace=True))
-        self.conv1 = conv_norm(in_chs, first, 1, recipe, after=(act,))
-        self.conv2 = select(first, width, stride=stride, recipe=recipe)
-        self.conv3 = conv_norm(width, out_chs, 1, recipe)
-        self.add_end(out_chs, shortcut, recipe, drop_path)
-        self.act = recipe.act(inplace=True)
+        width = planes * settings.base_width // 64 * settings.cardinality
+        first, out_chs = width // settings.reduce_first, planes * self.expansion
+        act = ("act", settings.act(inplace=True))
+        self.conv1 = conv_norm(in_chs, first, 1, settings, after=(act,))
+        self.conv2 = select(first, width, stride=stride, settings=settings)
+        self.conv3 = conv_norm(width, out_chs, 1, settings)
+        self.add_end(out_chs, shortcut, settings, drop_path)
+        self.act = settings.act(inplace=True)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv3(self.conv2(self.conv1(x)))

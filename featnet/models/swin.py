@@ -26,6 +26,7 @@ from ..layers import (
     PatchEmbed,
     Phased,
     RelativePositions,
+    Size,
     attend,
     drop_path_rates,
     get_act,
@@ -46,7 +47,6 @@ from ..layers import (
 )
 from ..registry import Family, weights_table
 
-Size = tuple[int, int]
 WindowSize = int | Size | Sequence[int | Size]
 Make = Callable[..., nn.Module]
 

@@ -19,6 +19,7 @@ from ..layers import (
     Layer,
     Mlp,
     Phased,
+    Size,
     add_qv_bias,
     drop_path_rates,
     get_act,
@@ -32,7 +33,6 @@ from ..registry import Family, weights_table
 from .swin import (
     Make,
     PatchMerging,
-    Size,
     WindowAttention,
     WindowSize,
     WindowTransformer,

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..layers import Layer, Mlp, drop_path_rates, get_norm, relative_bias, to_pair
+from ..layers import Layer, Mlp, Size, drop_path_rates, get_norm, relative_bias, to_pair
 from ..registry import Family, weights_table
-from .swin import Make, PatchMerging, Size, WindowSize, WindowTransformer, stage_windows, widths
+from .swin import Make, PatchMerging, WindowSize, WindowTransformer, stage_windows, widths
 from .swin_v2 import CosineAttention, PostNormBlock, distances
 
 

@@ -58,8 +58,8 @@ from ._vit_blocks import (
     DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
-    Recipe,
     ResPostBlock,
+    ViTSettings,
 )
 from ._vit_keys import convert
 
@@ -96,7 +96,7 @@ class VisionTransformer(Backbone):
         drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
         embed_layer: ``f(patch_size, img_size=..., ...)``, as :class:`featnet.layers.PatchEmbed`.
         embed_norm_layer: norm of the embedded patches.
-        block_fn: ``f(dim, recipe=..., drop_path=...)``.
+        block_fn: ``f(dim, settings=..., drop_path=...)``.
         attn_layer, mlp_layer: the blocks' parts, with the arguments of
             :class:`featnet.layers.Attention` and :class:`featnet.layers.Mlp`.
 
@@ -173,7 +173,7 @@ class VisionTransformer(Backbone):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.patch_drop = PatchDropout(patch_drop_rate, prefix=self.num_prefix_tokens)
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
-        recipe = Recipe(
+        settings = ViTSettings(
             num_heads,
             norm=norm,
             act=get_act(act_layer),
@@ -189,14 +189,14 @@ class VisionTransformer(Backbone):
             attn_drop=attn_drop_rate,
         )
         self.add_blocks(
-            partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate
+            partial(block_fn, embed_dim, settings=settings), embed_dim, depth, drop_path_rate
         )
         after = global_pool in ("avg", "avgmax", "max") if fc_norm is None else fc_norm
         self.norm = norm(embed_dim) if final_norm and not after else nn.Identity()
         self.attn_pool: nn.Module | None = None
         if global_pool == "map":
             self.attn_pool = LatentPool(
-                embed_dim, num_heads, mlp_ratio=mlp_ratio, norm=norm, act=recipe.act
+                embed_dim, num_heads, mlp_ratio=mlp_ratio, norm=norm, act=settings.act
             )
         self.fc_norm = norm(embed_dim) if final_norm and after else nn.Identity()
         self.add_head(

@@ -26,6 +26,7 @@ from ..layers import (
     PatchConv,
     PatchEmbed,
     SamePadding,
+    Size,
     fit_to_patches,
     he_fan_out,
     initialize,
@@ -36,8 +37,6 @@ from ..registry import Family, weights_table
 from .resnet import VARIANTS as RESNETS
 from .resnet import ResNet
 from .vit import LARGE, SMALL, TINY, VisionTransformer
-
-Size = tuple[int, int]
 
 
 class StdConv2d(SamePadding, nn.Conv2d):

@@ -21,6 +21,7 @@ from ..layers import (
     Mlp,
     PatchDropout,
     PatchEmbed,
+    Size,
     TokenHead,
     Tokens,
     get_act,
@@ -29,10 +30,8 @@ from ..layers import (
 from ..layers.memo import Memo
 from ..layers.relative_position import relative_index
 from ..registry import Family, weights_table
-from ._vit_blocks import Block, Recipe, ResPostBlock
+from ._vit_blocks import Block, ResPostBlock, ViTSettings
 from .vit import VisionTransformer
-
-Size = tuple[int, int]
 
 
 class RelativeMlp(nn.Module):
@@ -162,7 +161,7 @@ class VisionTransformerRelPos(VisionTransformer):
         self.shared_rel_pos = rel_pos(num_heads) if shared_rel_pos else None
         self.pos_drop, self.patch_drop = nn.Dropout(0.0), PatchDropout()
         self.norm_pre = nn.Identity()
-        recipe = Recipe(
+        settings = ViTSettings(
             num_heads,
             norm=norm,
             act=get_act(act_layer),
@@ -175,7 +174,7 @@ class VisionTransformerRelPos(VisionTransformer):
             attn_drop=attn_drop_rate,
         )
         self.add_blocks(
-            partial(block_fn, embed_dim, recipe=recipe), embed_dim, depth, drop_path_rate
+            partial(block_fn, embed_dim, settings=settings), embed_dim, depth, drop_path_rate
         )
         self.norm = nn.Identity() if fc_norm else norm(embed_dim)
         self.attn_pool = None

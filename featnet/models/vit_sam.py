@@ -23,6 +23,7 @@ from ..layers import (
     LayerNorm2d,
     Mlp,
     PatchEmbed,
+    Size,
     attend,
     get_act,
     get_norm,
@@ -36,10 +37,8 @@ from ..layers import (
     split_windows,
 )
 from ..registry import Family, weights_table
-from ._vit_blocks import Block, Recipe
+from ._vit_blocks import Block, ViTSettings
 from .vit import VisionTransformer
-
-Size = tuple[int, int]
 
 
 def distances(table: torch.Tensor, side: int) -> torch.Tensor:
@@ -120,10 +119,10 @@ class WindowBlock(Block):
     """A ViT's block over a map, whose attention is within windows; 0 for none."""
 
     def __init__(
-        self, dim: int, *, recipe: Recipe, drop_path: float, window: int, size: Size | None
+        self, dim: int, *, settings: ViTSettings, drop_path: float, window: int, size: Size | None
     ) -> None:
-        recipe = dataclasses.replace(recipe, attn=partial(recipe.attn, size=size))
-        super().__init__(dim, recipe=recipe, drop_path=drop_path)
+        settings = dataclasses.replace(settings, attn=partial(settings.attn, size=size))
+        super().__init__(dim, settings=settings, drop_path=drop_path)
         self.window = window
 
     def forward(self, x: torch.Tensor, density: int = 1) -> torch.Tensor:  # type: ignore[override]
@@ -202,7 +201,7 @@ class VisionTransformerSAM(VisionTransformer):
         self.pos_embed = learnt
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
-        recipe = Recipe(
+        settings = ViTSettings(
             num_heads,
             norm=norm,
             act=get_act(act_layer),
@@ -222,7 +221,7 @@ class VisionTransformerSAM(VisionTransformer):
         def block(*, drop_path: float) -> nn.Module:
             window, size = next(rows)
             return WindowBlock(
-                embed_dim, recipe=recipe, drop_path=drop_path, window=window, size=size
+                embed_dim, settings=settings, drop_path=drop_path, window=window, size=size
             )
 
         self.add_blocks(block, embed_dim, depth, drop_path_rate)

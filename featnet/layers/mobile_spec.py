@@ -102,7 +102,7 @@ class MobileSqueezeExcite(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class MobileSettings:
     """What all blocks of a network have in common.
 
     Attributes:
@@ -219,7 +219,7 @@ class LayerScale2d(nn.Module):
         return x * self.gamma.view(1, -1, 1, 1)
 
 
-def layer_scale(channels: int, recipe: Recipe) -> nn.Module:
+def layer_scale(channels: int, settings: MobileSettings) -> nn.Module:
     """The network's scale of a branch, if it has one."""
-    value = recipe.layer_scale
+    value = settings.layer_scale
     return nn.Identity() if value is None else LayerScale2d(channels, value)
