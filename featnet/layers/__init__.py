@@ -46,7 +46,7 @@ from .init import (
     zero_weight,
 )
 from .memo import Memo
-from .mlp import GluMlp, LayerScale, Mlp, SwiGlu
+from .mlp import GluMlp, LayerScale, Mlp, SwiGlu, pointwise
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
@@ -158,6 +158,7 @@ __all__ = [
     "normal",
     "normal_bias",
     "pad_to_windows",
+    "pointwise",
     "pruned_widths",
     "recompute",
     "relative_bias",

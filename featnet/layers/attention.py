@@ -26,11 +26,18 @@ class SqueezeExcite(nn.Module):
     """Gate each channel by what the whole map holds (https://arxiv.org/abs/1709.01507).
 
     Args:
+        channels: of the map.
         rd_ratio: of the channels, the width of the hidden layer, a multiple of ``rd_divisor``.
         rd_channels: that width itself.
         norm: normalisation of the hidden layer.
         act: activation of the hidden layer.
+        gate: what makes factors of the last layer's output.
+
+    Class attributes:
+        names: of the layers, in order; three where there is no norm.
     """
+
+    names: tuple[str, ...] = ("fc1", "bn", "act", "fc2")
 
     def __init__(
         self,
@@ -41,18 +48,21 @@ class SqueezeExcite(nn.Module):
         rd_channels: int | None = None,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
+        gate: Callable[[], nn.Module] = nn.Sigmoid,
     ) -> None:
         super().__init__()
-        squeezed = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.bn = norm(squeezed) if norm else nn.Identity()
-        self.act = act()
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
-        self.gate = nn.Sigmoid()
+        hidden = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+        layers = [nn.Conv2d(channels, hidden, 1), act(), nn.Conv2d(hidden, channels, 1)]
+        if len(self.names) > len(layers):
+            layers.insert(1, norm(hidden) if norm else nn.Identity())
+        for name, layer in zip(self.names, layers, strict=True):
+            self.add_module(name, layer)
+        self.gate = gate()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        gate = self.fc2(self.act(self.bn(self.fc1(gate))))
+        for name in self.names:
+            gate = getattr(self, name)(gate)
         return x * self.gate(gate)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
 from .factory import Layer
 
+pointwise: Layer = partial(nn.Conv2d, kernel_size=1)
+
 
 class Mlp(nn.Module):
-    """Two linear layers; (..., C) -> (..., out).
+    """Two linear layers, each position for itself; (..., C) -> (..., out).
 
     Args:
         dim, hidden: widths outside and inside.
@@ -17,6 +22,11 @@ class Mlp(nn.Module):
         act: activation.
         norm: norm ``f(channels)`` of the hidden values.
         drop: dropout rate of hidden and output values.
+        linear: ``f(in, out, bias=)``; with ``pointwise`` (N, C, H, W) -> (N, out, H, W).
+
+    Example:
+        >>> Mlp(4, 8, linear=pointwise)(torch.rand(1, 4, 5, 6)).shape
+        torch.Size([1, 4, 5, 6])
     """
 
     def __init__(
@@ -29,13 +39,14 @@ class Mlp(nn.Module):
         norm: Layer | None = None,
         bias: bool = True,
         drop: float = 0.0,
+        linear: Layer = nn.Linear,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc1: Any = linear(dim, hidden, bias=bias)
         self.act = act()
         self.drop1 = nn.Dropout(drop)
         self.norm = norm(hidden) if norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, out or dim, bias=bias)
+        self.fc2: Any = linear(hidden, out or dim, bias=bias)
         self.drop2: nn.Module = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .attention import SqueezeExcite
 from .blocks import DropPath
 from .conv import norm_and_act
 from .factory import Layer, build_act
@@ -68,8 +70,8 @@ class Spec:
         return self.d > 0 and self.kind.startswith("ds")
 
 
-class MobileSqueezeExcite(nn.Module):
-    """Gate each channel by what the whole map holds, as the mobile networks do it.
+class MobileSqueezeExcite(SqueezeExcite):
+    """Squeeze-excite as the mobile networks name and count it.
 
     Args:
         channels: of the map.
@@ -78,6 +80,8 @@ class MobileSqueezeExcite(nn.Module):
         gate_layer: at the end.
         rounding: of the count inside.
     """
+
+    names = ("conv_reduce", "act1", "conv_expand")
 
     def __init__(
         self,
@@ -88,17 +92,8 @@ class MobileSqueezeExcite(nn.Module):
         gate_layer: Layer = nn.Sigmoid,
         rounding: Callable[[float], int] = round,
     ) -> None:
-        super().__init__()
-        squeezed = rounding(channels * rd_ratio)
-        self.conv_reduce = nn.Conv2d(channels, squeezed, 1)
-        self.act1 = build_act(act_layer)
-        self.conv_expand = nn.Conv2d(squeezed, channels, 1)
-        self.gate = gate_layer()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        gate = self.conv_expand(self.act1(self.conv_reduce(gate)))
-        return x * self.gate(gate)
+        squeezed, act = rounding(channels * rd_ratio), partial(build_act, act_layer)
+        super().__init__(channels, rd_channels=squeezed, act=act, gate=gate_layer)
 
 
 @dataclasses.dataclass(frozen=True)
