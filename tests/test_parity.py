@@ -53,11 +53,26 @@ def base(name: str) -> str:
     return name.partition(".")[0]
 
 
+def renamed(module: str) -> str:
+    """A norm of the peer's may hold its activation, whose name the level has here."""
+    return re.sub(r"\b(bn|norm)(\d)$", r"act\2", module)
+
+
 @pytest.mark.parametrize("name", featnet.list_models())
-def test_keys(timm: Any, name: str) -> None:
+def test_keys_and_levels(timm: Any, name: str) -> None:
+    """Of every variant: the state dict, and the whole list of levels, index by index."""
     with torch.device("meta"), helpers.Unset():
-        peer = helpers.peer_model(name)
-    assert state_shapes(helpers.full_model(name)) == state_shapes(peer)
+        peer: Any = helpers.peer_model(name)
+    model: Any = helpers.full_model(name)
+    assert state_shapes(model) == state_shapes(peer)
+    levels = [(row["num_chs"], row["reduction"]) for row in peer.feature_info]
+    assert [(level.channels, level.reduction) for level in model.levels] == levels
+    if getattr(model, "feature_location", "") == "incre":
+        return  # the peer names modules of its classifier, which have other maps
+    modules = dict(peer.named_modules())
+    for level, row in zip(model.levels, peer.feature_info, strict=True):
+        other = row["module"]  # which is not always the name of a module
+        assert level.module in (other, renamed(other)) or other not in modules
 
 
 def plain(value: Any) -> Any:
@@ -189,9 +204,7 @@ def test_numbers(timm: Any, name: str) -> None:
         assert net.feature_info.channels() == theirs.feature_info.channels()
         names = [n.feature_info.module_name() for n in (net, theirs)]
         for mine, other in zip(*names, strict=True):  # a norm of the peer's may hold its activation
-            assert (
-                mine in (other, re.sub(r"\b(bn|norm)(\d)$", r"act\2", other)) or other not in maps
-            )
+            assert mine in (other, renamed(other)) or other not in maps
         worst = 0.0
         for size in sizes if stride == 32 else sizes[-1:]:
             x = image_batch(*size)

@@ -31,7 +31,7 @@ class SqueezeExcite(nn.Module):
         rd_channels: that width itself.
         norm: normalisation of the hidden layer.
         act: activation of the hidden layer.
-        gate: what makes factors of the last layer's output.
+        gate: activation that makes factors of the last layer's output.
 
     Class attributes:
         names: of the layers, in order; three where there is no norm.

@@ -17,7 +17,7 @@ TOKENS = ("", "token")
 
 
 class TokenPool(GlobalPool):
-    """What an attention pool gives: the mean's token (``token``), or a map (``""``)."""
+    """The result of an attention pool: the mean's token (``token``), or a map (``""``)."""
 
     def __init__(self, pool_type: str = "token") -> None:
         nn.Module.__init__(self)

@@ -29,7 +29,7 @@ class Blocks(nn.Sequential):
 
     @property
     def recomputes(self) -> bool:
-        """Whether activations are recomputed in this forward."""
+        """True if activations are recomputed in this forward."""
         return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
     def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
@@ -54,9 +54,9 @@ def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> N
     """Recompute activations in the backward pass instead of keeping them.
 
     Args:
-        per: ``"block"``, each by itself, or ``"stage"``, all of a stage at once: less is kept between
-            the passes, more while the stage's gradients are computed. Where each block is a level
-            both are the same.
+        per: ``"block"``, each by itself, or ``"stage"``, all of a stage at once: less is kept
+            between the passes, more while the stage's gradients are computed. Where each block is a
+            level both are the same.
 
     Raises:
         ArgumentError: another ``per``; no :class:`Blocks` in the network.

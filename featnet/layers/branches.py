@@ -14,9 +14,9 @@ from .fuse import Affine, fold_norm, identity_kernel, merge_branches
 class Branches(nn.Module):
     """A sum of parallel branches, each a convolution, a norm, or both in this order.
 
-    A family derives its block from this, adds the branches under the names that checkpoints have, and
-    says in :meth:`branches` which they are. :meth:`merged` is the one convolution that equals their sum
-    in eval mode, of which ``reparameterize`` makes what takes the block's place.
+    A family derives its block from this, adds the branches under the names that checkpoints have,
+    and says in :meth:`branches` which they are. :meth:`merged` is the one convolution that equals
+    their sum in eval mode, of which ``reparameterize`` makes what takes the block's place.
 
     Example:
         >>> class Block(Branches):

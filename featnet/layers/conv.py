@@ -16,12 +16,12 @@ def norm_and_act(norm: Layer, channels: int, act: Layer | None) -> tuple[nn.Modu
 
     One that activates by itself (EvoNorm) does so in place of ``act``.
     """
-    made = norm(channels)
-    if isinstance(made, EvoNorm):
+    layer = norm(channels)
+    if isinstance(layer, EvoNorm):
         if act is None:
-            made.v = None
-        return made, nn.Identity()
-    return made, build_act(act) if act is not None else nn.Identity()
+            layer.v = None
+        return layer, nn.Identity()
+    return layer, build_act(act) if act is not None else nn.Identity()
 
 
 class ConvNormAct(nn.Module):
@@ -30,7 +30,7 @@ class ConvNormAct(nn.Module):
     Args:
         norm: ``f(channels)``.
         act: ``f(inplace=)``, or None for none.
-        drop: what is dropped before the activation, ``f()``.
+        drop: a dropout before the activation, ``f()``.
         smooth: anti-aliasing ``f(channels, stride)`` at the end, which then strides.
     """
 

@@ -87,13 +87,13 @@ class _TwiceDifferentiable(torch.autograd.Function):
         q, k, v, bias = ctx.saved_tensors
         wanted = [t for t in (q, k, v, bias) if t is not None and t.requires_grad]
         y = _shares(q, k, bias, ctx.scale) @ v
-        found = iter(torch.autograd.grad(y, wanted, grads[0], create_graph=True))
-        of = [next(found) if t is not None and t.requires_grad else None for t in (q, k, v, bias)]
+        results = iter(torch.autograd.grad(y, wanted, grads[0], create_graph=True))
+        of = [next(results) if t is not None and t.requires_grad else None for t in (q, k, v, bias)]
         return (None, *of, None)
 
 
 def _has_kernel(q: torch.Tensor, bias: torch.Tensor | None, *, windows: bool) -> bool:
-    """Whether torch's fused form is quicker than the explicit one.
+    """True if torch's fused form is quicker than the explicit one.
 
     It is not in training on the CPU, where torch has no kernel that gives the bias a gradient (its
     own explicit form takes twice as long in bfloat16, where it counts in float32), and where the

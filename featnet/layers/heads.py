@@ -1,8 +1,9 @@
 """Heads: what lies between a network's final features and its logits.
 
-A head is a record of names. The layers belong to the network itself, under the names that checkpoints
-have for them; the head says in which order they run, around the pooling, and rebuilds the classifier.
-A family names its head in ``add_head(..., head=...)``; plain pooling and a linear layer need none.
+A head is a record of names. The layers belong to the network itself, under the names that
+checkpoints have for them; the head says in which order they run, around the pooling, and rebuilds
+the classifier. A family names its head in ``add_head(..., head=...)``; plain pooling and a linear
+layer need none.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ class Head:
         takes = self.takes or (channels if self.after else pooled)
         if pooled != takes:
             raise ArgumentError(
-                f"global_pool={pool.pool_type!r} gives {pooled} channels; the layers between pooling "
-                f"and classifier are built for {takes}. Say global_pool when the model is made, if "
-                "its head can be built for another width."
+                f"global_pool={pool.pool_type!r} gives {pooled} channels; the layers between "
+                f"pooling and classifier are built for {takes}. Say global_pool when "
+                "the model is made, if its head can be built for another width."
             )
         return self.gives or pooled
 

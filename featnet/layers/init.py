@@ -15,7 +15,8 @@ Scheme = Callable[[Any], None]
 
 
 def he_fan_out(layer: Any) -> None:
-    """He's normal distribution by the outputs of the whole layer (https://arxiv.org/abs/1502.01852)."""
+    """He's normal distribution by the outputs of the whole layer
+    (https://arxiv.org/abs/1502.01852)."""
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -52,7 +53,8 @@ def normal(layer: Any) -> None:
 
 
 def lecun_normal(layer: Any) -> None:
-    """A truncated normal distribution by the inputs, of the variance that it has before it is cut."""
+    """A truncated normal distribution by the inputs, of the variance that it has before it is
+    cut."""
     fan_in = layer.weight[0].numel()
     std = math.sqrt(1 / fan_in) / 0.87962566  # of a normal distribution that is cut at two
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
@@ -76,7 +78,7 @@ def zero_bias(layer: Any) -> None:
 
 
 def _nothing() -> None:
-    """What a module without a start of its own does."""
+    """Do nothing, for a module without a start of its own."""
 
 
 @torch.no_grad()
@@ -89,8 +91,8 @@ def initialize(
 ) -> None:
     """Give a network its first weights; a family calls this at the end of its constructor.
 
-    Layers with no scheme keep torch's own. Modules that start in a way of their own then do so: those
-    inside the network that have a method ``init_weights()``.
+    Layers with no scheme keep torch's own. Modules that start in a way of their own then do so:
+    those inside the network that have a method ``init_weights()``.
 
     Args:
         model: the network.

@@ -15,7 +15,7 @@ class Memo:
     none that belongs to one input size is baked into it.
 
     Args:
-        most: how many to keep.
+        most: number of values to keep.
     """
 
     def __init__(self, most: int = 8) -> None:
@@ -26,15 +26,15 @@ class Memo:
         """The table of a key (sizes, device, whatever it depends on), made where it is missing."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return make()
-        found = self._kept.get(key)
-        if found is None:
+        value = self._kept.get(key)
+        if value is None:
             # also a first call in inference mode gives what a later one can be trained with
             with torch.inference_mode(False), torch.no_grad():
-                found = make()
-            if type(found) is torch.Tensor:  # not a fake one
+                value = make()
+            if type(value) is torch.Tensor:  # not a fake one
                 # replaced, never changed: another thread may be reading
-                self._kept = {**dict(list(self._kept.items())[1 - self.most :]), key: found}
-        return found
+                self._kept = {**dict(list(self._kept.items())[1 - self.most :]), key: value}
+        return value
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -55,7 +55,8 @@ class Mlp(nn.Module):
 
 
 class GluMlp(nn.Module):
-    """A gated MLP (https://arxiv.org/abs/2002.05202): one half of the hidden values opens the other.
+    """A gated MLP (https://arxiv.org/abs/2002.05202): one half of the hidden values opens the
+    other.
 
     Args:
         dim, hidden: widths outside and inside; half of ``hidden`` is left behind the gate.

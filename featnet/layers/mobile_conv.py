@@ -88,7 +88,8 @@ class SamePadding:
         return F.pad(x, pads)
 
     def dilate(self, density: int, stride: tuple[int, int]) -> Any:
-        """This window on a map that is ``density`` times denser, with what is left of its stride."""
+        """This window on a map that is ``density`` times denser, with what is left of its
+        stride."""
         self.full_stride = self.full_stride or self.stride
         self.density *= density
         self.dilation = tuple(d * density for d in self.dilation)
@@ -97,7 +98,7 @@ class SamePadding:
 
 
 def _positive(size: Any) -> Any:
-    """What is below zero becomes zero; for sizes that a tracer keeps as symbols, too."""
+    """Raise values below zero to zero; for sizes that a tracer keeps as symbols, too."""
     if isinstance(size, torch.Tensor):  # what torch.jit makes of sizes
         return size.clamp(min=0)
     return torch.sym_max(size, 0)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the blocks of mobile networks are told, and what they have in common."""
+"""Settings of the blocks of mobile networks, of each one and of all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Spec:
 
     Attributes:
         kind: ``cn`` convolution, ``ds`` depthwise separable (``dsa`` with a last activation),
-            ``ir`` inverted residual, ``er`` edge residual (fused), ``uir`` universal, ``mqa`` attention.
+            ``ir`` inverted residual, ``er`` edge residual (fused), ``uir`` universal, ``mqa``
+            attention.
         repeats (r): how many.
         kernel (k): of the depthwise, or only, convolution; several are mixed.
         stride (s): of the first one.
@@ -61,12 +62,12 @@ class Spec:
 
     @property
     def step(self) -> int:
-        """How much coarser the map gets."""
+        """Factor by which the map gets coarser."""
         return self.stride * 2 if self.unfolds else self.stride
 
     @property
     def unfolds(self) -> bool:
-        """Whether this block moves pixels into channels."""
+        """True if this block moves pixels into channels."""
         return self.d > 0 and self.kind.startswith("ds")
 
 
@@ -98,7 +99,7 @@ class MobileSqueezeExcite(SqueezeExcite):
 
 @dataclasses.dataclass(frozen=True)
 class MobileSettings:
-    """What all blocks of a network have in common.
+    """Settings that all blocks of a network have in common.
 
     Attributes:
         act, norm: layers.
@@ -190,7 +191,8 @@ class Block(nn.Module):
 
     @property
     def projection(self) -> tuple[nn.Module, ...]:
-        """What makes (N, C', h, w) of the hidden map (N, E, h, w), one after the other."""
+        """The layers that make (N, C', h, w) of the hidden map (N, E, h, w), one after the
+        other."""
         raise NotImplementedError
 
     def complete(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

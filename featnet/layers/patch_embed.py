@@ -96,12 +96,12 @@ class PatchEmbed(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of an image must be a multiple of."""
+        """The number that the sides of an image must be a multiple of."""
         return max(stride_of(self.proj))
 
     @property
     def dense(self) -> int:
-        """How many times more positions an output stride gives, along each side."""
+        """Factor of the number of positions along each side that an output stride gives."""
         return self.reduction // self.multiple
 
     @property
@@ -119,7 +119,8 @@ class PatchEmbed(nn.Module):
 def fit_to_patches(
     x: torch.Tensor, patch: Size, *, pad: bool, built_for: Size | None = None
 ) -> torch.Tensor:
-    """(N, C, H, W) whose sides are multiples of the patch: padded with zeros at the end, or checked.
+    """(N, C, H, W) whose sides are multiples of the patch: padded with zeros at the end, or
+    checked.
 
     Raises:
         InputSizeError: they are not, and ``pad`` is not allowed; names the nearest sizes.
@@ -152,7 +153,9 @@ def check_multiple(height: Any, width: Any, patch: Size, *, built_for: Size | No
         return " or ".join(str(s) for s in sorted({below, -(-side // step) * step}) if s)
 
     raise InputSizeError(
-        f"An input of {height} x {width} has no whole number of patches of {patch[0]} x {patch[1]}. "
-        f"The nearest height is {near(height, patch[0])}, the nearest width {near(width, patch[1])}; "
+        f"An input of {height} x {width} has no whole number of patches of {patch[0]} x "
+        f"{patch[1]}. "
+        f"The nearest height is {near(height, patch[0])}, the nearest width "
+        f"{near(width, patch[1])}; "
         "featnet.pad_to_divisor(x, net) pads, or build the network with dynamic_img_pad=True."
     )

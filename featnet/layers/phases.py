@@ -1,8 +1,9 @@
 """The à trous form of whatever positions meet in: the interleaved maps, each by itself.
 
 On a map that is ``density`` times denser than the one that a layer was made for (an output stride),
-the layer runs on each of the ``density * density`` interleaved maps. These have the original's size and
-spacing, so that windows and tables of positions fit, and each position finds what it found there.
+the layer runs on each of the ``density * density`` interleaved maps. These have the original's size
+and spacing, so that windows and tables of positions fit, and each position finds what it found
+there.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def in_phases(
     for place, (i, j) in enumerate(itertools.product(range(down), range(right))):
         size = (ceil_div(height - i, density), ceil_div(width - j, density))
         alike.setdefault(size, []).append(place)
-    found: dict[int, torch.Tensor] = {}
+    parts: dict[int, torch.Tensor] = {}
     for places in alike.values():
         starts = [divmod(place, right) for place in places]
         y = mix(*(torch.cat([m[..., i::density, j::density] for i, j in starts]) for m in maps))
-        found |= zip(places, y.chunk(len(places)), strict=True)
-    tall, wide = found[0].shape[-2:]  # the first is the largest
-    phases = [found[place] for place in range(down * right)]
+        parts |= zip(places, y.chunk(len(places)), strict=True)
+    tall, wide = parts[0].shape[-2:]  # the first is the largest
+    phases = [parts[place] for place in range(down * right)]
     phases = [F.pad(y, (0, wide - y.shape[-1], 0, tall - y.shape[-2])) for y in phases]
     y = torch.stack(phases, -1).reshape(*phases[0].shape, down, right)
     y = y.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)  # (N, C, tall * down, ...)
@@ -89,7 +90,8 @@ class Phased(nn.Module):
         return self.run(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def dilate(self, density: int, stride: tuple[int, int]) -> nn.Module:
-        """This block for a map that is ``density`` times denser, with what is left of its stride."""
+        """This block for a map that is ``density`` times denser, with what is left of its
+        stride."""
         self.density, self.lost = self.density * density, self.lost * (self.stride // stride[0])
         self.stride = stride[0]
         return self

@@ -21,7 +21,7 @@ from .static import Size
 
 
 class Rotation(NamedTuple):
-    """What turns queries and keys (N, heads, L, D).
+    """The factors that turn queries and keys (N, heads, L, D).
 
     Attributes:
         sin, cos: (L, D), or (heads, L, D); of a prefix token 0 and 1.
@@ -44,7 +44,7 @@ class Rotation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How coordinates are changed at random in training, all positions alike; None for not.
+    """Random changes of coordinates in training, all positions alike; None for not.
 
     Attributes:
         shift: up to this much along each axis, in the coordinates' own unit.
@@ -90,7 +90,7 @@ class RotaryEmbedding(nn.Module):
     Args:
         head_dim: channels of a head, a multiple of 4.
         temperature: the slowest channel turns about this much slower than the fastest.
-        rotate_half: how channels pair up; see :class:`Rotation`.
+        rotate_half: the way in which channels pair up; see :class:`Rotation`.
         indexing: ``"ij"``, rows first, or ``"xy"``, columns first.
         offset: added to each coordinate.
         reference: (H, W) of the map whose coordinates maps of other sizes are squeezed or

@@ -26,8 +26,8 @@ def split(x: torch.Tensor, widths: Sequence[int], dim: int) -> tuple[torch.Tenso
 
 
 class SelfAttention(nn.Module):
-    """What the layers share. ``stride`` is taken by averaging at the end, unless a layer has its
-    own way."""
+    """The part that the layers share. ``stride`` is taken by averaging at the end, unless a layer
+    has its own way."""
 
     density = 1
     size: Size | None = None  # of the largest map, where there is a table of positions
@@ -43,14 +43,15 @@ class SelfAttention(nn.Module):
         raise NotImplementedError
 
     def mix(self, *maps: torch.Tensor) -> torch.Tensor:
-        """What ``project`` gave -> (N, C, H, W)."""
+        """The result of ``project`` -> (N, C, H, W)."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.pool(in_memory_format_of(in_phases(self.mix, self.project(x), self.density), x))
 
     def dilate(self, density: int, stride: Size) -> nn.Module:
-        """This layer for a map that is ``density`` times denser; windows inside see to themselves."""
+        """This layer for a map that is ``density`` times denser; windows inside see to
+        themselves."""
         del stride
         self.density = density
         return self
@@ -61,7 +62,7 @@ def _query_width(channels: int, num_heads: int, dim_head: int | None, ratio: flo
 
 
 class RelativePosition(nn.Module):
-    """How much a query at (i, j) wants a key at (k, l): a term of k - i, and one of l - j.
+    """A score for a query at (i, j) and a key at (k, l): a term of k - i, and one of l - j.
 
     Args:
         size: (height, width) of the window of keys.
@@ -79,7 +80,8 @@ class RelativePosition(nn.Module):
             nn.init.trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
-        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default ``size``."""
+        """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default
+        ``size``."""
         height, width = window or self.size
         rows, columns = (
             self._reach(t, n) for t, n in ((self.height_rel, height), (self.width_rel, width))

@@ -11,7 +11,7 @@ Size = tuple[int, int]
 
 
 def same_size(size: Size, other: Size) -> bool | None:
-    """Whether two sizes are equal; None where a graph is captured for such as are and such as are
+    """True if two sizes are equal; None where a graph is captured for such as are and such as are
     not, which asking any other way would narrow down to one kind."""
     if torch.compiler.is_compiling():
         from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -29,14 +29,14 @@ def same_size(size: Size, other: Size) -> bool | None:
 
 
 def ceil_div(length: int, step: int) -> int:
-    """How many steps it takes to cover a length; of what is not negative, since ONNX rounds a quotient
+    """Number of steps that cover a length; of what is not negative, since ONNX rounds a quotient
     towards zero."""
     return (length + step - 1) // step
 
 
 def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
-    """A map without the rows and columns after those of ``size``; they lie along ``axis`` and the next
-    one."""
+    """A map without the rows and columns after those of ``size``; they lie along ``axis`` and the
+    next one."""
     same = same_size((x.shape[axis], x.shape[axis + 1]), size)
     if same:
         return x
@@ -48,8 +48,8 @@ def crop(x: torch.Tensor, size: Size, *, axis: int = 1) -> torch.Tensor:
 
 
 def stride_of(layer: nn.Module) -> tuple[int, int]:
-    """(rows, columns) of a convolution's stride, also where an adapter holds the convolution; (1, 1)
-    of what has none."""
+    """(rows, columns) of a convolution's stride, also where an adapter holds the convolution; (1,
+    1) of what has none."""
     strides = (part.stride for part in layer.modules() if hasattr(part, "stride"))
     stride: Any = next(strides, 1)
     return (stride, stride) if isinstance(stride, int) else tuple(stride)

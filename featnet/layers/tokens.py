@@ -16,12 +16,12 @@ SEQUENCE_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
 class Tokens(NamedTuple):
-    """What a transformer yields as a level.
+    """A level of a transformer: tokens of patches on a grid, and others before them.
 
     Attributes:
         x: (N, prefix + h * w, C).
         grid: (h, w) of the patches' tokens.
-        prefix: how many tokens (of the class, registers) stand before them.
+        prefix: number of tokens (of the class, registers) that stand before them.
     """
 
     x: torch.Tensor
@@ -46,7 +46,7 @@ class SequencePool(GlobalPool):
         pool_type: ``""``, ``token`` (the first), or over the others ``avg``, ``max``, ``avgmax``
             (their mean). A network that pools by attention does so itself; here is no change.
         prefix: tokens before those that are reduced.
-        allowed: what the network has: no ``token`` without a class, ``map`` with attention.
+        allowed: names that the network has: no ``token`` without a class, ``map`` with attention.
     """
 
     def __init__(

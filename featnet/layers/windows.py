@@ -70,8 +70,8 @@ def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _divide(x: torch.Tensor, first: int, second: int) -> torch.Tensor:
-    """(A, B, ...) -> (first, second, ...); by way of one dimension, so that none of these is compared
-    with another."""
+    """(A, B, ...) -> (first, second, ...); by way of one dimension, so that none of these is
+    compared with another."""
     return torch.unflatten(x.flatten(0, 1), 0, (first, second))
 
 
@@ -83,11 +83,11 @@ def _copy(x: torch.Tensor) -> torch.Tensor:
 def shift_mask(
     size: Size, window: Size, shift: Size, *, like: torch.Tensor, count: int = 1
 ) -> torch.Tensor:
-    """What keeps apart the positions that only a cyclic shift brought into one window.
+    """A mask that keeps apart the positions that only a cyclic shift brought into one window.
 
     Args:
         size: (height, width) of the shifted map, whole windows.
-        count: how many maps.
+        count: number of maps.
 
     Returns:
         (count * windows, h * w, h * w), to be added to the products.
@@ -109,6 +109,6 @@ def relative_bias(table: torch.Tensor, window: Size) -> torch.Tensor:
     The row of a distance is ``query - key + h - 1``; columns alike.
     """
     height, width = window
-    found = table.unfold(0, height, 1).unfold(1, width, 1)  # (h, w, heads, h, w), keys backwards
-    found = found.permute(2, 0, 1, 3, 4).flip(3, 4)
-    return found.reshape(-1, height * width, height * width)
+    pairs = table.unfold(0, height, 1).unfold(1, width, 1)  # (h, w, heads, h, w), keys backwards
+    pairs = pairs.permute(2, 0, 1, 3, 4).flip(3, 4)
+    return pairs.reshape(-1, height * width, height * width)

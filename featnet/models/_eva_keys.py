@@ -81,22 +81,22 @@ def convert_eva(state: Mapping[str, torch.Tensor], model: Any) -> State:
     return convert(state, model, layouts=LAYOUTS, rules=ANY, adapt=_adapt)
 
 
-def _adapt(found: State, model: Any) -> None:
+def _adapt(converted: State, model: Any) -> None:
     target: Mapping[str, torch.Tensor] = model.state_dict()
-    for key in list(found):
+    for key in list(converted):
         if re.search(ROPE, key) or key.endswith("relative_position_index"):
-            del found[key]
+            del converted[key]
     for end in ("weight", "bias"):  # the norm where the model has it
-        if f"fc_norm.{end}" in found and f"fc_norm.{end}" not in target:
-            found[f"norm.{end}"] = found.pop(f"fc_norm.{end}")
-    _split_biases(found, target)
-    _split_pool(found)
-    _spread_tables(found, target, model)
+        if f"fc_norm.{end}" in converted and f"fc_norm.{end}" not in target:
+            converted[f"norm.{end}"] = converted.pop(f"fc_norm.{end}")
+    _split_biases(converted, target)
+    _split_pool(converted)
+    _spread_tables(converted, target, model)
 
 
-def _split_biases(found: State, target: Mapping[str, torch.Tensor]) -> None:
+def _split_biases(converted: State, target: Mapping[str, torch.Tensor]) -> None:
     """Biases of queries and values under the names that the model has; keys have none."""
-    for key in list(found):
+    for key in list(converted):
         match = re.fullmatch(r"(.+\.attn\.)(qkv\.bias|[qv]_bias)", key)
         if match is None or key in target:
             continue
@@ -104,31 +104,34 @@ def _split_biases(found: State, target: Mapping[str, torch.Tensor]) -> None:
         if match[2] == "qkv.bias":
             if f"{stem}qkv.weight" not in target:
                 continue  # goes with its weight
-            q, _, v = found[key].chunk(3)
+            q, _, v = converted[key].chunk(3)
             if f"{stem}q_bias" in target:
-                found[f"{stem}q_bias"], found[f"{stem}v_bias"] = q, v
+                converted[f"{stem}q_bias"], converted[f"{stem}v_bias"] = q, v
             elif q.any() or v.any():
                 continue  # left over, as the model has no place for it
-            del found[key]
+            del converted[key]
         elif f"{stem}{match[2][0]}_proj.bias" in target:
-            found[f"{stem}{match[2][0]}_proj.bias"] = found.pop(key)
+            converted[f"{stem}{match[2][0]}_proj.bias"] = converted.pop(key)
 
 
-def _split_pool(found: State) -> None:
+def _split_pool(converted: State) -> None:
     """A pool's projection: the learnt token's apart from the others'."""
     for end in ("weight", "bias"):
-        joint = found.pop(f"attn_pool.qkv.{end}", None)
+        joint = converted.pop(f"attn_pool.qkv.{end}", None)
         if joint is not None:
             third = joint.shape[0] // 3
-            found[f"attn_pool.q.{end}"], found[f"attn_pool.kv.{end}"] = joint[:third], joint[third:]
+            converted[f"attn_pool.q.{end}"], converted[f"attn_pool.kv.{end}"] = (
+                joint[:third],
+                joint[third:],
+            )
 
 
-def _spread_tables(found: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
+def _spread_tables(converted: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
     """A table of relative positions for every block, and for the model's grid."""
     name = "relative_position_bias_table"
-    shared = found.pop(f"rel_pos_bias.{name}", None)
+    shared = converted.pop(f"rel_pos_bias.{name}", None)
     for key in (key for key in target if key.endswith(name)):
-        table = found.get(key, shared)
+        table = converted.get(key, shared)
         if table is None:
             continue
         side = (math.isqrt(table.shape[0] - 3) + 1) // 2
@@ -137,4 +140,4 @@ def _spread_tables(found: State, target: Mapping[str, torch.Tensor], model: Any)
         same = table.shape == target[key].shape and grid[0] == grid[1]
         # what fits no square grid is left, and refused for its shape
         fits = old.length == table.shape[0] and not same
-        found[key] = old.resample(table, grid) if fits else table
+        converted[key] = old.resample(table, grid) if fits else table

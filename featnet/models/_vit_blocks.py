@@ -109,13 +109,13 @@ class DiffAttention(Differential):
 
 @dataclasses.dataclass(frozen=True)
 class ViTSettings:
-    """What all blocks of a network have in common.
+    """Settings that all blocks of a network have in common.
 
     Attributes:
         norm, act: of the blocks.
         attn: ``f(dim, heads, ...)``, :class:`featnet.layers.Attention` or of its arguments.
         mlp: ``f(dim, hidden, ...)``, :class:`featnet.layers.Mlp` or of its arguments.
-        init_values: what each branch is scaled by at first, learnt from there; None for no scale.
+        init_values: first scale of each branch, learnt from there; None for no scale.
 
     The others are :class:`featnet.models.vit.VisionTransformer`'s arguments.
     """
@@ -175,7 +175,8 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
-        """(N, L, C) -> (N, L, C); ``context`` is for the attention, of families that build on it."""
+        """(N, L, C) -> (N, L, C); ``context`` is for the attention, of families that build on
+        it."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **context)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -251,7 +252,7 @@ class ParallelScalingBlock(nn.Module):
         return head_width(dim, self.num_heads)
 
     def add_attention(self, width: int) -> None:
-        """What the attention has beside the projection."""
+        """The rest of attention, beside the projection."""
 
     def add_output(self, dim: int, hidden: int, *, bias: bool) -> None:
         self.attn_out_proj = nn.Linear(dim, dim, bias=bias)

@@ -20,7 +20,7 @@ Adapt = Callable[[State, Any], None]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one source names its tensors.
+    """The names that one source gives its tensors.
 
     Attributes:
         marker: pattern of a key that no other source has.
@@ -133,25 +133,25 @@ def convert(
     """A checkpoint in any of the layouts, for a model of any grid and patch.
 
     Args:
-        layouts: the first one whose marker is found says how keys are renamed.
+        layouts: the first one whose marker is converted says how keys are renamed.
         rules: for checkpoints of any layout, or none.
-        adapt: ``f(found, model)``, what else a family has to change, in place.
+        adapt: ``f(converted, model)``, what else a family has to change, in place.
     """
     target: Mapping[str, torch.Tensor] = model.state_dict()
     layout = next((t for t in layouts if any(re.search(t.marker, key) for key in state)), None)
-    found = _rename(state, layout) if layout else dict(state)
-    if not layout and not found.keys() & {"pos_embed", "patch_embed.proj.weight", "cls_token"}:
-        return found  # of something else
-    found = {_replace(key, rules): value for key, value in found.items()}
+    converted = _rename(state, layout) if layout else dict(state)
+    if not layout and not converted.keys() & {"pos_embed", "patch_embed.proj.weight", "cls_token"}:
+        return converted  # of something else
+    converted = {_replace(key, rules): value for key, value in converted.items()}
     if adapt is not None:
-        adapt(found, model)
-    found = {k: v for k, v in found.items() if k in target or not re.search(UNUSED, k)}
-    _join_projections(found, target)
-    _shape_tokens(found, target)
-    _shape_patches(found, target)
-    _shape_head(found, target, foreign=layout is not None)
-    _shape_positions(found, target, model)
-    return found
+        adapt(converted, model)
+    converted = {k: v for k, v in converted.items() if k in target or not re.search(UNUSED, k)}
+    _join_projections(converted, target)
+    _shape_tokens(converted, target)
+    _shape_patches(converted, target)
+    _shape_head(converted, target, foreign=layout is not None)
+    _shape_positions(converted, target, model)
+    return converted
 
 
 def _replace(key: str, rules: Rules) -> str:
@@ -161,104 +161,104 @@ def _replace(key: str, rules: Rules) -> str:
 
 
 def _rename(state: Mapping[str, torch.Tensor], layout: Layout) -> State:
-    found: State = {}
+    converted: State = {}
     for key, value in state.items():
         match = re.search(layout.prefix, key)
         if match is None:
             continue
         key = key[match.end() :]
         if not re.search(layout.unused, key):
-            found[_replace(key, layout.rules)] = value
-    return found
+            converted[_replace(key, layout.rules)] = value
+    return converted
 
 
-def _join_projections(found: State, target: Mapping[str, torch.Tensor]) -> None:
+def _join_projections(converted: State, target: Mapping[str, torch.Tensor]) -> None:
     """Queries', keys' and values' projections as one, or one as three, as the model has them."""
-    for key in list(found):
+    for key in list(converted):
         match = re.fullmatch(r"(.+\.)q(_proj)?\.(weight|bias)", key)
         if match and key not in target:
             stem, tail, end = match[1], match[2] or "", match[3]
             parts = [f"{stem}{letter}{tail}.{end}" for letter in "qkv"]
-            if f"{stem}qkv.{end}" in target and all(part in found for part in parts):
-                found[f"{stem}qkv.{end}"] = torch.cat([found.pop(part) for part in parts])
+            if f"{stem}qkv.{end}" in target and all(part in converted for part in parts):
+                converted[f"{stem}qkv.{end}"] = torch.cat([converted.pop(part) for part in parts])
         match = re.fullmatch(r"(.+\.)qkv\.(weight|bias)", key)
         if match and key not in target and f"{match[1]}q_proj.{match[2]}" in target:
-            thirds = found.pop(key).chunk(3)
+            thirds = converted.pop(key).chunk(3)
             names = (f"{match[1]}{letter}_proj.{match[2]}" for letter in "qkv")
-            found |= {n: t for n, t in zip(names, thirds, strict=True) if n in target}
+            converted |= {n: t for n, t in zip(names, thirds, strict=True) if n in target}
 
 
-def _shape_tokens(found: State, target: Mapping[str, torch.Tensor]) -> None:
+def _shape_tokens(converted: State, target: Mapping[str, torch.Tensor]) -> None:
     """Tokens as (1, n, C), positions as the model's number of dimensions."""
-    token, table = found.get("cls_token"), found.get("pos_embed")
+    token, table = converted.get("cls_token"), converted.get("pos_embed")
     if token is not None and token.ndim < 3:
         token = token.reshape(1, -1, token.shape[-1])
-        found["cls_token"] = token[:, :1]
+        converted["cls_token"] = token[:, :1]
         if token.shape[1] > 1:  # of several teachers, and registers
-            found["reg_token"] = token[:, 1:]
+            converted["reg_token"] = token[:, 1:]
     if table is not None and "pos_embed" in target:
         wanted = target["pos_embed"].ndim
         while table.ndim > wanted and table.shape[0] == 1:
             table = table[0]
-        found["pos_embed"] = table[None] if table.ndim == wanted - 1 else table
+        converted["pos_embed"] = table[None] if table.ndim == wanted - 1 else table
 
 
-def _shape_patches(found: State, target: Mapping[str, torch.Tensor]) -> None:
+def _shape_patches(converted: State, target: Mapping[str, torch.Tensor]) -> None:
     key = "patch_embed.proj.weight"
-    weight, wanted = found.get(key), target.get(key)
+    weight, wanted = converted.get(key), target.get(key)
     if weight is None or wanted is None:
         return
     if weight.ndim == 2:  # a linear layer over (C, h, w)
         chans = wanted.shape[1]
         side = math.isqrt(weight.shape[1] // chans)
         weight = weight.reshape(weight.shape[0], chans, side, -1)
-    found[key] = resample_patches(weight, (wanted.shape[-2], wanted.shape[-1]))
-    if "patch_embed.proj.bias" in target and "patch_embed.proj.bias" not in found:
-        found["patch_embed.proj.bias"] = weight.new_zeros(weight.shape[0])
+    converted[key] = resample_patches(weight, (wanted.shape[-2], wanted.shape[-1]))
+    if "patch_embed.proj.bias" in target and "patch_embed.proj.bias" not in converted:
+        converted["patch_embed.proj.bias"] = weight.new_zeros(weight.shape[0])
 
 
-def _shape_head(found: State, target: Mapping[str, torch.Tensor], *, foreign: bool) -> None:
+def _shape_head(converted: State, target: Mapping[str, torch.Tensor], *, foreign: bool) -> None:
     """A projection (width, out) without a bias, as CLIP's, to a linear layer."""
-    weight, wanted = found.get("head.weight"), target.get("head.weight")
-    if not foreign or weight is None or "head.bias" in found:
+    weight, wanted = converted.get("head.weight"), target.get("head.weight")
+    if not foreign or weight is None or "head.bias" in converted:
         return
-    width = found["norm.weight"].shape[0] if "norm.weight" in found else weight.shape[1]
+    width = converted["norm.weight"].shape[0] if "norm.weight" in converted else weight.shape[1]
     if weight.shape[1] != width or (wanted is not None and weight.T.shape == wanted.shape):
-        found["head.weight"] = weight = weight.T
-    found["head.bias"] = weight.new_zeros(weight.shape[0])
+        converted["head.weight"] = weight = weight.T
+    converted["head.bias"] = weight.new_zeros(weight.shape[0])
 
 
-def _shape_positions(found: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
+def _shape_positions(converted: State, target: Mapping[str, torch.Tensor], model: Any) -> None:
     """Positions of another grid, with or without those of the tokens before them."""
-    for key in [k for k in found if k.endswith((".rel_pos_h", ".rel_pos_w"))]:
-        if key in target and target[key].shape[0] != found[key].shape[0]:
-            rows, length = found[key].float().T[None], target[key].shape[0]
+    for key in [k for k in converted if k.endswith((".rel_pos_h", ".rel_pos_w"))]:
+        if key in target and target[key].shape[0] != converted[key].shape[0]:
+            rows, length = converted[key].float().T[None], target[key].shape[0]
             resized = F.interpolate(rows, size=length, mode="linear")[0].T
-            found[key] = resized.to(found[key].dtype)
-    table, wanted = found.get("pos_embed"), target.get("pos_embed")
+            converted[key] = resized.to(converted[key].dtype)
+    table, wanted = converted.get("pos_embed"), target.get("pos_embed")
     if table is None or wanted is None or table.shape == wanted.shape:
         return
     grid = model.patch_embed.grid_size
     if wanted.ndim == 4:
-        found["pos_embed"] = resample_grid(table, grid)
+        converted["pos_embed"] = resample_grid(table, grid)
         return
     own = wanted.shape[1] - grid[0] * grid[1]  # positions of tokens before the patches'
-    if own == 0 and table.shape[1] == wanted.shape[1] + 1 and "cls_token" in found:
+    if own == 0 and table.shape[1] == wanted.shape[1] + 1 and "cls_token" in converted:
         had, old = 1, grid
     else:
         had, old = _grid_of(table.shape[1], own, model.num_prefix_tokens)
     first, rest = table[:, :had], table[:, had:]
     if had > own:  # a class token without a position of its own holds what it had
-        if own == 0 and "cls_token" in found:
-            found["cls_token"] = found["cls_token"] + first[:, :1]
+        if own == 0 and "cls_token" in converted:
+            converted["cls_token"] = converted["cls_token"] + first[:, :1]
         first = first[:, :own]
     elif had < own:
         first = torch.cat((first, first.new_zeros(1, own - had, first.shape[2])), 1)
-    found["pos_embed"] = torch.cat((first, resample_positions(rest, grid, old=old)), 1)
+    converted["pos_embed"] = torch.cat((first, resample_positions(rest, grid, old=old)), 1)
 
 
 def _grid_of(length: int, own: int, prefix: int) -> tuple[int, tuple[int, int]]:
-    """How many of the positions are before a square grid, and its sides."""
+    """The number of positions before a square grid, and its sides."""
     for before in dict.fromkeys((own, prefix, 0, 1, 2)):
         side = math.isqrt(max(0, length - before))
         if side and side * side == length - before:

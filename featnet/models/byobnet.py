@@ -60,14 +60,14 @@ from ..registry import Family, weights_table
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """How the input comes to half or a quarter of its size.
+    """The layers that bring the input to half or a quarter of its size.
 
     Attributes:
         widths: of the convolutions; the first has stride 2.
-        block: what a single one is in place of a convolution: RepVGG, MobileOne.
+        block: a single block in place of a convolution: RepVGG, MobileOne.
         pool: to a quarter: ``"max"``, or ``"avg2"`` without overlap. Without it the last of several
             convolutions strides.
-        linear: how many convolutions, from the first, have neither norm nor activation.
+        linear: number of convolutions, from the first, that have neither norm nor activation.
     """
 
     widths: tuple[int, ...]
@@ -101,7 +101,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ByobSettings:
-    """What all blocks have in common: layers, and which projection a shortcut is, if any."""
+    """Settings that all blocks have in common: layers, and which projection a shortcut is, if
+    any."""
 
     act: Layer = nn.ReLU
     norm: Layer = nn.BatchNorm2d
@@ -191,7 +192,8 @@ class PoolShortcut(nn.Module):
 
 class Residual(nn.Module):
     """Branch plus shortcut, then an activation; without a shortcut where sizes change, if the
-    settings has none. The branch's children run in their order, ``last`` is its last convolution."""
+    settings has none. The branch's children run in their order, ``last`` is its last
+    convolution."""
 
     last: str
 
@@ -437,7 +439,7 @@ class ByobNet(Backbone):
         attn_layer: channel attention in each block: ``"se"``, ``"eca"``, ``f(channels)``.
         aa_layer: anti-aliasing ``f(channels, stride)`` in place of strides in the stages;
             ``"avg"``, ``"blur"``.
-        img_size: what tables of positions are made for; self-attention then takes inputs up to
+        img_size: size that tables of positions are made for; self-attention then takes inputs up to
             this, attention pooling interpolates.
         drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
         drop_block_rate: of the last two stages' blocks.

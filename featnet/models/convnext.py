@@ -65,12 +65,12 @@ class LinearMlp(Mlp):
 
 @dataclasses.dataclass(frozen=True)
 class ConvNeXtSettings:
-    """What all blocks of a network have in common.
+    """Settings that all blocks of a network have in common.
 
     Attributes:
         norm: of each block, of the stem and between stages.
         mlp: ``f(channels)``, the second half of each block.
-        ls_init_value: what each block's output is scaled by at first, learnt from there; None for
+        ls_init_value: first scale of each block's output, learnt from there; None for
             no scale.
     """
 

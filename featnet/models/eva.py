@@ -128,7 +128,7 @@ class Block(nn.Module):
     Args:
         attn, mlp: the two branches.
         norm: ``f(channels)``.
-        init_values: what each branch is scaled by at first (gamma), learnt from there; None for no
+        init_values: first scale of each branch (gamma), learnt from there; None for no
             scale.
     """
 
@@ -255,7 +255,7 @@ class Eva(VisionTransformer):
             with ``avg``.
         attn_pool_num_heads, attn_pool_mlp_ratio: of the pooling by attention, ``map``; by default
             the blocks'.
-        head_init_scale: what the classifier's weights are scaled by at first.
+        head_init_scale: factor on the classifier's first weights.
         attn_layer: ``f(dim, heads, qkv_bias=..., attn_drop=..., proj_drop=...)``.
         mlp_layer: ``f(dim, hidden, drop=...)``.
         block_fn: :class:`Block`, or of its arguments.
@@ -376,7 +376,7 @@ class Eva(VisionTransformer):
             super().add_positions()
 
     def context(self, grid: Size, device: torch.device) -> Sequence[dict[str, Any]]:
-        """What the attention of each block (that is there) is given, for a grid of patches."""
+        """Arguments of each block's attention (where it is there), for a grid of patches."""
         depth = len(list(self.blocks.children()))
         if self.rope is None:
             return [{}] * depth

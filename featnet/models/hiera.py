@@ -177,7 +177,7 @@ class Hiera(Backbone):
         img_size: (height, width) that the table of positions is made for.
         embed_dim, num_heads: of the first stage.
         stages: blocks of each stage.
-        q_pool: how many stages after the first begin with pooling, by ``q_stride``.
+        q_pool: number of stages after the first that begin with pooling, by ``q_stride``.
         mask_unit_size: (height, width) of the first stage's windows, which pooling makes smaller.
         mask_unit_attn: of each stage, attention within windows. The block that a stage begins with
             attends as the stage before.
@@ -242,8 +242,8 @@ class Hiera(Backbone):
         window = to_pair(mask_unit_size)
         if any(side % q_stride**q_pool for side in window):
             raise ArgumentError(
-                f"mask_unit_size={mask_unit_size!r}: {q_pool} poolings by {q_stride} need a multiple "
-                f"of {q_stride**q_pool}."
+                f"mask_unit_size={mask_unit_size!r}: {q_pool} poolings by {q_stride} need a "
+                f"multiple of {q_stride**q_pool}."
             )
         self.add_positions(embed_dim, window, whole=global_pos_size if abs_win_pos_embed else None)
         self.blocks = Blocks()
@@ -340,16 +340,16 @@ class Hiera(Backbone):
             "norm.": "head.norm.",
             "pos_embed_abs": "pos_embed",
         }
-        found = {}
+        converted = {}
         for key, value in state.items():
             old = next((old for old in names if key.startswith(old)), "")
-            found[names[old] + key.removeprefix(old) if old else key] = value
-        table = found.get("pos_embed")
+            converted[names[old] + key.removeprefix(old) if old else key] = value
+        table = converted.get("pos_embed")
         if table is not None and table.ndim == 3 == self.pos_embed.ndim:
             side = math.isqrt(table.shape[1])
             if table.shape[1] != self.pos_embed.shape[1] and side * side == table.shape[1]:
-                found["pos_embed"] = resample_positions(table, self.grid_size, old=(side, side))
-        return found
+                converted["pos_embed"] = resample_positions(table, self.grid_size, old=(side, side))
+        return converted
 
 
 ABSWIN: dict[str, Any] = dict(

@@ -27,7 +27,7 @@ Maps = list[torch.Tensor]  # one a branch, finest first
 
 
 class Level(NamedTuple):
-    """What a level is made from when somebody asks for it.
+    """The maps from which a level is made when somebody asks for it.
 
     Attributes:
         branches: before their last exchange.
@@ -128,7 +128,7 @@ class Exchange(nn.Module):
         self.fuse_layers = nn.ModuleList(Fuse(i, widths) for i in range(len(widths)))
 
     def run(self, maps: Maps) -> Maps:
-        """What the branches see before they exchange it."""
+        """The layers of the branches before they exchange their maps."""
         return [f(x) for f, x in zip(self.branches, maps, strict=True)]
 
     def forward(self, maps: Maps) -> Maps:
@@ -214,7 +214,7 @@ class HRNet(Backbone):
                 self.add_level(f"{last}.{i}", channels=width, reduction=reduction)
 
     def _add_aggregation(self, bias: bool) -> None:
-        """What brings the widened branches together, for the classifier."""
+        """Bring the widened branches together, for the classifier."""
         wide = [planes * Bottleneck.expansion for planes in HEAD]
         self.downsamp_modules = nn.ModuleList(
             conv_norm(a, b, 3, stride=2, bias=bias) for a, b in itertools.pairwise(wide)

@@ -223,14 +223,14 @@ class PyramidVisionTransformerV2(Backbone):
         """As the base class says; its authors' numbered names, from 1."""
         if "patch_embed1.proj.weight" not in state:
             return dict(state)
-        found = {}
+        converted = {}
         for key, value in state.items():
             key = key.replace("patch_embed1.", "patch_embed.").replace("dwconv.dwconv.", "dwconv.")
             for old, new in (("patch_embed", "downsample"), ("block", "blocks"), ("norm", "norm")):
                 if match := re.match(rf"{old}(\d+)(.*)", key):
                     key = f"stages.{int(match[1]) - 1}.{new}{match[2]}"
-            found[key] = value
-        return found
+            converted[key] = value
+        return converted
 
 
 SMALL: dict[str, Any] = dict(embed_dims=(32, 64, 160, 256), num_heads=(1, 2, 5, 8))

@@ -107,7 +107,7 @@ SHORTCUTS: Mapping[str, Layer] = {"conv1x1": strided_shortcut, "avg": pooled_sho
 
 @dataclasses.dataclass(frozen=True)
 class RegNetSettings:
-    """What all blocks of a network have in common.
+    """Settings that all blocks of a network have in common.
 
     Attributes:
         act, norm: layers.
@@ -224,7 +224,8 @@ class RegNet(Backbone):
 
     Args:
         design: the widths, see :class:`Design`.
-        block: what stages are made of; with :class:`PreBottleneck` the stem is a convolution only.
+        block: class of the stages' blocks; with :class:`PreBottleneck` the stem is a convolution
+            only.
         stem_width: channels of the stem.
         se_ratio: of squeeze-excite's hidden width to a block's input; 0 for none.
         downsample: the shortcut where a block changes sizes: ``"conv1x1"``, ``"avg"`` (pooled

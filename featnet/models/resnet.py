@@ -41,7 +41,7 @@ from ..registry import Family, weights_table
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """How the input comes to half its size.
+    """The layers that bring the input to half its size.
 
     Attributes:
         widths: of one 7x7 convolution, or of three 3x3 ones.
@@ -54,7 +54,7 @@ class Stem:
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSettings:
-    """What all blocks of a network have in common.
+    """Settings that all blocks of a network have in common.
 
     Attributes:
         cardinality, base_width: groups of the 3x3 convolution, and channels of each per 64 planes.
@@ -232,7 +232,8 @@ class ResNet(Backbone):
         cardinality, base_width, reduce_first: see :class:`ResNetSettings`.
         down_kernel_size: kernel of the projection shortcuts.
         avg_down: pool before the projection instead of striding it.
-        attn_layer: channel attention at the end of each block: ``"se"``, ``"eca"``, ``f(channels)``.
+        attn_layer: channel attention at the end of each block: ``"se"``, ``"eca"``,
+            ``f(channels)``.
         aa_layer: anti-aliasing ``f(channels, stride)`` before each subsampling; ``"blur"``,
             ``"avg"``.
         drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
@@ -292,8 +293,8 @@ class ResNet(Backbone):
         planes = tuple(64 * 2**i for i in range(len(depths))) if planes is None else planes
         if not len(kinds) == len(planes) == len(depths) > 0:
             raise ArgumentError(
-                f"depths={depths!r} says how many stages there are, at least one; planes={planes!r} "
-                f"and block={block!r} must be as long."
+                f"depths={depths!r} says how many stages there are, at least one; "
+                f"planes={planes!r} and block={block!r} must be as long."
             )
         for i, (kind, depth, width) in enumerate(zip(kinds, depths, planes, strict=True)):
             drop_block = _drop_block(len(depths) - i, drop_block_rate)

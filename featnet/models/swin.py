@@ -58,8 +58,8 @@ class WindowAttention(nn.Module):
 
     Args:
         window: (height, width) of a window.
-        shift: how far windows begin before the map; positions from opposite borders, which then
-            share a window, do not see each other.
+        shift: number of positions that windows begin before the map; positions from opposite
+            borders, which then share a window, do not see each other.
     """
 
     fused_attn = True
@@ -212,8 +212,8 @@ def stage_windows(window_size: WindowSize, stages: int) -> list[Size]:
     pairs = [to_pair(size) for size in each]
     if len(pairs) != stages or any(side < 1 for pair in pairs for side in pair):
         raise ArgumentError(
-            f"window_size={window_size!r}: a positive int, (height, width), or one of these for each "
-            f"of the {stages} stages is expected."
+            f"window_size={window_size!r}: a positive int, (height, width), or one of these for "
+            f"each of the {stages} stages is expected."
         )
     return pairs
 
@@ -236,7 +236,7 @@ def fit_window(grid: Size, window: Size, *, always_partition: bool) -> tuple[Siz
 
 
 class WindowTransformer(Backbone):
-    """What all versions of Swin are: patches, then stages of blocks, all but the first of which
+    """The form of all versions of Swin: patches, then stages of blocks, all but the first of which
     halve the size. Any size that is a multiple of the patch goes in, whatever ``img_size``.
 
     With an output stride a block's windows are those of the original network: each of the
@@ -310,7 +310,7 @@ class WindowTransformer(Backbone):
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; its authors' downsample at the end of a stage."""
         ends = f"{self.trunk}.0.downsample.reduction.weight" in state
-        found = {}
+        converted = {}
         for key, value in state.items():
             if key.endswith(("relative_position_index", "relative_coords_table", "attn_mask")):
                 continue  # computed here
@@ -322,8 +322,8 @@ class WindowTransformer(Backbone):
                     lambda m: f"layers.{int(m[1]) + 1}.downsample",
                     key,
                 )
-            found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)] = value
-        return found
+            converted[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)] = value
+        return converted
 
 
 class SwinTransformer(WindowTransformer):
@@ -419,12 +419,12 @@ class SwinTransformer(WindowTransformer):
         return {name for name in names if name.endswith("relative_position_bias_table")}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = super().convert_state_dict(state)
+        converted = super().convert_state_dict(state)
         for name, module in self.named_modules():
             key = f"{name}.relative_position_bias_table"
-            if isinstance(module, WindowAttention) and key in found:
-                found[key] = for_window(found[key], module.window)
-        return found
+            if isinstance(module, WindowAttention) and key in converted:
+                converted[key] = for_window(converted[key], module.window)
+        return converted
 
 
 def for_window(table: torch.Tensor, window: Size) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Swin V2 in Christoph Reich's reading of the paper, from before its authors' code.
 
-Paper: https://arxiv.org/abs/2111.09883; source: https://github.com/ChristophReich1996/Swin-Transformer-V2.
+Paper: https://arxiv.org/abs/2111.09883; source:
+    https://github.com/ChristophReich1996/Swin-Transformer-V2.
 """
 
 from __future__ import annotations
@@ -171,12 +172,12 @@ class SwinTransformerV2Cr(WindowTransformer):
         )
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = {}
+        converted = {}
         for key, value in super().convert_state_dict(state).items():
             if key.endswith(".tau"):  # the inverse of today's factor
                 key, value = key.removesuffix("tau") + "logit_scale", (1 / value).log()
-            found[key] = value
-        return found
+            converted[key] = value
+        return converted
 
 
 def windows_by_ratio(grid: Size, ratio: int | Sequence[int], stages: int) -> list[Size]:

@@ -67,8 +67,8 @@ from ._vit_keys import convert
 class VisionTransformer(Backbone):
     """Patches, a class token and registers before them, positions, and equal blocks.
 
-    Every block is a level. A grid other than ``img_size``'s takes the positions resampled; an output
-    stride lets the patches overlap.
+    Every block is a level. A grid other than ``img_size``'s takes the positions resampled; an
+    output stride lets the patches overlap.
 
     Args:
         img_size: that positions are made for.
@@ -257,7 +257,7 @@ class VisionTransformer(Backbone):
 
     @property
     def output_strides(self) -> list[int]:
-        """What divides the patches; they overlap then."""
+        """The divisors of the patches; they overlap then."""
         return self.patch_embed.output_strides
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor | None:
@@ -385,7 +385,7 @@ class DistilledVisionTransformer(VisionTransformer):
         return DistilledHead()
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """Whether training gives ``(logits, logits of the distillation head)``."""
+        """Let training give ``(logits, logits of the distillation head)``."""
         self.distilled_training = enable
 
 

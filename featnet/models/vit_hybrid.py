@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(Protocol):
-    """What stands before a hybrid's blocks: ``width`` channels at 1 / ``reduction``.
+    """The layers before a hybrid's blocks: ``width`` channels at 1 / ``reduction``.
 
     An input's sides must be multiples of ``multiple``.
     """

@@ -40,7 +40,7 @@ class Block(nn.Module):
 
     Attributes:
         branch: the name of the branch.
-        before: how many of its modules come before the level; all of them without one.
+        before: number of its modules that come before the level; all of them without one.
         has_level: there is one.
     """
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
     has_level: bool
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
-        """What both branch and shortcut read."""
+        """The map that both branch and shortcut read."""
         return x
 
     def join(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return branch, list(branch)
 
     def begin(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the shortcut reads, and the level."""
+        """The map that the shortcut reads, and the level."""
         branch, modules = self.modules_in_order
         x = self.enter(x)
         return x, branch.run(modules[: self.before], x)
@@ -88,12 +88,12 @@ def begin(block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a block is like.
+    """The form of a block.
 
     Attributes:
         widths: of its three separable convolutions.
         stride: of the last one.
-        shortcut: whether there is one.
+        shortcut: False for none.
     """
 
     widths: tuple[int, int, int]
@@ -214,7 +214,7 @@ class XceptionAligned(Backbone):
 
     Args:
         rows: the blocks, see :class:`Row`.
-        block: what they are; with :class:`PreAlignedBlock` an activation ends the network.
+        block: their class; with :class:`PreAlignedBlock` an activation ends the network.
         drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
 
     The other arguments are every Backbone's.
@@ -296,7 +296,7 @@ class PlainBlock(Block):
 
     Args:
         widths: of the convolutions.
-        first_act: whether it begins with an activation.
+        first_act: it begins with an activation.
     """
 
     branch = "rep"
