@@ -18,7 +18,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..layers import Blocks, ConvHead, Phased, add_branches, chain, make_divisible, merge_parallel
-from ..layers.mobile_recipe import MobileSqueezeExcite
+from ..layers.mobile_spec import MobileSqueezeExcite
 from ..registry import Family, weights_table
 
 BRANCHES = 3  # equal convolutions side by side in V3
