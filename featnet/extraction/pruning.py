@@ -34,7 +34,7 @@ def prune(model: nn.Module, seen: trace.Run, again: Again, *, driven: bool) -> N
             repeated only where containers changed that are read together.
     """
     cuts = keep(model, {call.name for call in seen.calls}, seen.used)
-    if not cuts or (driven and not is_risky(cuts)) or _repeats(again, seen):
+    if not cuts or (driven and not is_risky(model, cuts)) or _repeats(again, seen):
         return
     for cut in cuts:
         cut.fill()
@@ -44,11 +44,20 @@ def prune(model: nn.Module, seen: trace.Run, again: Again, *, driven: bool) -> N
             cut.fill()
 
 
-def is_risky(cuts: Collection[Cut]) -> bool:
+def is_risky(model: nn.Module, cuts: Collection[Cut]) -> bool:
     """Say whether places in the containers changed that a forward written for it may count on:
     those behind a gap, and those of containers side by side, which it may zip."""
-    parents = [cut.name.rpartition(".")[0] for cut in cuts]
-    return any(cut.has_gap for cut in cuts) or len(set(parents)) < len(parents)
+    pairs = {cut.name: cut for cut in cuts}
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if not isinstance(module, CONTAINERS):
+            continue
+        keys = pairs[name].keys if name in pairs else tuple(module._modules)
+        for cut in cuts:
+            beside = cut.name != name and cut.name.rpartition(".")[0] == parent
+            if cut.has_gap or (beside and cut.keys == keys):
+                return True
+    return False
 
 
 def _repeats(again: Again, seen: trace.Run) -> bool:
