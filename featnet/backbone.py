@@ -23,6 +23,10 @@ class Backbone(nn.Module):
     A family declares its levels with :meth:`add_stage`, its head with :meth:`add_head`, and yields
     the levels' maps from :meth:`forward_levels`; all else is derived here.
 
+    The declaration is held to: extractors, ``feature_info``, ``sizes`` and ``forward_intermediates``
+    compare channels, reduction and order of the levels with what the network yields, the classifier
+    their number. A level is the output of its module, as that module gives it.
+
     ============================  ==========================================================
     must be defined
     ============================  ==========================================================
@@ -56,6 +60,8 @@ class Backbone(nn.Module):
 
     Raises:
         ArgumentError: ``in_chans`` is no positive int.
+        DeclarationError: a name that is missing or names no module; later, a level that is not what
+            it was declared to be.
 
     Example:
         >>> class Net(featnet.Backbone):
@@ -219,7 +225,7 @@ class Backbone(nn.Module):
     def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Run the children of a Sequential in order, up to the last one that is a level.
 
-        With activation checkpointing, the :class:`Blocks` between two levels are recomputed at once.
+        :meth:`rest` goes on from there. With activation checkpointing, the :class:`Blocks` between two levels are recomputed at once.
 
         Args:
             name: dotted name of the Sequential.
@@ -229,19 +235,42 @@ class Backbone(nn.Module):
             The outputs of the children that are levels.
         """
         parent = self.get_submodule(name)
-        levels = {level.module for level in self._levels}
-        waiting: list[nn.Module] = []
-        for child, module in parent.named_children():
-            waiting.append(module)
-            if f"{name}.{child}" not in levels:
-                continue
+        for section in self._sections(name)[:-1]:
             if isinstance(parent, Blocks) and parent.recomputes:
-                x = parent.run(waiting, x)
+                x = parent.run(section, x)
             else:
-                for each in waiting:  # here, where nobody holds what is read
-                    x = each(x)
-            waiting = []
+                for module in section:  # here, where nobody holds what is read
+                    x = module(x)
             yield x
+
+    def rest(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Run the children of a Sequential that follow its last level; all, if none is a level.
+
+        Call it in :meth:`finish`, or before the modules of the next level.
+
+        Args:
+            name: dotted name of the Sequential.
+            x: output of its last level.
+
+        Returns:
+            The output of its last child.
+        """
+        parent, section = self.get_submodule(name), self._sections(name)[-1]
+        if section and isinstance(parent, Blocks) and parent.recomputes:
+            return parent.run(section, x)
+        for module in section:
+            x = module(x)
+        return x
+
+    def _sections(self, name: str) -> list[list[nn.Module]]:
+        """The children of a Sequential, cut after each level."""
+        levels = {level.module for level in self._levels}
+        sections: list[list[nn.Module]] = [[]]
+        for child, module in self.get_submodule(name).named_children():
+            sections[-1].append(module)
+            if f"{name}.{child}" in levels:
+                sections.append([])
+        return sections
 
     def as_map(self, y: Any) -> torch.Tensor:
         """Turn a yielded value into a map; it runs only for levels that are asked for.

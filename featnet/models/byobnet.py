@@ -603,19 +603,16 @@ class ByobNet(Backbone):
                 f"positions for inputs up to {largest[0]} x {largest[1]}; build it with a larger "
                 "img_size."
             )
-        levels = {level.module for level in self.levels}
-        if "stem" in levels:
+        if self.levels[0].module == "stem":
             x = self.stem(x)  # (N, C, H/2, W/2)
             yield x
         else:
-            for name, layer in self.stem.named_children():
-                x = layer(x)  # to (N, C, H/4, W/4)
-                if f"stem.{name}" in levels:
-                    yield x
-        for name, stage in self.stages.named_children():
-            x = stage(x)
-            if f"stages.{name}" in levels:
+            for x in self.through("stem", x):
                 yield x
+            x = self.rest("stem", x)  # (N, C, H/4, W/4)
+        for x in self.through("stages", x):
+            yield x
+        x = self.rest("stages", x)
         yield self.final_conv(x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -162,8 +162,7 @@ class RexNet(Backbone):
         yield from self.through("features", self.stem(x))
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = self.features[-1](y)  # (N, 1280, H/32, W/32)
-        return x
+        return self.rest("features", y)  # (N, 1280, H/32, W/32)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         del coarse

@@ -171,9 +171,9 @@ class VovNet(Backbone):
         initialize(self, conv=[he_fan_out], linear=[zero_bias])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        x = self.stem[1](self.stem[0](x))  # (N, 64, H/2, W/2)
-        yield x
-        x = self.stem[2](x)
+        for x in self.through("stem", x):
+            yield x  # (N, 64, H/2, W/2)
+        x = self.rest("stem", x)
         for stage in self.stages:
             x = stage(x)  # (N, 256, H/4, W/4), then halved and wider
             yield x
