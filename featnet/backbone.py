@@ -49,7 +49,7 @@ class Backbone(nn.Module):
                                   network's names
     ``group_matcher(coarse)``     returns patterns that sort parameters into layers
     ``no_weight_decay()``         returns names of parameters (none)
-    ``a_trous``                   False if something sees the whole map (True)
+    ``breaks_law``                kinds of operations that break the à trous law (none)
     ``dense_norm``                True if the authors' dense features are normed (False)
     ``size_divisibility``         the sides of an input are multiples of it (1)
     ``num_prefix_tokens``         tokens before those of the image (0)
@@ -102,8 +102,9 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     # True if its authors' dense features are under the final norm
     dense_norm: bool = False
-    # True if an output stride leaves every n-th position as it was: nothing sees the whole map
-    a_trous: bool = True
+    # Kinds of operations for which an output stride changes every n-th position, too: "attention" of
+    # all blocks over the whole map, "resampling" (interpolation between maps); docs/dilation.md
+    breaks_law: tuple[str, ...] = ()
 
     def __init__(self, *, in_chans: int = 3) -> None:
         super().__init__()

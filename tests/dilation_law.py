@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,9 +50,19 @@ class Local(TorchFunctionMode):
     """A context in which no position of a map depends on all others, whatever the modules: what the
     à trous law is not about is the same everywhere.
 
-    Means and maxima over a map are zero, deviations and norms over it are one, and an upsampled map
-    is zero. Gates and norms still do all else that they do.
+    Means and maxima over a map are zero, deviations and norms over it are one. Gates and norms still
+    do all else that they do. Which of these a network has is a matter of its arguments
+    (``attn_layer``, ``norm_layer``), so that they are silenced for all.
+
+    Args:
+        breaks: a class's ``breaks_law``. With ``"resampling"``, for the classes that say so, an
+            upsampled map is zero.
     """
+
+    def __init__(self, breaks: Sequence[str] = ()) -> None:
+        super().__init__()
+        upsampling = (F.interpolate,) if "resampling" in breaks else ()
+        self.silenced = (*self.zero, *upsampling, *self.one)
 
     zero = (
         torch.Tensor.mean,
@@ -60,7 +71,6 @@ class Local(TorchFunctionMode):
         torch.amax,
         F.adaptive_avg_pool2d,
         F.adaptive_max_pool2d,
-        F.interpolate,
     )
     one = (
         torch.Tensor.var,
@@ -82,7 +92,7 @@ class Local(TorchFunctionMode):
             across = (1, -1) + (1,) * (x.ndim - 2)
             return x if weight is None else x * weight.view(across) + bias.view(across)
         found = func(*args, **kwargs)
-        if func in self.zero + self.one and isinstance(found, torch.Tensor):
+        if func in self.silenced and isinstance(found, torch.Tensor):
             x = args[0]
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
             places = {d % x.ndim for d in dims} if isinstance(dims, (tuple, list)) else set()

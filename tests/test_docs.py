@@ -77,6 +77,13 @@ def test_links() -> None:
         assert not broken, f"{page.name}: {broken}"
 
 
+def test_the_number_of_models() -> None:
+    """Where a page counts models, it is the registry that is counted."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    counts = re.findall(r"\b(\d{3,})\s+models\b", text)
+    assert counts and {*map(int, counts)} == {len(registry.list_models())}
+
+
 def test_named_commands_are_targets() -> None:
     """``make demo`` and the others that pages and workflows name exist in the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

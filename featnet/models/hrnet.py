@@ -152,6 +152,7 @@ class HRNet(Backbone):
     """
 
     first_conv, last_fc = "conv1", "classifier"
+    breaks_law = ("resampling",)  # a branch receives the upsampled maps of coarser ones
 
     act1: nn.Module
     stage2: nn.Sequential

@@ -105,7 +105,7 @@ class VisionTransformer(Backbone):
 
     first_conv: str | tuple[str, ...] = "patch_embed.proj"
     last_fc: str | tuple[str, ...] = "head"
-    a_trous = False  # attention sees the whole map
+    breaks_law = ("attention",)
     patch_embed: PatchEmbed
     cls_token: torch.Tensor | None
     reg_token: torch.Tensor | None
