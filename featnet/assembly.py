@@ -36,14 +36,14 @@ EXTRACTORS: Mapping[str, type[FeatureNet]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a model's tensors are to be; None as torch would have it."""
+    """Device and type of a model's tensors; None leaves them to torch."""
 
     device: torch.device | None = None
     dtype: torch.dtype | None = None
 
 
 def make_place(device: Any, dtype: Any) -> Place:
-    """Where ``device=`` and ``dtype=`` say.
+    """Make the place that ``device=`` and ``dtype=`` name.
 
     Raises:
         ArgumentError: no such device, or no floating-point dtype.

@@ -616,7 +616,7 @@ class LevelReader:
         if self.norm:
             y = model.normalize(y, index)
         as_map = getattr(model, "as_map", None)
-        image = as_map(y) if as_map else y
+        image = y if as_map is None else as_map(y)
         if size is not None:
             level = self.level(model, model._levels[index])
             shape = getattr(image, "shape", ())

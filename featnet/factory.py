@@ -262,7 +262,7 @@ def _source(
 
 
 class _FeaturesOnly(threading.local):
-    """Whether this thread is in a create_model that will make the extractor itself."""
+    """Tell if this thread is in a create_model that will make the extractor itself."""
 
     on = False
 

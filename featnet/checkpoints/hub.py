@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint come from: a file, the hub, a url.
+"""Locate the bytes of a checkpoint: a file, the hub, an address.
 
 They are fetched by the hub's own client (and torch.hub's, for urls), with their caches, tokens and
 offline settings; what is cached is used without asking the network.
@@ -123,7 +123,7 @@ def _unreachable(
 def _explained(
     repo: str, name: str, cache_dir: str | Path | None, error: Exception
 ) -> CheckpointError:
-    """What went wrong at the hub, and what to do about it."""
+    """Explain an error of the hub, and what to do about it."""
     from huggingface_hub import errors
 
     repo_id, _, revision = repo.partition("@")

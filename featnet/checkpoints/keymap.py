@@ -16,7 +16,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.", "encoder.",
 
 
 def canonical(name: str) -> str:
-    """What the ways of writing a name have in common."""
+    """Return the common form of all spellings of a name."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name.replace(".", "_")

@@ -45,7 +45,7 @@ class _Malformed(ValueError):
 
 
 def is_checkpoint(head: bytes) -> bool:
-    """Whether the first 64 bytes of a file begin a value whose tag is a name."""
+    """Tell if the first 64 bytes of a file begin a value whose tag is a name."""
     try:
         view = memoryview(head)
         if head[:1] != b"\n":

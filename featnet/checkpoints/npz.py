@@ -43,7 +43,7 @@ DTYPES = {
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a zip archive holds arrays and nothing else."""
+    """Tell if a zip archive holds arrays and nothing else."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

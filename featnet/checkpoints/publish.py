@@ -84,7 +84,7 @@ def _save(
 
 
 def make_config(model: Backbone, model_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What ``config.json`` says: the architecture, its arguments, and how to prepare inputs.
+    """Make the contents of ``config.json``: architecture, arguments, preparation of inputs.
 
     Raises:
         ArgumentError: a model that ``create_model`` did not make, or arguments that JSON cannot hold.

@@ -1,4 +1,4 @@
-"""What the name of a model stands for: the grammar of sources.
+"""Sources of models: the grammar of their names.
 
 A source is ``name`` or ``name.tag`` of the tables, ``hf-hub:org/name[@revision]`` or
 ``local-dir:path``.
@@ -27,7 +27,7 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What stands behind the name of a model: ``kind`` is ``hf-hub`` or ``local-dir``."""
+    """The source behind the name of a model: ``kind`` is ``hf-hub`` or ``local-dir``."""
 
     kind: str
     place: str
@@ -38,7 +38,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a ``config.json`` says: which network, with which arguments, and its checkpoint."""
+    """The contents of a ``config.json``: a network, its arguments, and its checkpoint."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -134,7 +134,7 @@ def _tuples(value: Any) -> Any:
 def entry(
     name: str, *, tag: str | None = None, cache_dir: str | Path | None = None
 ) -> registry.Entry:
-    """What a name of any source stands for.
+    """Look up a name of any source.
 
     Raises:
         UnknownModelError, CheckpointError: there is no such model, or it cannot be had.

@@ -61,7 +61,7 @@ def _side(module: nn.Module, shape: torch.Size) -> torch.Size:
 
 
 def is_window(module: nn.Module) -> bool:
-    """Whether a module slides a window over a map."""
+    """Tell if a module slides a window over a map."""
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
         return False
     if isinstance(module, nn.AvgPool2d) or hasattr(module, "dilate"):
@@ -70,7 +70,7 @@ def is_window(module: nn.Module) -> bool:
 
 
 def has_stride(module: nn.Module) -> bool:
-    """Whether an output stride may change a module."""
+    """Tell if an output stride may change a module."""
     return is_window(module) or (
         isinstance(module, nn.Upsample) and module.scale_factor is not None
     )
@@ -180,7 +180,7 @@ class DilatedAvgPool2d(_Padded, nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How far a window's input and output, and so its step and its reach, change."""
+    """The change of a window: of its input and output, and so of its step and its reach."""
 
     density: int  # r_in / min(r_in, s): how much denser the input is now
     stride: Pair

@@ -49,7 +49,7 @@ def keep_apart(value: Any, inputs: Any = (), *, certain: bool = True) -> tuple[A
 
 
 def _shared(values: list[torch.Tensor], inputs: list[torch.Tensor]) -> bool:
-    """Whether values lie in the memory of inputs, or of each other."""
+    """Tell if values lie in the memory of inputs, or of each other."""
     if torch.compiler.is_dynamo_compiling():  # which knows tensors, and no memory
         return any(tensor is other for tensor in values for other in inputs)
     own = [_storage(tensor) for tensor in values]

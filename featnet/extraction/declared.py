@@ -45,7 +45,7 @@ def levels(model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
 
 
 def returns_levels(model: nn.Module) -> bool:
-    """Whether the model was rewritten to return its levels."""
+    """Tell if the model was rewritten to return its levels."""
     return getattr(model, "is_rewritten", False) is True
 
 
@@ -57,7 +57,7 @@ def values(output: Any) -> list[torch.Tensor]:
 def returned(
     model: nn.Module, seen: trace.Run, declared: Sequence[Feature]
 ) -> dict[str, torch.Size]:
-    """What a rewritten model returns, as if its modules had put it out.
+    """Return the outputs of a rewritten model, as if its modules had put them out.
 
     Raises:
         ArgumentError: not one tensor for each level.

@@ -234,7 +234,7 @@ class _Levels:
         return heads
 
     def _is_behind(self, index: int, part: Part) -> bool:
-        """Whether a call's output comes after a head or a neck began, or within."""
+        """Tell if a call's output comes after a head or a neck began, or within."""
         around = {*self.run.calls[index].outer, index}
         if around & (self.heads | self.necks):
             return True
@@ -243,7 +243,7 @@ class _Levels:
     # The levels ------------------------------------------------------------------------------
 
     def _is_inner(self, index: int, reduction: int) -> bool:
-        """Whether a map is the business of a call around it, which ends elsewhere."""
+        """Tell if a map is the business of a call around it, which ends elsewhere."""
         for outer in self.run.calls[index].outer:
             if outer in self.networks:
                 continue
@@ -357,12 +357,12 @@ class _Levels:
 
 
 def _later(part: Part, other: Part) -> bool:
-    """Whether one tensor of a call was computed from more than another."""
+    """Tell if one tensor of a call was computed from more than another."""
     return part.origin.calls.bit_count() > other.origin.calls.bit_count()
 
 
 def _is_padded(m: _Map, before: Mapping[int, torch.Size]) -> bool:
-    """Whether a call only puts a border around what it reads at this resolution."""
+    """Tell if a call only puts a border around what it reads at this resolution."""
     shape = before.get(m.lies.reduction)
     return (
         shape is not None and shape[1] == m.part.shape[1] and shape.numel() < m.part.shape.numel()
@@ -370,6 +370,6 @@ def _is_padded(m: _Map, before: Mapping[int, torch.Size]) -> bool:
 
 
 def _is_pointwise(module: nn.Module) -> bool:
-    """Whether all weights of a module see one position at a time, and at least one mixes channels."""
+    """Tell if all weights of a module see one position at a time, and one or more mix channels."""
     weights = [p for p in module.parameters() if p.ndim > 1]
     return bool(weights) and all(p.ndim in (2, 4) and p.shape[2:].numel() == 1 for p in weights)

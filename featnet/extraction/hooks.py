@@ -94,7 +94,7 @@ class _Recorder:
         before = tap.kind == "forward_pre"
         value, onwards = _given(args, kwargs) if before else output, None
         complete = len(features) + (key not in features) == enough
-        overwritten = self.overwritten[module.training]
+        overwritten = self.overwritten[int(module.training)]
         if overwritten is not False and not complete:
             certain = overwritten or before  # there is no other way into what is given
             value, onwards = keep_apart(value, (args, kwargs), certain=certain)

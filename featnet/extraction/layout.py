@@ -1,4 +1,4 @@
-"""How a module's output lies in memory, told from its shape: maps, channels-last maps, tokens.
+"""Layouts of outputs, told from their shapes: maps, channels-last maps, tokens.
 
 A map's sides grow with the input's; nothing else does so in the same way. So two runs at two input
 sizes say which axes are the image's, at which reduction, and how many tokens stand in front of
@@ -26,7 +26,7 @@ MOST_PREFIX_TOKENS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the image is in a tensor.
+    """The place of the image in a tensor.
 
     Attributes:
         channels: of each position.

@@ -126,7 +126,7 @@ class Cut:
 
     @property
     def has_gap(self) -> bool:
-        """Whether one that was removed stood before one that is kept."""
+        """Tell if one that was removed stood before one that is kept."""
         kept = len(self.keys) - len(self.gone)
         return any(key in self.gone for key in self.keys[:kept])
 

@@ -39,7 +39,7 @@ class Origin:
 
     @property
     def replaced(self) -> bool:
-        """Whether the network has got other parameters than those that were shared."""
+        """Tell if the network has got other parameters than those that were shared."""
         if self._witness is None or self._model() is None:
             return False
         table, name, parameter = self._witness

@@ -33,7 +33,7 @@ Shapes = Mapping[int, torch.Size]
 
 
 class Source(abc.ABC):
-    """Where an extractor's maps come from.
+    """A source of an extractor's maps.
 
     Args:
         levels: all levels of the network.

@@ -12,7 +12,7 @@ Size = tuple[int, int]  # (height, width)
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where an image lies in an input.
+    """The place of an image in an input.
 
     Attributes:
         resized: (height, width) that the whole image is resized to.
@@ -26,7 +26,7 @@ class Placement:
 
 
 class _Wanted(Protocol):
-    """What a transform says about its inputs; see :class:`featnet.ImageTransform`."""
+    """Facts about the inputs of a transform; see :class:`featnet.ImageTransform`."""
 
     @property
     def input_size(self) -> Size: ...

@@ -53,7 +53,7 @@ def pool_features(maps: Any, pool: str = "avg", *, normalize: bool = True) -> to
 
 
 def as_levels(maps: Any) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """What an extractor returned, as pairs of a map (N, C, H, W) and its prefix tokens or None.
+    """Turn an extractor's output into pairs of a map (N, C, H, W) and its prefix tokens or None.
 
     Raises:
         ArgumentError: something else.

@@ -308,7 +308,7 @@ def create_transform(
 
 
 def _weights_of(source: Any) -> tuple[Weights, int]:
-    """What a source says about its inputs, and their number of channels."""
+    """Return a source's facts about its inputs, and their number of channels."""
     if isinstance(source, str):
         weights = sources.entry(source).weights
         return weights or Weights(), 3

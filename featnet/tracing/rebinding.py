@@ -88,6 +88,6 @@ def _copy_of(value: Any, memo: Mapping[int, Any], known: dict[int, Any]) -> Any:
 
 
 def refers_to(value: Any, model: nn.Module) -> bool:
-    """Whether a function refers to a module of a model, so that it is a part of it."""
+    """Tell if a function refers to a module of a model, so that it is a part of it."""
     marks = {id(module): object() for module in model.modules()}
     return rebound(value, marks) is not value

@@ -90,7 +90,7 @@ def _rebind(copied: nn.Module, memo: Mapping[int, Any]) -> None:
 
 
 def _copies_itself(kind: Any) -> bool:
-    """Whether copying a module of this class is more than copying what it holds."""
+    """Tell if copying a module of this class is more than copying what it holds."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
 
@@ -214,7 +214,7 @@ def _computes_weights(hook: Any) -> bool:
 
 
 def _is_own(hook: Any, model: nn.Module) -> bool:
-    """Whether a hook is part of a network: it refers to its modules, or comes from the library that
+    """Tell if a hook is part of a network: it refers to its modules, or comes from the library that
     its modules come from."""
     function = hook
     while isinstance(function, functools.partial):

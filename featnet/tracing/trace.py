@@ -49,7 +49,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run showed.
+    """Records of one run.
 
     Attributes:
         calls: in the order in which they ended.

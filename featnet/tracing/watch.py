@@ -1,4 +1,4 @@
-"""What is seen of a run: which modules are called, with what, and which tensors are read."""
+"""Watch a run: calls of modules, their inputs, and the tensors that are read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Seen:
 
     @property
     def changed(self) -> bool:
-        """Whether one was changed in place since."""
+        """Tell if one was changed in place since."""
         return [t._version for t in self.tensors] != self.versions
 
 
@@ -99,7 +99,7 @@ class Watch:
 
     @property
     def done(self) -> bool:
-        """Whether all that was waited for has come."""
+        """Tell if all that was waited for has come."""
         return bool(self.until) and not self.waiting
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:

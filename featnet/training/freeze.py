@@ -171,7 +171,7 @@ def _part(net: nn.Module, until: object) -> tuple[set[int], set[int]]:
 
 
 def _named(net: nn.Module, patterns: Iterable[str]) -> tuple[set[int], set[int]]:
-    """What the patterns fit, with all that is in it."""
+    """Return the modules that the patterns fit, with all modules inside."""
     modules: set[int] = set()
     parameters: set[int] = set()
     named = dict(net.named_modules(remove_duplicate=False))

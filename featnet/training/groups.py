@@ -173,7 +173,7 @@ def _has_levels(part: nn.Module) -> bool:
 
 
 def _is_layer(part: nn.Module, name: str) -> bool:
-    """Whether a parameter is the weight of a module that holds no others, not a free table."""
+    """Tell if a parameter is the weight of a module that holds no others, not a free table."""
     owner = part.get_submodule(name.rpartition(".")[0])
     return not list(owner.children()) and name.endswith("weight")
 

@@ -152,7 +152,7 @@ def one_error(model: nn.Module) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How another library keeps a network.
+    """The layout in which another library stores a network.
 
     Attributes:
         name: for reports: ``"torchvision's VGG"``.

@@ -95,7 +95,7 @@ def _new_names(state: Mapping[str, torch.Tensor], own: Shapes) -> dict[str, str]
 
 
 def _fits(state: Mapping[str, torch.Tensor], own: Shapes) -> bool:
-    """Whether the file's blocks are those of a network with the tensors ``own``, shape by shape."""
+    """Tell if the file's blocks are those of a network with the tensors ``own``, shape by shape."""
     new_names = _new_names(state, own)
     theirs = {new_names.get(key, key): tuple(value.shape) for key, value in state.items()}
 

@@ -31,7 +31,7 @@ LEAVES = {
 
 
 class Need(NamedTuple):
-    """What some module of a network must be, where MindCV has it everywhere.
+    """A requirement on some module of a network, which MindCV has everywhere.
 
     Attributes:
         holds: whether a module is so.
@@ -198,7 +198,7 @@ def _epsilon(there: float) -> Step:
 
 
 def _down(draft: Draft, model: nn.Module) -> None:
-    """Where ours has a pooling before a shortcut's convolution, a shortcut that keeps the size has
+    """Insert names: where ours pools before a shortcut's convolution, one that keeps the size has
     one that does nothing."""
     if "layer1.0.downsample.2.weight" in model.state_dict():
         shifted = {f"layer1.0.downsample.{i}.": f"layer1.0.downsample.{i + 1}." for i in (0, 1)}
@@ -238,7 +238,7 @@ def network(
     need: Need | None = None,
     eps: float | Callable[[Draft], float] = 1e-5,
 ) -> Layout:
-    """How MindCV keeps a network that computes what ours does."""
+    """MindCV's layout of a network that computes the same as ours."""
 
     def convert(draft: Draft, model: nn.Module) -> None:
         if need is not None and not any(map(need.holds, model.modules())):

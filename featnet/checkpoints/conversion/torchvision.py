@@ -154,7 +154,7 @@ def swin(draft: Draft, model: nn.Module) -> None:
 
 
 def _frozen(draft: Draft) -> bool:
-    """Whether batch norms were FrozenBatchNorm2d, whose epsilon is 1e-5 whatever the network's."""
+    """Tell if batch norms were FrozenBatchNorm2d, whose epsilon is 1e-5 whatever the network's."""
     return not any(key.endswith("num_batches_tracked") for key in draft.tensors)
 
 

@@ -1,4 +1,4 @@
-"""What the operations of a graph do to each other's tensors: from their names where these tell
+"""Effects of a graph's operations on each other's tensors: from their names where these tell
 enough, else from one run on the meta device."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 class Effects:
-    """What a run of a graph showed, or what :func:`guess` makes of it without one.
+    """Effects of the nodes of a graph, from a run, or from :func:`guess` without one.
 
     Attributes:
         size: (H, W) of the input of the run; None if there was none.
@@ -51,12 +51,12 @@ class Effects:
         return live
 
     def overwritten(self, node: fx.Node, run: Sequence[fx.Node]) -> bool:
-        """Whether one of the nodes that run after this one changes its tensors."""
+        """Tell if one of the nodes that run after this one changes its tensors."""
         after = run[run.index(node) + 1 :]
         return any(self.writes[later] & self.holds[node] for later in after)
 
     def shares(self, node: fx.Node) -> bool:
-        """Whether a node's tensors lie in memory that nodes before it hold too."""
+        """Tell if a node's tensors lie in memory that nodes before it hold too."""
         for earlier, storages in self.holds.items():
             if earlier is node:
                 return False
@@ -65,7 +65,7 @@ class Effects:
         return False
 
     def idle(self, before: Sequence[fx.Node], wanted: Collection[fx.Node]) -> bool:
-        """Whether nothing that changes a tensor in place matters to the wanted nodes."""
+        """Tell if nothing that changes a tensor in place matters to the wanted nodes."""
         live = self.needed(before, wanted)
         read = {n for n in live if n.target in fx.node._side_effectful_functions} | set(wanted)
         for node in reversed(before):
@@ -166,7 +166,7 @@ def guess(model: nn.Module, graph: fx.Graph) -> Effects:
 
 
 def _kind(node: fx.Node, module: nn.Module | None) -> str:
-    """What a node does with storages: ``"fresh"`` puts out a new one, ``"reads"`` perhaps a given
+    """Sort a node by its effect: ``"fresh"`` puts out new storage, ``"reads"`` perhaps an input's
     one, ``"inplace"`` writes its first argument and puts that out, ``"unknown"`` any of these."""
     if module is not None:
         return _kind_of_module(module)

@@ -49,7 +49,7 @@ class PathTracer(fx.Tracer):
         self._inside = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one operation: one of ``torch.nn``, or of ``leaf_modules``."""
+        """Tell if a module is one operation: one of ``torch.nn``, or of ``leaf_modules``."""
         return isinstance(m, self.leaf_modules) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -102,7 +102,7 @@ class PathTracer(fx.Tracer):
 
 
 def target_name(node: fx.Node) -> str:
-    """What is called, as fx would name a node after it."""
+    """Return the name of the function or module that is called, as fx would name the node."""
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return name.replace(".", "_").strip("_")
 
