@@ -127,7 +127,7 @@ class Load:
 
 
 def name_of(source: Source) -> str:
-    """What messages and reports call a file or a state dict."""
+    """Name a file or a state dict for messages and reports."""
     return "the state dict" if isinstance(source, Mapping) else str(source)
 
 

@@ -237,7 +237,7 @@ def _weights(
 
 
 def _is_given(checkpoint_path: object) -> bool:
-    """Whether there is a path or a state dict: an empty path is none."""
+    """Tell if there is a path or a state dict: an empty path is none."""
     return checkpoint_path is not None and checkpoint_path != ""
 
 

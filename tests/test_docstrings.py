@@ -25,7 +25,7 @@ from featnet import registry
 PACKAGE = Path(featnet.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-NAMES = {"featnet": featnet, "torch": torch}  # that examples need not import
+NAMES = {"featnet": featnet, "torch": torch, "__name__": "__main__"}  # in all examples
 INHERITED = {"forward", "extra_repr", "train"}  # torch documents them
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example):", re.MULTILINE)
 

@@ -24,7 +24,7 @@ ADVICE = "num_classes=n makes a new one, num_classes=0 or features_only=True nee
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint. Printing it gives a summary.
+    """The result of loading a checkpoint. Printing it gives a summary.
 
     Attributes:
         source: where it came from.
@@ -121,7 +121,7 @@ def first(names: str | tuple[str, ...]) -> str:
 
 
 def _family_changes(draft: Draft, model: Any) -> None:
-    """What the family itself does: older layouts of its own, position tables of another size."""
+    """Apply the family's own conversion: older layouts, position tables of another size."""
     change = getattr(model, "convert_state_dict", None)
     if change is None:
         return
@@ -173,7 +173,7 @@ def _adapt_classes(
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a caller says of a file.
+    """The caller's choices about a file.
 
     Attributes:
         cfg: what is known of the checkpoint.
@@ -352,7 +352,7 @@ def assign(
 
 
 def _is_finite(value: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Tell if no value is NaN or infinite."""
     if not value.numel() or not value.is_floating_point() or value.is_meta:
         return True
     if value.itemsize == 1:
@@ -378,7 +378,7 @@ def _drop_heads(draft: Draft, network: Any, whole: Collection[str]) -> None:
 def _missing(
     model: Any, draft: Draft, target: Mapping[str, torch.Tensor], cfg: Weights | None
 ) -> list[str]:
-    """What a file must have and has not."""
+    """List the tensors that a file must have and lacks."""
     optional = set(draft.left_out)
     if cfg is not None and not cfg.num_classes:  # nor, in some files, the norm before a classifier
         beside = tuple(f"{n.rpartition('.')[0]}." for n in names_of(model.last_fc) if "." in n)

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the network: known by their names and shapes, not by what holds them.
+"""Find the network in a file: by the names and shapes of tensors, not by what holds them.
 
 A training script keeps weights in dictionaries of any name, wrappers put words before and into
 names, and several networks may lie in one file. Every dictionary with tensors is a candidate, with
@@ -67,7 +67,7 @@ class Option:
 
     @property
     def label(self) -> str:
-        """What is before the network's names, dictionaries and prefix."""
+        """The path to the network's names: dictionaries and prefix."""
         return "".join(f"{key}." for key in self.path) + self.prefix
 
     @property
@@ -78,7 +78,7 @@ class Option:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What a report says of the choice."""
+        """The words of a report about the choice."""
         return (f"averaged weights, {self.averaged!r}",) if self.averaged else ()
 
 
@@ -93,7 +93,7 @@ def unwrap(name: str, wrappers: frozenset[str] = WRAPPERS) -> str:
 
 
 def wrappers_of(target: Iterable[str]) -> frozenset[str]:
-    """What only wrappers put into the names of a network."""
+    """Find the parts of names that only wrappers add."""
     return WRAPPERS - {part for name in target for part in name.split(".")}
 
 
@@ -233,7 +233,7 @@ def _overlap(leaves: Iterable[Any], target: Shapes) -> int:
 def _foreign(
     options: Iterable[Option], model: nn.Module, target: Shapes, format: str
 ) -> list[Option]:
-    """What is in the layouts of other libraries: of the first that fits, all places."""
+    """Find networks in layouts of other libraries: of the first that fits, all places."""
     plain = [(option, *_unwrapped(option.tensors, target)) for option in options]
     for layout, root in conversion.ways(conversion.layouts(model, format=format)):
         fitting = []
@@ -369,7 +369,7 @@ def _refuse_tie(options: list[Option], source: str) -> NoReturn:
 
 
 def _under(options: list[Option], prefix: Any, source: str) -> Iterator[Option]:
-    """What is in the dictionary, or under the start of names, that was asked for.
+    """Return the part of a file in a dictionary, or under a start of names, that was asked for.
 
     Raises:
         CheckpointError: nothing is.

@@ -91,7 +91,7 @@ STRANGERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a file holds, not yet read but for its directory.
+    """The contents of a file, of which only the directory has been read.
 
     Attributes:
         content: as it was saved: nested dictionaries and lists, with a :class:`Stored` for each
@@ -106,7 +106,7 @@ class Contents:
 
 
 def contents(source: str | os.PathLike[str] | Mapping[str, Any] | Contents) -> Contents:
-    """What is in a file, or a state dict in its place.
+    """Open a file, or a state dict in its place.
 
     Raises:
         CheckpointError: as :func:`read`; neither a path nor a mapping.
@@ -139,7 +139,7 @@ def local(path: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """What is in a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
+    """Open a ``.safetensors``, ``.pth``/``.pt``/``.bin``, MindSpore ``.ckpt`` or NumPy
     ``.npz`` file, in the shards of an index (``*.index.json``), or in a folder with one of these.
     The bytes decide, not the name.
 
@@ -279,7 +279,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and its header, if that is true.
+    """Return the offset of the tensors of a safetensors file, and its header, if that is true.
 
     Raises:
         ValueError: the header says what the file does not hold.

@@ -45,7 +45,7 @@ def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bo
 
 
 def is_immutable(weights: Weights) -> bool:
-    """Whether :func:`locate` gives a file of the hub's cache, which is named by its contents and
+    """Tell if :func:`locate` gives a file of the hub's cache, which is named by its contents and
     which nobody writes into."""
     return bool(weights.hf_hub_id) and not weights.file
 

@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Stored]:
 
 
 def data_of(entry: zipfile.ZipInfo, stream: IO[bytes]) -> int:
-    """Where the bytes of an archive's entry begin, behind a header of its own.
+    """Return the offset of the bytes of an archive's entry, behind a header of its own.
 
     Raises:
         ValueError: it is not where the directory of the archive says.

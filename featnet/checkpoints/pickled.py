@@ -166,7 +166,7 @@ class Reader(pickle._Unpickler):
         self.allowed = {str(name) for _, name in pairs}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a class or function of the file; never itself."""
+        """Return a stand-in for a class or function of the file; never itself."""
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"  # Python 2's words
         if full in self.known:
@@ -254,7 +254,7 @@ def _strides(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def read(path: Path) -> Any:
-    """What was saved, with a :class:`Stored` for each tensor.
+    """Read the object that was saved, with a :class:`Stored` for each tensor.
 
     Raises:
         CheckpointError: it is no such file, or holds what is more than values.

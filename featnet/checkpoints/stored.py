@@ -121,7 +121,7 @@ class Stored:
         return id(self.storage), self.start
 
     def spans(self) -> list[tuple[int, int]]:
-        """Where its bytes are in the file."""
+        """The range of its bytes in the file."""
         return list(self.storage.part(self.start, self.extent * self.dtype.itemsize))
 
     def shaped(self, flat: torch.Tensor) -> torch.Tensor:
@@ -263,7 +263,7 @@ def _calls(pieces: Iterable[tuple[Path, int, int, int, File]]) -> list[_Call]:
 
 @functools.cache
 def _waste() -> ctypes.Array[ctypes.c_char]:
-    """Where the bytes between tensors go."""
+    """The sink of the bytes between tensors."""
     return (ctypes.c_char * GAP)()
 
 

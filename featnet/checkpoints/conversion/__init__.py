@@ -110,7 +110,7 @@ def _refusal(layout: Layout) -> str:
 
 
 def _unknown(keys: Iterable[str], model: nn.Module, format: str) -> str:
-    """Why a file of a format of its own is not this model's."""
+    """Explain why a file of a format of its own does not belong to this model."""
     known = [layout for layout in _LAYOUTS if layout.format == format]
     names = list(keys)
     layout = recognise(names, known)
