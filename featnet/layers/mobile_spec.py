@@ -163,7 +163,7 @@ class Block(nn.Module):
     last = "conv_pwl"
 
     def add_shortcut(self, in_chs: int, spec: Spec, drop_path: float) -> None:
-        """Where the map stays as it is, and nothing forbids it."""
+        """True if the map keeps its shape, and no setting forbids a shortcut."""
         fits = spec.step == 1 and in_chs == spec.channels
         self.has_skip = fits and spec.skip is not False
         self.drop_path = DropPath(drop_path)

@@ -138,7 +138,7 @@ class ByobSettings:
 
 @dataclasses.dataclass(frozen=True)
 class BlockArgs:
-    """Where a block stands.
+    """The position of a block in its network.
 
     Attributes:
         size: (H, W) of the map that it is given, where the network was built for one.
