@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..layers import Blocks, ConvHead, Phased, add_branches, chain, make_divisible, merge_parallel
+from ..layers import Blocks, ConvHead, Phased, add_branches, make_divisible, merge_parallel
 from ..layers.mobile_spec import MobileSqueezeExcite
 from ..registry import Family, weights_table
 
@@ -332,8 +332,7 @@ class GhostNet(Backbone):
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:
         """Return the final features (N, 960, H/32, W/32)."""
-        last = int(self.levels[-1].module.rpartition(".")[2])
-        return chain(list(self.blocks)[last + 1 :], y)
+        return self.rest("blocks", y)
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """V3's authors call the norms of branches ``bn``, and counted operations in buffers."""
