@@ -25,7 +25,7 @@ from featnet.deploy.packed import (
     Pointwise,
 )
 from featnet.deploy.packing import can_pack
-from featnet.errors import ArgumentError, FeatnetError
+from featnet.errors import ArgumentError, CheckpointError, FeatnetError
 
 TOLERANCE = 1e-4
 
@@ -476,3 +476,90 @@ def test_errors() -> None:
         featnet.optimize("resnet18")  # type: ignore[type-var]
     with pytest.raises(ArgumentError, match="compile='fast'.*eager"):
         featnet.optimize(net, compile="fast")
+
+
+def packed_pair(name: str = "test_resnet") -> tuple[Any, Any]:
+    """Two packed networks of other weights."""
+    made: list[Any] = [
+        featnet.optimize(fill_noise(featnet.create_model(name), seed=seed).eval())
+        for seed in (0, 1)
+    ]
+    assert all(any(isinstance(m, Packed) for m in net.modules()) for net in made)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_100"])
+def test_the_state_of_a_packed_network_is_whole(name: str) -> None:
+    first, second = packed_pair(name)
+    size = featnet.create_model(name).img_size or (64, 64)
+    x = image_batch(*size)
+    state = first.state_dict()
+    assert sum(v.numel() for v in state.values()) > 0.9 * sum(
+        p.numel() for p in featnet.create_model(name).parameters()
+    )
+    with torch.inference_mode():
+        wanted, before = first(x), second(x)
+        assert not torch.equal(wanted, before)
+        second.load_state_dict(state)
+        assert torch.equal(second(x), wanted)
+        third = packed_pair(name)[1]
+        featnet.load_checkpoint(third, {f"module.{k}": v for k, v in state.items()})
+        assert torch.equal(third(x), wanted)
+
+
+def test_a_state_that_is_not_whole_is_refused() -> None:
+    first, second = packed_pair()
+    x = image_batch(64, 64)
+    key = next(f"{n}.weight" for n, m in first.named_modules() if isinstance(m, Packed))
+    with pytest.raises(RuntimeError, match=f'Missing.*"{key}"'):
+        second.load_state_dict({k: v for k, v in first.state_dict().items() if k != key})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        second.load_state_dict({**first.state_dict(), key: torch.ones(3)})
+    with torch.inference_mode():
+        before = second(x)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        featnet.load_checkpoint(second, featnet.create_model("test_resnet").state_dict())
+    with torch.inference_mode():
+        assert torch.equal(second(x), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda net, x: net.half(), "cannot become torch.float16"),
+        (lambda net, x: net.to(torch.float64), "convert the network before optimize"),
+        (lambda net, x: net.to("meta"), "on meta: convert"),
+        (lambda net, x: net(x.requires_grad_()), "no gradients: train the one"),
+        (lambda net, x: torch.jit.trace(net, x), "trace the network that optimize"),
+    ],
+)
+def test_what_a_packed_network_cannot_do(use: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        use(packed_pair()[0], image_batch(64, 64))
+
+
+class Described(torch.utils.data.Dataset[torch.Tensor]):
+    """Data that go through a network in the worker."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = self.net(image_batch(64, 64) * index)
+        return out.clone()
+
+
+def test_a_packed_network_in_a_spawned_worker() -> None:
+    net = packed_pair()[0]
+    data = Described(net)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    with torch.inference_mode():
+        for index, y in enumerate(loader):
+            torch.testing.assert_close(y, data[index])

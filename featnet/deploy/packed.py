@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -34,7 +35,8 @@ ROWS = 4096  # of a product: the layout for many rows is good for few, but not t
 
 
 class _Weight:
-    """A packed weight. It never changes, so copies share it; pickled, it is the plain one."""
+    """A packed weight. It never changes, so copies share it; pickled, it is the plain one's bytes:
+    a tensor would go to another process by a descriptor that is closed too early."""
 
     packed: torch.Tensor
 
@@ -44,6 +46,10 @@ class _Weight:
     def plain(self) -> torch.Tensor:
         """Return the weight as torch's layer has it."""
         return self.packed.to_dense()
+
+    def like(self, weight: torch.Tensor) -> _Weight:
+        """Pack another weight in the same way."""
+        raise NotImplementedError
 
     def on_meta(self) -> torch.Tensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
@@ -59,8 +65,11 @@ class _Matrix(_Weight):
         super().__init__(weight)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
-    def __reduce__(self) -> tuple[type[_Matrix], tuple[torch.Tensor]]:
-        return _Matrix, (self.plain(),)
+    def like(self, weight: torch.Tensor) -> _Matrix:
+        return _Matrix(weight)
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (_Matrix, *_pickled(self.plain()))
 
 
 class _Kernel(_Weight):
@@ -93,12 +102,29 @@ class _Kernel(_Weight):
         packed = self.by_size[size] = self.layouts.setdefault(layout, packed)
         return packed
 
-    def __reduce__(self) -> tuple[type[_Kernel], tuple[torch.Tensor, Geometry, tuple[int, ...]]]:
-        return _Kernel, (self.plain(), self.geometry, self.size)
+    def like(self, weight: torch.Tensor) -> _Kernel:
+        return _Kernel(weight, self.geometry, self.size)
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (_Kernel, *_pickled(self.plain()), self.geometry, self.size)
+
+
+def _pickled(weight: torch.Tensor) -> tuple[bytes, torch.dtype, tuple[int, ...]]:
+    weight = weight.contiguous()
+    return ctypes.string_at(weight.data_ptr(), weight.nbytes), weight.dtype, tuple(weight.shape)
+
+
+def _unpickled(
+    kind: Callable[..., _Weight], data: bytes, dtype: torch.dtype, shape: Sequence[int], *args: Any
+) -> _Weight:
+    return kind(torch.frombuffer(bytearray(data), dtype=dtype).view(*shape), *args)
 
 
 class Packed(nn.Module):
-    """Base of the packed layers: a bias, an activation, and the attributes of the plain layer."""
+    """Base of the packed layers: a bias, an activation, and the attributes of the plain layer.
+
+    A state dict has the plain weight; one that is loaded is packed again.
+    """
 
     kernel: _Weight
 
@@ -114,12 +140,70 @@ class Packed(nn.Module):
         """The weight in torch's own layout, a copy."""
         return self.kernel.plain()
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[f"{prefix}weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        weight, old = state_dict.get(key), self.weight
+        if weight is None:
+            missing_keys.append(key)
+        elif weight.shape != old.shape:
+            error_msgs.append(
+                f"size mismatch for {key}: {tuple(weight.shape)}, not {tuple(old.shape)}."
+            )
+        else:
+            plain = weight.detach().to(old).view(self.kernel.shape)
+            self.kernel = self.kernel.like(plain)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Refuse another type or device; conversions of modules come here.
+
+        Raises:
+            ArgumentError: what was packed is of one type, for the CPU.
+        """
+        before = torch.empty(0, dtype=self.kernel.dtype)
+        after = fn(before)
+        if after.dtype != before.dtype or after.device != before.device:
+            raise ArgumentError(
+                f"The weights were packed for the CPU in {before.dtype} and cannot become "
+                f"{after.dtype} on {after.device}: convert the network before optimize()."
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def takes(self, x: torch.Tensor) -> torch.Tensor:
         """Convert the input to the type that was packed: under autocast it may have another.
 
         Raises:
-            ArgumentError: it is of another type, without autocast.
+            ArgumentError: it is of another type, without autocast; a gradient is wanted; in a trace.
         """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ArgumentError(
+                "A network that optimize() has packed has no gradients: train the one that it was "
+                "made from."
+            )
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise ArgumentError(
+                "torch.jit.trace cannot hold weights that are packed: trace the network that "
+                "optimize() was given."
+            )
         dtype = self.kernel.dtype
         if x.dtype == dtype:
             return x
