@@ -55,6 +55,17 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
             yield getattr(node, "lineno", 1), text
 
 
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_docstrings_say_what_a_thing_is_or_does(path: Path) -> None:
+    """They begin with a verb or a noun phrase, not with the question that they answer."""
+    questions = [
+        f"{relative(path)}:{line}: {text.splitlines()[0]}"
+        for line, text in docstrings(path)
+        if re.match(r"(What|Whether|How|Which|Who|Where|Why)\b", text)
+    ]
+    assert not questions, "\n".join(questions)
+
+
 # Sections ---------------------------------------------------------------------------------------
 
 
