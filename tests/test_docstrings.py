@@ -173,6 +173,12 @@ def lacks(name: str, value: Any) -> list[str]:
     return missing
 
 
+@pytest.mark.parametrize("name", sorted(public()))
+def test_public_docstrings_are_whole(name: str) -> None:
+    value = public()[name]
+    assert not (missing := lacks(name, value)), f"{name} lacks {', '.join(missing)}"
+
+
 def test_the_check_of_sections_sees_what_is_missing() -> None:
     def no_words(x: int, *, y: int = 0) -> int:
         if x:

@@ -41,6 +41,13 @@ def convert_checkpoint(
         UnknownModelError: no such model.
         CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written
             (an OutputError).
+
+    Example:
+        >>> state = featnet.create_model("test_resnet", num_classes=7).state_dict()
+        >>> state = {f"module.{name}": value for name, value in state.items()}
+        >>> report = featnet.convert_checkpoint(state, "ours.safetensors", model="test_resnet")
+        >>> report.dropped
+        {}
     """
     target_file = _check_out(path, out)
     entry = registry.find(model)

@@ -50,6 +50,9 @@ class FrozenBatchNorm2d(nn.Module):
         Args:
             norm: with running statistics.
 
+        Returns:
+            A frozen norm with the same numbers.
+
         Raises:
             ValueError: it has no running statistics.
         """
