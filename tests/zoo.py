@@ -161,7 +161,7 @@ TRANSFORMERS: dict[str, Case] = {
     "DINOv2": _case("Dinov2Config", "Dinov2Model", [(32, 8)], **_VIT, mlp_ratio=2),
     "DINOv3": _case("DINOv3ViTConfig", "DINOv3ViTModel", [(32, 8)], **_VIT, num_register_tokens=4),
     "MobileNetV2": _case(
-        "MobileNetV2Config", "MobileNetV2Model", [(16, 2), (24, 4), (32, 8), (96, 16), (1280, 32)]
+        "MobileNetV2Config", "MobileNetV2Model", [(16, 2), (24, 4), (32, 8), (96, 16), (320, 32)]
     ),
     "MobileViT": _case(
         "MobileViTConfig",
@@ -174,7 +174,7 @@ TRANSFORMERS: dict[str, Case] = {
     "EfficientNet": _case(
         "EfficientNetConfig",
         "EfficientNetModel",
-        [(16, 2), (24, 4), (40, 8), (112, 16), (1280, 32)],
+        [(16, 2), (24, 4), (40, 8), (112, 16), (320, 32)],
         width_coefficient=1.0,
         depth_coefficient=1.0,
         image_size=64,

@@ -281,25 +281,29 @@ class _Levels:
         return chosen
 
     def _last(self, candidates: list[tuple[int, _Map]]) -> tuple[int, _Map]:
-        """The last level: the last of the coarsest maps. Where a part that holds several levels ends
-        in one, nothing behind that part which gives other channels: it projects for a head."""
+        """The last level: the last of the coarsest maps. Where one part of the network holds this and
+        other levels, nothing behind that part which gives other channels: it projects for a head."""
         coarsest = max(m.lies.reduction for _, m in candidates)
         there = [(i, m) for i, m in candidates if m.lies.reduction == coarsest]
         way = there[-1][1].part.origin.calls
         finer = [self.end[i] for i, m in candidates if m.lies.reduction < coarsest and way >> i & 1]
-        for index in self.run.ended:
-            end = self._single(index)
-            late = max(finer, default=-1) > self.end[index]  # levels are still to come
-            if end is None or end.lies.reduction != coarsest or late:
-                continue
-            if not self._is_behind(index, end.part):
-                kept = [
-                    (i, m)
-                    for i, m in there
-                    if self.end[i] < self.end[index] or m.lies.channels == end.lies.channels
-                ]
-                return (kept or there)[-1]
-        return there[-1]
+        parts: dict[str, list[tuple[int, _Map]]] = {}
+        for i, m in candidates:
+            name = self.run.calls[i].name
+            while name := name.rpartition(".")[0]:
+                parts.setdefault(name, []).append((i, m))
+        ends = []
+        for name, inside in parts.items():
+            last = [(i, m) for i, m in inside if m.lies.reduction == coarsest]
+            if len(last) in (0, len(inside)):
+                continue  # it holds no other level, or not this one
+            end, m = self.end[last[-1][0]], last[-1][1]
+            if end > max(finer, default=-1):  # else levels are still to come
+                ends.append((name.count("."), end, m.lies.channels))
+        if not ends:
+            return there[-1]
+        _, end, channels = max(ends)
+        return [(i, m) for i, m in there if self.end[i] <= end or m.lies.channels == channels][-1]
 
     def _single(self, index: int) -> _Map | None:
         """The only map that a call which holds several levels puts out."""
