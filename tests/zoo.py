@@ -161,12 +161,12 @@ TRANSFORMERS: dict[str, Case] = {
     "DINOv2": _case("Dinov2Config", "Dinov2Model", [(32, 8)], **_VIT, mlp_ratio=2),
     "DINOv3": _case("DINOv3ViTConfig", "DINOv3ViTModel", [(32, 8)], **_VIT, num_register_tokens=4),
     "MobileNetV2": _case(
-        "MobileNetV2Config", "MobileNetV2Model", [(16, 2), (24, 4), (32, 8), (96, 16), (320, 32)]
+        "MobileNetV2Config", "MobileNetV2Model", [(16, 2), (24, 4), (32, 8), (96, 16), (1280, 32)]
     ),
     "MobileViT": _case(
         "MobileViTConfig",
         "MobileViTModel",
-        [(8, 2), (12, 4), (16, 8), (20, 16), (24, 32)],
+        [(8, 2), (12, 4), (16, 8), (20, 16), (40, 32)],
         image_size=64,
         hidden_sizes=[16, 20, 24],
         neck_hidden_sizes=[6, 8, 12, 16, 20, 24, 40],

@@ -282,7 +282,8 @@ class _Levels:
 
     def _last(self, candidates: list[tuple[int, _Map]]) -> tuple[int, _Map]:
         """The last level: the last of the coarsest maps. Where one part of the network holds this and
-        other levels, nothing behind that part which gives other channels: it projects for a head."""
+        other levels, a lone layer behind that part which gives other channels is no stage: it, and
+        what follows, projects for a head."""
         coarsest = max(m.lies.reduction for _, m in candidates)
         there = [(i, m) for i, m in candidates if m.lies.reduction == coarsest]
         way = there[-1][1].part.origin.calls
@@ -295,15 +296,25 @@ class _Levels:
         ends = []
         for name, inside in parts.items():
             last = [(i, m) for i, m in inside if m.lies.reduction == coarsest]
-            if len(last) in (0, len(inside)):
-                continue  # it holds no other level, or not this one
+            if not last or len({m.lies.reduction for _, m in inside}) < 3:
+                continue  # a block that falls to the last resolution
             end, m = self.end[last[-1][0]], last[-1][1]
             if end > max(finer, default=-1):  # else levels are still to come
                 ends.append((name.count("."), end, m.lies.channels))
         if not ends:
             return there[-1]
         _, end, channels = max(ends)
-        return [(i, m) for i, m in there if self.end[i] <= end or m.lies.channels == channels][-1]
+        # A module that is made of several is a stage
+        kept, calls = there[:1], {i for i, _ in there}
+        for i, m in there:
+            if calls & {*self.run.calls[i].outer}:
+                continue  # a part of a later one
+            module = self._module(i)
+            lone = not [*module.children()] and any(p.ndim > 1 for p in module.parameters())
+            if self.end[i] > end and m.lies.channels != channels and lone:
+                break
+            kept.append((i, m))
+        return kept[-1]
 
     def _single(self, index: int) -> _Map | None:
         """The only map that a call which holds several levels puts out."""

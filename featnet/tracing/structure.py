@@ -202,7 +202,7 @@ def hook_choices(model: nn.Module) -> tuple[str, ...]:
         for module in model.modules()
         for kind in HOOKS
         for hook in getattr(module, kind).values()
-        if not _computes_weights(hook)
+        if not _computes_weights(hook) and not _initialises(hook)
     }
     if not kinds:
         return ("own",)
@@ -211,6 +211,11 @@ def hook_choices(model: nn.Module) -> tuple[str, ...]:
 
 def _computes_weights(hook: Any) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
+
+
+def _initialises(hook: Any) -> bool:
+    """Whether a hook makes the parameters of a lazy module: the caller's have none yet."""
+    return getattr(hook, "__module__", None) == "torch.nn.modules.lazy"
 
 
 def _is_own(hook: Any, model: nn.Module) -> bool:
@@ -232,12 +237,17 @@ def keep_hooks(model: nn.Module, hooks: str) -> None:
     for module in model.modules():
         for kind in HOOKS:
             there = getattr(module, kind)
-            if not there or hooks == "all":
+            if not there:
                 continue
             kept = {
                 key: hook
                 for key, hook in there.items()
-                if _computes_weights(hook) or (hooks == "own" and _is_own(hook, model))
+                if _computes_weights(hook)
+                or (
+                    hooks != "none"
+                    and not _initialises(hook)
+                    and (hooks == "all" or _is_own(hook, model))
+                )
             }
             setattr(module, kind, OrderedDict(kept))
 
