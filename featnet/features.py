@@ -120,6 +120,7 @@ class FeatureInfo(Sequence[Feature]):
             indices in any order, of which negative ones count from the end.
         measure: a function ``(H, W) -> [(h, w), ...]`` that gives the size of every level for an
             input size; :meth:`sizes` calls it.
+        input_size: (H, W) at which the network was looked into, if that was chosen.
 
     Raises:
         OutIndexError: a level that does not exist, or one that is asked for twice.
@@ -140,7 +141,9 @@ class FeatureInfo(Sequence[Feature]):
         out_indices: int | Sequence[int] | None = None,
         *,
         measure: Measure | None = None,
+        input_size: tuple[int, int] | None = None,
     ) -> None:
+        self.input_size = input_size
         self.info: tuple[Feature, ...] = tuple(Feature.of(row, i) for i, row in enumerate(levels))
         self._selected = resolve(out_indices, self.info)
         self.out_indices: tuple[int, ...] = (
@@ -168,7 +171,7 @@ class FeatureInfo(Sequence[Feature]):
             >>> featnet.FeatureInfo.from_other(info, (1, 2)).channels()
             [64, 128]
         """
-        return cls(other.info, out_indices, measure=other._measure)
+        return cls(other.info, out_indices, measure=other._measure, input_size=other.input_size)
 
     @classmethod
     def of(cls, model: object) -> FeatureInfo:

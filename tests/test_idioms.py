@@ -15,6 +15,7 @@ import zoo
 from torch import nn
 
 import featnet
+from featnet.errors import ArgumentError, TraceError
 from featnet.tracing.watch import tensors
 
 
@@ -274,3 +275,103 @@ def test_no_meta_tensor_is_left_in_a_cache(first: bool, clean: None) -> None:
     assert before is None or torch.equal(before, want)
     assert torch.equal(model.head(net(x)["b"].mean((2, 3))), want)
     assert info.module_name() == ["a", "b"]
+
+
+# One input size ------------------------------------------------------------------------------------
+
+
+class OneSize(Plain):
+    """Takes one size, and may name another."""
+
+    def __init__(self, side: int, **names: Any) -> None:
+        super().__init__()
+        self.side = side
+        self.__dict__.update(names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == self.side
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore:torch.fx cannot trace")
+@pytest.mark.parametrize("entry", sorted(set(ENTRIES) - {"discover", "get_graph_node_names"}))
+def test_a_size_that_no_guess_hits_is_given(entry: str) -> None:
+    model = helpers.fill_noise(OneSize(72)).eval()
+    options: dict[str, Any] = {"input_size": (72, 72)}
+    info = featnet.discover(model, (3, 72, 72))
+    assert info.input_size == (72, 72) and info.reduction() == [2, 4]
+    calls: dict[str, Callable[[], Any]] = {
+        "extract": lambda: featnet.extract(model, ["b"], **options),
+        "extract levels": lambda: featnet.extract(model, **options),
+        "extract logits": lambda: featnet.extract(model, ["b"], logits=True, **options),
+        "FeatureListNet": lambda: featnet.FeatureListNet(model, feature_info=info),
+        "FeatureHooks": lambda: featnet.FeatureHooks(model, ["a"], **options),
+        "create_feature_extractor": lambda: featnet.create_feature_extractor(
+            model, ["a", "b"], **options
+        ),
+        "set_output_stride": lambda: featnet.set_output_stride(model, 2, **options),
+        "list_taps": lambda: featnet.list_taps(model, **options),
+    }
+    made = calls[entry]()
+    if isinstance(made, nn.Module):
+        made(helpers.image_batch(72, 72))
+    if entry.startswith("extract"):
+        with pytest.raises(TraceError, match="input_size="):
+            ENTRIES[entry](model)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"img_size": 72},
+        {"image_size": (72, 72)},
+        {"config": types.SimpleNamespace(image_size=72)},
+        {"pretrained_cfg": {"input_size": (3, 72, 72)}},
+        {"config": types.SimpleNamespace(vision_config=types.SimpleNamespace(image_size=[72, 72]))},
+        {"patch_embed": nn.Identity()},
+    ],
+)
+def test_a_size_that_the_network_names_is_tried_first(names: dict[str, Any]) -> None:
+    model = OneSize(72, **{k: v for k, v in names.items() if k != "patch_embed"})
+    if "patch_embed" in names:
+        model.patch_embed = names["patch_embed"]
+        model.patch_embed.img_size = (72, 72)
+    assert featnet.discover(model).input_size == (72, 72)
+    assert list(featnet.extract(model, ["a"])(helpers.image_batch(72, 72))) == ["a"]
+
+
+def test_a_size_that_is_named_and_does_not_run_is_not_the_end() -> None:
+    model = OneSize(96, img_size=(72, 72), image_size=80)
+    assert featnet.discover(model).input_size == (96, 96)
+    featnet.extract(model, ["a"])(helpers.image_batch(96, 96))
+
+
+@pytest.mark.parametrize("wrong", [72, "72", (3, 0, 72), (72.0, 72), (1, 3, 72, 72)])
+def test_an_input_size_that_is_none(wrong: Any) -> None:
+    for call in (featnet.extract, featnet.create_feature_extractor, featnet.FeatureHooks):
+        with pytest.raises(ArgumentError, match="input_size="):
+            call(Plain(), ["a"], input_size=wrong)
+
+
+# Detectors -----------------------------------------------------------------------------------------
+
+
+class Resizing(Plain):
+    """As a detector: brings its input to a size of its own, looks at values, returns a list."""
+
+    forwards = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        type(self).forwards += not x.is_meta
+        y = self.b(self.a(nn.functional.interpolate(x, (64, 64))))
+        return [{"boxes": y.new_zeros(int((y > 0).sum().item()), 4)} for _ in x]
+
+
+def test_a_detector_is_looked_into_by_three_forwards_at_most() -> None:
+    model = Resizing().eval()
+    Resizing.forwards = 0
+    net = featnet.extract(model, ["a", "b"])
+    assert Resizing.forwards <= 3
+    assert [y.shape[-1] for y in net(helpers.image_batch(48, 48)).values()] == [32, 16]
+    with pytest.raises(ArgumentError, match="resizes its input"):
+        featnet.discover(model)

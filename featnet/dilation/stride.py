@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,13 +11,19 @@ from ..backbone import Backbone
 from ..errors import ArgumentError, OutputStrideError
 from ..extraction import layout
 from ..extraction.extractors import FeatureNet
-from ..tracing import structure, trace
+from ..tracing import sizes, structure, trace
 from . import rule as dilation
 from .pools import Watched, repool
 from .rule import Step
 
 
-def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = False) -> nn.Module:
+def set_output_stride(
+    model: nn.Module,
+    output_stride: int,
+    *,
+    inplace: bool = False,
+    input_size: Sequence[int] | None = None,
+) -> nn.Module:
     """Make no map of a network coarser than ``output_stride``: strides beyond it become dilations.
 
     The rule is the same for every network; docs/dilation.md says what is exact about it. Pooling
@@ -28,6 +34,7 @@ def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = F
         model: any module. Parameters and buffers, their names and their order stay.
         output_stride: one of the reductions that the network has.
         inplace: change the model itself; by default a copy over the same tensors.
+        input_size: (H, W) or (C, H, W) at which to look into a model that takes one size only.
 
     Returns:
         The copy, or the model.
@@ -52,10 +59,11 @@ def set_output_stride(model: nn.Module, output_stride: int, *, inplace: bool = F
         )
     change = dilation.set_output_stride if isinstance(model, Backbone) else _set
     copied: Any = structure.view(model)
-    change(copied, output_stride)
-    if not inplace:
-        return copied
-    change(model, output_stride)
+    with sizes.at_size(input_size):
+        change(copied, output_stride)
+        if not inplace:
+            return copied
+        change(model, output_stride)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import ArgumentError, TraceError
 from ..features import Feature, FeatureInfo
-from ..tracing import flow, structure, trace
+from ..tracing import flow, sizes, structure, trace
 from ..tracing.flow import Flow, FlowCall, Part
 from . import layout
 from .layout import Layout, Size
@@ -31,7 +31,9 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
 
     Args:
         model: any module that takes one (N, C, H, W) batch. It is not changed.
-        input_size: (C, H, W), or (H, W) for as many channels as the first convolution has.
+        input_size: (C, H, W), or (H, W) for as many channels as the first convolution has; by
+            default a size that the model claims, 224 x 224, or one that runs. It goes with the
+            result, and extractors look into the model at it.
 
     Returns:
         The levels, which print as a table.
@@ -51,14 +53,7 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
         (['1', '2'], [8, 16], [2, 4])
     """
     structure.check_module(model)
-    channels, size = _input(model, (3, 224, 224) if input_size == () else input_size)
-    try:
-        run = flow.follow(model, (channels, *size))
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} does not run on an input of {(channels, *size)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    run, channels, size = _run(model, input_size)
     maps = _maps(model, run, size, channels)
     levels = _Levels(model, run, maps).features()
     if not any(level.reduction > 1 for level in levels):
@@ -66,6 +61,7 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
         raise ArgumentError(
             f"{type(model).__name__} has no pyramid: none of its {len(run.calls)} module calls "
             f"puts out a map coarser than the input. It puts out {sorted(shapes)[:8]}."
+            + _why(model, maps, shapes)
         )
 
     def measure(other: Size) -> list[Size]:
@@ -73,19 +69,40 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
         shapes = {call.name: call.outputs for call in calls if call.outputs}
         return [layout.sides(shapes[f.module][f.item], f, other) for f in levels]
 
-    return FeatureInfo(levels, measure=measure)
+    return FeatureInfo(levels, measure=measure, input_size=size)
 
 
-def _input(model: nn.Module, given: Sequence[int]) -> tuple[int, Size]:
-    if (
-        isinstance(given, str)
-        or not isinstance(given, Sequence)
-        or len(given) not in (2, 3)
-        or not all(isinstance(n, int) and n > 0 for n in given)
-    ):
-        raise ArgumentError(f"input_size={given!r}: (C, H, W) or (H, W) is expected.")
-    channels = given[0] if len(given) == 3 else trace.channels_of(model)
-    return channels, (given[-2], given[-1])
+def _run(model: nn.Module, input_size: Sequence[int]) -> tuple[Flow, int, Size]:
+    """The run at the size that was given, else at the first that the model takes."""
+    given = None if input_size == () else sizes.check_size(input_size)
+    if input_size is None:
+        raise ArgumentError(f"input_size={input_size!r}: (C, H, W) or (H, W) is expected.")
+    channels = input_size[0] if len(input_size) == 3 else trace.channels_of(model)
+    tried = [given] if given is not None else sizes.candidates(model, 224)
+    failures: dict[Size, Exception] = {}
+    for size in tried:
+        try:
+            return flow.follow(model, (channels, *size)), channels, size
+        except Exception as error:
+            failures[size] = error
+    size = given or (224, 224)
+    reason = failures.get(size) or failures[tried[0]]
+    with sizes.at_size(given):
+        failure = trace.does_not_run(model, size, reason)
+    text = str(failure).replace(f"{size[0]} x {size[1]}", str((channels, *size)), 1)
+    raise TraceError(text) from reason
+
+
+def _why(model: nn.Module, maps: list[_Maps], shapes: set[tuple[int, ...]]) -> str:
+    """The reason why there is no map, of a model that brings its input to a size of its own."""
+    sides = [shape[2] for shape in shapes if len(shape) == 4]
+    if any(each.gives or each.reads for each in maps) or max(sides, default=1) == 1:
+        return ""
+    parts = [name for name, part in model.named_children() if [*part.children()]]
+    return (
+        " Its maps have the same sizes whatever the input's size is, so that it resizes its input: "
+        f"give the network behind that, one of {', '.join(parts)} perhaps."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

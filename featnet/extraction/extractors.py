@@ -15,7 +15,7 @@ from ..contract import undeclared
 from ..errors import ArgumentError, TraceError, nearest
 from ..features import FeatureInfo, output_keys, resolve, resolve_strides
 from ..inputs import explain_size
-from ..tracing import structure, trace
+from ..tracing import sizes, structure, trace
 from . import declared, layout, pruning
 from .declared import Declaration
 from .shared import SharedNet
@@ -60,6 +60,8 @@ class FeatureNet(SharedNet):
         return_prefix_tokens: ``(map, prefix tokens)`` in place of each map.
         feature_info: the levels of a model that declares none, :func:`featnet.discover`'s for
             instance.
+        input_size: (H, W) or (C, H, W) at which to look into a model that takes one size only; by
+            default that of ``feature_info``, a size that the model claims, or one that runs.
         prune: remove what no level needs.
         copy: leave the caller's model alone. False takes it over.
 
@@ -80,6 +82,7 @@ class FeatureNet(SharedNet):
         norm: bool | None = None,
         return_prefix_tokens: bool = False,
         feature_info: Declaration | None = None,
+        input_size: Sequence[int] | None = None,
         prune: bool = True,
         copy: bool = True,
     ) -> None:
@@ -103,9 +106,10 @@ class FeatureNet(SharedNet):
         self._features_only = FeatureInfo(levels, out_indices).out_indices
         indices = resolve(self._features_only, levels)
         self._keys: tuple[Any, ...] = output_keys(out_map, [levels[i].module for i in indices])
-        self._wrap(
-            model, self._source_class(network)(levels, indices, read), prune=prune, copy=copy
-        )
+        self._input_size = input_size or getattr(feature_info, "input_size", None)
+        source = self._source_class(network)(levels, indices, read)
+        with sizes.at_size(self._input_size):
+            self._wrap(model, source, prune=prune, copy=copy)
 
     def _source_class(self, network: nn.Module) -> type[Source]:
         """Choose the source of a network's levels."""

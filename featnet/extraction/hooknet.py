@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..tracing import structure
+from ..tracing import sizes, structure
 from .extractors import FeatureNet
 from .hooks import FeatureHooks, Taps, refuse_beside_taps
 from .sources import Hooked, HookedLevels, Source, Tapped, TappedBackbone
@@ -58,6 +58,7 @@ class FeatureHookNet(FeatureNet):
         *,
         prune: bool = True,
         copy: bool = True,
+        input_size: Sequence[int] | None = None,
         **levels: object,
     ) -> None:
         """Read modules in place of levels; the arguments for levels have no meaning here."""
@@ -66,7 +67,9 @@ class FeatureHookNet(FeatureNet):
         structure.check_module(model)
         network = model.body if isinstance(model, FeatureNet) else model
         source = (TappedBackbone if isinstance(network, Backbone) else Tapped)(taps)
-        self._wrap(model, source, prune=prune, copy=copy)
+        self._input_size = input_size
+        with sizes.at_size(input_size):
+            self._wrap(model, source, prune=prune, copy=copy)
         self._features_only = source.indices
         self._keys = tuple(tap.key for tap in source.hooks.taps)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ArgumentError, FeatnetError, MissingFeatureError, nearest
-from ..tracing import structure, trace
+from ..tracing import sizes, structure, trace
 from .apart import keep_apart
 
 
@@ -151,6 +151,7 @@ class FeatureHooks:
         rewritten: (module, kind) of the taps whose value something changes in place afterwards.
             These are kept apart (:func:`featnet.extraction.apart.keep_apart`). By default a run on
             the meta device finds them; of a model that cannot run there all taps are.
+        input_size: (H, W) or (C, H, W) for that run, of a model that takes one size only.
 
     Raises:
         MissingFeatureError: a name or pattern that fits no module, with the nearest names.
@@ -164,7 +165,12 @@ class FeatureHooks:
     """
 
     def __init__(
-        self, model: nn.Module, taps: Taps, *, rewritten: Iterable[tuple[str, str]] | None = None
+        self,
+        model: nn.Module,
+        taps: Taps,
+        *,
+        rewritten: Iterable[tuple[str, str]] | None = None,
+        input_size: Sequence[int] | None = None,
     ) -> None:
         self.model = model
         self.taps = resolve_taps(model, taps)
@@ -173,8 +179,9 @@ class FeatureHooks:
         self._bound: list[nn.Module | None] = [None] * len(self.taps)
         self._handles: list[Any] = [None] * len(self.taps)
         self._removed = False
-        places = _rewritten(model) if rewritten is None else frozenset(rewritten)
-        in_training = _rewritten(model, training=True) if _drops(model) else places
+        with sizes.at_size(input_size):
+            places = _rewritten(model) if rewritten is None else frozenset(rewritten)
+            in_training = _rewritten(model, training=True) if _drops(model) else places
         for recorder in self._recorders:
             place = (recorder.tap.module, recorder.tap.kind)
             recorder.overwritten = (

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..backbone import Backbone, LevelReader
 from ..contract import check_hooks, check_run
-from ..errors import DeclarationError, MissingFeatureError, TraceError
+from ..errors import DeclarationError, MissingFeatureError
 from ..features import Feature
 from ..inputs import check_input, explain_size
 from ..layers import Tokens
@@ -333,10 +333,7 @@ def run_through(body: nn.Module, size: Size) -> trace.Run:
     except DeclarationError:
         raise
     except Exception as error:
-        raise TraceError(
-            f"{type(body).__name__} does not run on an input of {size[0]} x {size[1]}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise trace.does_not_run(body, size, error) from error
 
 
 # A rewritten forward ----------------------------------------------------------------------------

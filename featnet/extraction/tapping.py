@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, TraceError
+from ..errors import ArgumentError
 from ..features import FeatureInfo
-from ..tracing import structure, trace
+from ..tracing import sizes, structure, trace
 from .discovery import discover
 from .extractors import FeatureDictNet
 from .hooknet import FeatureHookNet
@@ -32,7 +33,11 @@ class FeatureOutputNet(FeatureHookNet):
 
 
 def extract(
-    model: nn.Module, taps: Taps | FeatureInfo | None = None, *, logits: bool = False
+    model: nn.Module,
+    taps: Taps | FeatureInfo | None = None,
+    *,
+    logits: bool = False,
+    input_size: Sequence[int] | None = None,
 ) -> nn.Module:
     """Make an extractor that returns outputs of a model's modules, as a dict in the order asked.
 
@@ -46,6 +51,8 @@ def extract(
             its levels, as maps (N, C, H, W); None for the levels that the model declares or
             :func:`featnet.discover` finds.
         logits: return ``(features, output)``, the model's own output beside the features.
+        input_size: (H, W) or (C, H, W) at which to look into a model that takes one size only; by
+            default a size that the model claims, or one that runs.
 
     Returns:
         A :class:`featnet.FeatureHookNet`, or for levels a :class:`featnet.FeatureDictNet`.
@@ -66,12 +73,12 @@ def extract(
         if logits:
             raise ArgumentError("logits=True needs taps by name: feature_info.module_name().")
         declares = getattr(model, "feature_info", None) is not None
-        info = taps if taps is not None or declares else discover(model)
+        info = taps if taps is not None or declares else discover(model, input_size or ())
         selected = None if info is None else [level.index for level in info]
-        return FeatureDictNet(model, selected, feature_info=info)
+        return FeatureDictNet(model, selected, feature_info=info, input_size=input_size)
     if logits:
-        return FeatureOutputNet(model, taps=taps, prune=False)
-    return FeatureHookNet(model, taps=taps, return_dict=True)
+        return FeatureOutputNet(model, taps=taps, prune=False, input_size=input_size)
+    return FeatureHookNet(model, taps=taps, return_dict=True, input_size=input_size)
 
 
 def list_taps(
@@ -95,14 +102,12 @@ def list_taps(
         1  ReLU    (1, 8, 4, 4)
     """
     structure.check_module(model)
-    size = input_size or trace.probe_size(model)
+    with sizes.at_size(input_size):
+        size = trace.probe_size(model)
     try:
         calls = trace.run(model, size, through=True).calls
     except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} does not run on an input of {size[0]} x {size[1]}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise trace.does_not_run(model, size, error) from error
     shapes: dict[str, list[str]] = {}
     for call in calls:
         text = ", ".join(str(tuple(shape)) for shape in call.outputs) or "no tensor"

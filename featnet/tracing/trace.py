@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from . import probing, shapes, structure
+from ..errors import TraceError
+from . import probing, shapes, sizes, structure
 from .levels import Level as Level
 from .levels import LevelWatch, check_end, follow, start
 from .levels import drive as drive
@@ -136,6 +137,12 @@ def run(
         training: in training mode, on two images: batch norm refuses a single value per channel.
     """
     how: Any = dict(levels=levels, norm=norm, until=until, through=through, watched=watched)
+    known = sizes.current()
+    plain = through and not until and levels is None and watched is None and channels is None
+    key = (id(model), size, training)
+    if plain and key in known.runs:
+        kept: Run = known.runs[key]
+        return kept
     shape = (1 + training, channels_of(model) if channels is None else channels, *size)
     if hasattr(model, "forward_levels"):
         real = False
@@ -143,10 +150,13 @@ def run(
         model,
         shape,
         lambda copied, x: _run(copied, x, **how),
-        real=None if real else False,
+        real=(True if id(model) in known.zeros else None) if real else False,
         training=training,
     )
-    return dataclasses.replace(seen, real=zeros)
+    seen = dataclasses.replace(seen, real=zeros)
+    if plain and zeros:  # a whole forward
+        known.runs[key] = seen
+    return seen
 
 
 def _run(
@@ -219,25 +229,54 @@ def _feeds(
     return found
 
 
-# Networks of one input size only are mostly of one of these
-SIZES = (256, 224, 384, 299, 512, 192, 128, 96, 64, 48, 32, 28)
-
-
 def probe_size(model: nn.Module) -> tuple[int, int]:
-    """An input size that the model can take: what it was built for, or its checkpoint's when that
-    is fixed, else 256; of a network from elsewhere the first of :data:`SIZES` that runs."""
+    """Find an input size that the model can take: the one that the caller gave, that for which it was
+    built, or its checkpoint's when that is fixed, else 256; of a network from elsewhere the first of
+    :func:`featnet.tracing.sizes.candidates` that runs."""
+    known = sizes.current()
+    if known.size is not None:
+        return known.size
     built = getattr(model, "img_size", None)
-    if isinstance(built, tuple):
-        return built
-    cfg = getattr(model, "pretrained_cfg", None)
-    if isinstance(cfg, Mapping) and cfg.get("fixed_input_size"):
-        height, width = cfg["input_size"][-2:]
-        return height, width
     if hasattr(model, "forward_levels"):
+        if isinstance(built, tuple):
+            return built
+        cfg = getattr(model, "pretrained_cfg", None)
+        if isinstance(cfg, Mapping) and cfg.get("fixed_input_size"):
+            height, width = cfg["input_size"][-2:]
+            return height, width
         return 256, 256
-    for real in (False, True):
-        for side in SIZES:
-            with contextlib.suppress(Exception):
-                run(model, (side, side), real=real)
-                return side, side
+    key = id(model), "size"
+    if key not in known.runs:
+        known.runs[key] = _first_size(model, known)
+    size: tuple[int, int] = known.runs[key]
+    return size
+
+
+def _first_size(model: nn.Module, known: sizes.Probing) -> tuple[int, int]:
+    tried = sizes.candidates(model)
+    messages: list[str] = []
+    for size in tried:
+        try:
+            run(model, size, real=False, through=True)
+            return size
+        except Exception as error:
+            messages.append(f"{type(error).__name__}: {error}")
+        if len(messages) > 2 and len({*messages}) == 1:
+            break  # whatever the size is, the network looks at values
+    known.zeros.add(id(model))
+    for size in tried:
+        with contextlib.suppress(Exception):
+            run(model, size, through=True)
+            return size
+    known.zeros.discard(id(model))
     return 256, 256
+
+
+def does_not_run(model: nn.Module, size: Sequence[int], error: Exception) -> TraceError:
+    """Return the error of a network that does not run at a size, with what to do."""
+    known = sizes.current().size is not None
+    return TraceError(
+        f"{type(model).__name__} does not run on an input of {' x '.join(map(str, size))}: "
+        f"{type(error).__name__}: {error}"
+        + ("" if known else " (One that takes another size: give input_size=(H, W).)")
+    )

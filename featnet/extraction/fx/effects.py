@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ...tracing import probing, shapes, structure, trace
+from ...tracing import sizes as inputs
 
 Size = tuple[int, int]
 
@@ -240,10 +241,8 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def sizes_for(model: nn.Module) -> tuple[Size, ...]:
     """Input sizes at which a model may run, the one that it says it was built for first."""
-    built = getattr(model, "img_size", None) or getattr(model, "image_size", None)
-    built = (built, built) if isinstance(built, int) else built
-    first = [built] if isinstance(built, tuple) else []
-    return (*first, *((side, side) for side in trace.SIZES))
+    given = inputs.current().size
+    return (given,) if given is not None else tuple(inputs.candidates(model))
 
 
 @torch.inference_mode(False)  # whose tensors have no version counter

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from ...errors import ArgumentError, MissingFeatureError, TraceError
-from ...tracing import structure, trace
+from ...tracing import sizes, structure, trace
 from .. import pruning
 from ..apart import keep_apart
 from ..hooknet import FeatureHookNet
@@ -72,6 +72,8 @@ def create_feature_extractor(
     tracer_kwargs: Mapping[str, Any] | None = None,
     suppress_diff_warning: bool = False,
     concrete_args: Mapping[str, Any] | None = None,
+    *,
+    input_size: Sequence[int] | None = None,
 ) -> nn.Module:
     """Make a module that returns outputs of a model's nodes, as a dict in the order asked.
 
@@ -88,6 +90,7 @@ def create_feature_extractor(
         tracer_kwargs: as for :func:`get_graph_node_names`.
         suppress_diff_warning: likewise.
         concrete_args: likewise.
+        input_size: (H, W) or (C, H, W) at which to look into a model that takes one size only.
 
     Returns:
         A :class:`GraphExtractor`. For a model that torch.fx cannot trace a
@@ -104,6 +107,17 @@ def create_feature_extractor(
         {'conv': (1, 8, 4, 4), 'relu': (1, 8, 4, 4)}
     """
     wanted = _wanted(return_nodes, train_return_nodes, eval_return_nodes)
+    with sizes.at_size(input_size):
+        return _extract(model, wanted, tracer_kwargs, suppress_diff_warning, concrete_args)
+
+
+def _extract(
+    model: nn.Module,
+    wanted: dict[bool, dict[str, str]],
+    tracer_kwargs: Mapping[str, Any] | None,
+    suppress_diff_warning: bool,
+    concrete_args: Mapping[str, Any] | None,
+) -> nn.Module:
     body = structure.view(model)
     graphs: dict[bool, fx.Graph] = {}
     names: dict[bool, dict[str, fx.Node]] = {}
@@ -119,7 +133,7 @@ def create_feature_extractor(
         warnings.warn(
             f"Hooks on {', '.join(deaf)} are not called by the extractor, whose graph goes through "
             "these modules: make their classes leaf_modules.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if not suppress_diff_warning:
         _warn_of_difference(list(names[True]), list(names[False]))
@@ -182,7 +196,7 @@ def _by_hooks(
     if missing or wanted[True] != wanted[False]:
         what = f"{missing[0]!r} is no module" if missing else "train and eval nodes differ"
         raise MissingFeatureError(f"{what}, and without a graph only modules are had. {error}")
-    warnings.warn(f"{error} The extractor reads the modules by hooks instead.", stacklevel=3)
+    warnings.warn(f"{error} The extractor reads the modules by hooks instead.", stacklevel=4)
     taps = [
         # What a name means in a graph: a leaf's first call, the last operation of another
         Tap(name, key=key, which="last" if next(modules[name].children(), None) else "first")
