@@ -30,6 +30,8 @@ class Feature(Mapping[str, Any]):
             (``"NLC"``, ``"NCL"``) or vectors (``"NC"``).
         prefix: number of tokens before those of the image (class token, registers).
         item: position of the map among the tensors of an output that holds several.
+        order: of tokens that are kept in an order of their own, the index of each position's token,
+            row by row, at the input size at which the network was looked into.
 
     Example:
         >>> level = featnet.feature_info("resnet18")[-1]
@@ -47,6 +49,7 @@ class Feature(Mapping[str, Any]):
     layout: str = "NCHW"
     prefix: int = 0
     item: int = 0
+    order: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
     def of(cls, row: Feature | Mapping[str, Any], index: int) -> Feature:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import ArgumentError, TraceError
 from ..features import Feature, FeatureInfo
-from ..tracing import flow, sizes, structure, trace
+from ..tracing import flow, positions, sizes, structure, trace
 from ..tracing.flow import Flow, FlowCall, Part
 from . import layout
 from .layout import Layout, Size
@@ -55,7 +55,7 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
     structure.check_module(model)
     run, channels, size = _run(model, input_size)
     maps = _maps(model, run, size, channels)
-    levels = _Levels(model, run, maps).features()
+    levels = _ordered(model, _Levels(model, run, maps).features(), (channels, *size))
     if not any(level.reduction > 1 for level in levels):
         shapes = {tuple(part.shape) for call in run.calls for part in call.outputs[:1]}
         raise ArgumentError(
@@ -132,12 +132,15 @@ def _maps(model: nn.Module, run: Flow, size: Size, channels: int) -> list[_Maps]
     if [call.name for call in again] != [call.name for call in run.calls]:
         again = ()
 
+    known = {} if again else _by_positions(model, run, size, channels)
+
     def of(parts: Sequence[Part], others: Sequence[Part] | None) -> Iterator[_Map]:
         if others is not None and len(parts) != len(others):
             return
         for item, part in enumerate(parts):
             if others is None:
-                lies = layout.of_one(part.shape, size)
+                alone = known.get(part.shape)
+                lies = layout.of_one(part.shape, size) if part.shape not in known else alone
             else:
                 lies = layout.of_two(part.shape, others[item].shape, size, double)
             if lies is not None and not (lies.reduction == 1 and not part.origin.layers):
@@ -150,6 +153,40 @@ def _maps(model: nn.Module, run: Flow, size: Size, channels: int) -> list[_Maps]
     if not again:
         return [both(call, None) for call in run.calls]
     return [both(a, b) for a, b in zip(run.calls, again, strict=True)]
+
+
+def _by_positions(
+    model: nn.Module, run: Flow, size: Size, channels: int
+) -> dict[torch.Size, Layout | None]:
+    """Shape to layout, of a network of one input size, as far as positions can be followed."""
+    wanted = {(call.name, item) for call in run.calls for item in range(len(call.outputs))}
+    try:
+        places = positions.follow(model, (channels, *size), wanted)
+    except Exception:
+        return {}
+    known: dict[torch.Size, Layout | None] = {}
+    for place in places.values():
+        if place.ndim in (3, 4) and not known.get(place.shape):
+            known[place.shape] = layout.of_places(place, size)
+    return known
+
+
+def _ordered(model: nn.Module, levels: list[Feature], shape: Sequence[int]) -> list[Feature]:
+    """The levels, with the order of tokens that a network keeps in one of its own."""
+    wanted = {(f.module, f.item) for f in levels if f.layout in ("NLC", "NCL")}
+    if not wanted:
+        return levels
+    try:
+        places = positions.follow(model, shape, wanted)
+    except Exception:  # it runs on zeros only
+        return levels
+    size = shape[-2], shape[-1]
+    return [
+        dataclasses.replace(f, order=layout.order_of(places[f.module, f.item], f, size))
+        if (f.module, f.item) in places and (f.module, f.item) in wanted
+        else f
+        for f in levels
+    ]
 
 
 # They change nothing where it matters, and something in training

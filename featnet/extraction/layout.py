@@ -71,6 +71,49 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
     return None
 
 
+def of_places(place: torch.Tensor, size: Size) -> Layout | None:
+    """Return the layout of a tensor of which it is known which pixel each element stands for (see
+    :mod:`featnet.tracing.positions`); None if it is no image."""
+    shape = place.shape
+    if len(shape) == 4:
+        for axes, at, sides in (("NCHW", 1, (2, 3)), ("NHWC", 3, (1, 2))):
+            plane = place.select(at, 0)
+            height, width = shape[sides[0]], shape[sides[1]]
+            constant = bool((plane.unsqueeze(at) == place).all())
+            if constant and height * width > 1 and _count(plane) == height * width:
+                return Layout(shape[at], nominal(size, (height, width)), axes)
+    if len(shape) == 3:
+        for axis, axes in ((1, "NLC"), (2, "NCL")):
+            line = place.select(3 - axis, 0)
+            prefix = int((line[0] < 0).sum())
+            length = shape[axis] - prefix
+            constant = bool((line.unsqueeze(3 - axis) == place).all())
+            several = length > 1 and _count(line[0, prefix:]) == length
+            if constant and several and prefix <= MOST_PREFIX_TOKENS:
+                reduction = round(math.sqrt(size[0] * size[1] / length))
+                if any(math.prod(grid) == length for grid in _grids(size, reduction)):
+                    return Layout(shape[3 - axis], reduction, axes, prefix)
+    return None
+
+
+def _count(values: torch.Tensor) -> int:
+    """The number of different values."""
+    return len({*values.flatten().tolist()})
+
+
+def order_of(place: torch.Tensor, level: Feature, size: Size) -> tuple[int, ...]:
+    """Return the index of each position's token, row by row; nothing where that is the order in which
+    they are, or where it is not known."""
+    line = place[0].amin(1 if level.layout == "NLC" else 0)[level.prefix :]
+    for height, width in _grids(size, level.reduction):
+        rows = line // size[1] * height // size[0]
+        cells = rows * width + line % size[1] * width // size[1]
+        if line.numel() == height * width and _count(cells) == line.numel():
+            order = cells.argsort()
+            return () if bool((cells == order).all()) else tuple(order.tolist())
+    return ()
+
+
 def _grids(size: Sequence[int], reduction: int) -> tuple[Size, Size]:
     """The grids that tokens at a reduction may have: patches may leave a rest, or be padded."""
     floor = size[0] // reduction, size[1] // reduction
@@ -157,8 +200,21 @@ def to_map(value: Any, level: Feature, shape: Sequence[int]) -> torch.Tensor:
     if level.layout in ("NLC", "NCL"):
         y = y.transpose(1, 2) if level.layout == "NLC" else y
         y = y[:, :, level.prefix :]
+        if level.order:
+            y = _in_rows(y, level, shape)
         return y.reshape(*y.shape[:2], *_grid(y.shape[2], level, shape[-2:]))
     return y
+
+
+def _in_rows(y: torch.Tensor, level: Feature, shape: Sequence[int]) -> torch.Tensor:
+    """Put tokens (N, C, L) that a network keeps in an order of its own row by row."""
+    if y.shape[2] != len(level.order):
+        raise InputSizeError(
+            f"{level.module!r} keeps its tokens in an order of its own, which is known for "
+            f"{len(level.order)} of them; an input of {shape[-2]} x {shape[-1]} has {y.shape[2]}: call "
+            "featnet.discover with this input_size."
+        )
+    return y[:, :, torch.tensor(level.order, device=y.device)]
 
 
 def tensor_of(value: Any, item: int) -> torch.Tensor:
