@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import foreign
 import helpers
 import pytest
 import torch
 import zoo
 
 import featnet
+from featnet.checkpoints.instant import SkipInit
 
 
 @pytest.mark.parametrize("name", zoo.TRANSFORMERS)
@@ -64,3 +68,79 @@ def test_scales_that_come_back_as_one_sequence_are_no_map() -> None:
             return self.mix(torch.cat(scales, 1))
 
     assert featnet.discover(Scales()).module_name() == ["a"]
+
+
+# torchvision ---------------------------------------------------------------------------------------
+
+
+def _rows(info: featnet.FeatureInfo) -> list[tuple[int, int]]:
+    return [(level.channels, level.reduction) for level in info]
+
+
+class Nested(torch.nn.Module):
+    """A network in another one."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x)
+
+
+def test_a_head_changes_no_level(tv_name: str) -> None:
+    """With the classifier, with as many classes as a level has channels, without it, and nested."""
+    model = foreign.torchvision_model(tv_name, device="meta")
+    want = _rows(featnet.discover(model))
+    child, head = [*model.named_children()][-1]
+    if isinstance(head, torch.nn.Linear):  # as many classes as a level has channels
+        channels = want[len(want) // 2][0]
+        setattr(model, child, torch.nn.Linear(head.in_features, channels, device="meta"))
+        assert _rows(featnet.discover(model)) == want
+    setattr(model, child, torch.nn.Identity())
+    assert _rows(featnet.discover(Nested(model))) == want
+
+
+_RESNET50 = [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)]
+_DILATED = [(64, 2), (256, 4), (2048, 8)]
+_MOBILE = [(16, 2), (24, 4), (40, 8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "want", "last"),
+    [
+        ("segmentation", "fcn_resnet50", _DILATED, "backbone.layer4"),
+        ("segmentation", "deeplabv3_resnet50", _DILATED, "backbone.layer4"),
+        ("segmentation", "lraspp_mobilenet_v3_large", [*_MOBILE, (960, 16)], "backbone.16"),
+        ("detection", "fasterrcnn_resnet50_fpn", _RESNET50, "body.layer4"),
+        ("detection", "retinanet_resnet50_fpn", _RESNET50, "body.layer4"),
+        (
+            "detection",
+            "fasterrcnn_mobilenet_v3_large_fpn",
+            [*_MOBILE, (112, 16), (960, 32)],
+            "body.16",
+        ),
+    ],
+)
+def test_decoders_and_pyramids_are_no_levels(
+    kind: str, name: str, want: list[tuple[int, int]], last: str
+) -> None:
+    models = helpers.peer("torchvision.models")
+    builder = getattr(getattr(models, kind), name)
+    with SkipInit():
+        model = builder(weights=None, weights_backbone=None).eval().to("meta")
+    info = featnet.discover(model.backbone if kind == "detection" else model)
+    assert _rows(info) == want and info.module_name()[-1] == last
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "hiera_tiny_224"]
+)
+@pytest.mark.parametrize("form", ["headless", "nested"])
+def test_our_own_headless_and_nested(name: str, form: str) -> None:
+    with torch.device("meta"):
+        net = featnet.create_model(name, num_classes=0).eval()
+    model = Nested(net) if form == "nested" else net
+    last = {level.reduction: level.channels for level in net.feature_info}
+    info = featnet.discover(model, net.img_size or (256, 256))
+    assert _rows(info) == [(channels, reduction) for reduction, channels in last.items()]

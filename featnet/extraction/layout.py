@@ -57,7 +57,10 @@ def of_two(first: Sequence[int], second: Sequence[int], size: Size, other: Size)
         if first[grown[0]] * rows < size[0] / 2:
             return None  # it grows faster than the image: an attention from each position to each
         last = grown == [1, 2]
-        return Layout(first[3 if last else 1], round(rows), "NHWC" if last else "NCHW")
+        reduction = round(rows)
+        if abs(rows - reduction) > 0.1:  # few positions, of which the border is one
+            reduction = int(2 ** round(math.log2(rows)))
+        return Layout(first[3 if last else 1], reduction, "NHWC" if last else "NCHW")
     if len(first) == 3 and len(grown) == 1:
         axis = grown[0]
         area = (other[0] * other[1] - size[0] * size[1]) / (second[axis] - first[axis])
