@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import featnet
 from featnet import FeatureDictNet, FeatureHookNet, FeatureListNet, registry
 from featnet.deploy.reparam import reparameterizable
-from featnet.dilation.rule import DilatedAvgPool2d, PaddedConv2d, Step, dilate, set_output_stride
+from featnet.dilation.rule import Step, dilate, set_output_stride
+from featnet.dilation.windows import DilatedAvgPool2d, PaddedConv2d
 from featnet.errors import InputSizeError
 from featnet.tracing import structure, trace
 

@@ -10,172 +10,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import OutputStrideError
 from ..features import Feature
 from ..layers import Phased
 from ..tracing import trace
-
-Pair = tuple[int, int]
-
-# A depthwise convolution that pads more than this takes a slow kernel on the CPU; on a map that is
-# padded before it takes the quick one (python -m benchmarks.dilated)
-_QUICK_PADDING = 7
-
-
-class Window(Protocol):
-    """A module that slides a window: a convolution, a pool, or one with their attributes.
-
-    One that has a method ``dilate(density, stride) -> module`` is asked for its own dilated form: the
-    input is ``density`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
-    Self-attention, which has no kernel, needs nothing but that method. A ``channels_last`` one
-    reads (N, H, W, C).
-    """
-
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
-def stride_of(module: nn.Module) -> Pair:
-    """(rows, columns) that a window moves by."""
-    window: Any = module
-    return _pair(getattr(window, "stride", 1) or window.kernel_size)
-
-
-def _side(module: nn.Module, shape: torch.Size) -> torch.Size:
-    """(height, width) of a map that a window reads or writes."""
-    return shape[1:3] if getattr(module, "channels_last", False) else shape[-2:]
-
-
-def is_window(module: nn.Module) -> bool:
-    """Tell if a module slides a window over a map."""
-    if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)):
-        return False
-    if isinstance(module, nn.AvgPool2d) or hasattr(module, "dilate"):
-        return True
-    return all(hasattr(module, a) for a in ("kernel_size", "stride", "padding", "dilation"))
-
-
-def has_stride(module: nn.Module) -> bool:
-    """Tell if an output stride may change a module."""
-    return is_window(module) or (
-        isinstance(module, nn.Upsample) and module.scale_factor is not None
-    )
-
-
-class _Padded:
-    """A window that pads the map itself, and ``pad_end`` (rows, columns) more after it."""
-
-    padding: Any
-    pad_end: Pair = (0, 0)
-
-    def pad(self, x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
-        (top, left), (bottom, right) = _pair(self.padding), self.pad_end
-        return F.pad(x, (left, left + right, top, top + bottom), value=value)
-
-
-class PaddedConv2d(_Padded, nn.Conv2d):
-    """A convolution that pads the map itself.
-
-    On a CPU a depthwise one with much padding is faster so, see ``_QUICK_PADDING``.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(
-            self.pad(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
-
-
-class PaddedMaxPool2d(_Padded, nn.MaxPool2d):
-    """Max pooling that pads the map itself.
-
-    Its padding may be more than half the kernel, which a dilated kernel needs and torch's own
-    does not do everywhere.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool2d(
-            self.pad(x, -math.inf),
-            self.kernel_size,
-            self.stride,
-            0,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-        )
-
-
-class DilatedAvgPool2d(_Padded, nn.Module):
-    """Average pooling whose window is dilated, which torch's cannot be.
-
-    Counts the padding, or the positions within the map only, as the pool that it replaces does.
-    """
-
-    def __init__(
-        self,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        *,
-        pad_end: Pair,
-        count_include_pad: bool,
-        divisor: int | None,
-    ) -> None:
-        super().__init__()
-        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.padding, self.pad_end = padding, pad_end
-        self.count_include_pad, self.divisor_override = count_include_pad, divisor
-
-    def _sum(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pad(x)
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        height, width = x.shape[-2] - reach[0], x.shape[-1] - reach[1]
-        taps = [
-            x[..., i : i + height : self.stride[0], j : j + width : self.stride[1]]
-            for i in range(0, reach[0] + 1, self.dilation[0])
-            for j in range(0, reach[1] + 1, self.dilation[1])
-        ]
-        total = taps[0]
-        for tap in taps[1:]:
-            total = total + tap
-        return total
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.divisor_override:
-            return self._sum(x) / self.divisor_override
-        if self.count_include_pad and not any(self.pad_end):
-            return self._sum(x) / (self.kernel_size[0] * self.kernel_size[1])
-        ones = torch.ones_like(x[:1, :1])
-        if self.count_include_pad:  # the original's own padding counts, what was added does not
-            top, left = self.padding
-            ones = F.pad(ones, (left, left, top, top), value=1.0)
-            count = DilatedAvgPool2d(
-                self.kernel_size,
-                self.stride,
-                (0, 0),
-                self.dilation,
-                pad_end=self.pad_end,
-                count_include_pad=False,
-                divisor=1,
-            )._sum(ones)
-            return self._sum(x) / count
-        return self._sum(x) / self._sum(ones)
-
-    def extra_repr(self) -> str:
-        return f"{self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+from .windows import (
+    QUICK_PADDING,
+    DilatedAvgPool2d,
+    PaddedConv2d,
+    PaddedMaxPool2d,
+    Pair,
+    has_stride,
+    pair,
+    side,
+    stride_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,18 +42,22 @@ class Step:
     scale: Fraction  # of an upsampling: its factor
 
 
-def plan(
-    modules: Mapping[str, nn.Module], calls: Iterable[trace.Call], output_stride: int, size: Pair
-) -> dict[str, Step]:
-    """Every window and upsampling, by name, from a run of the original network."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A call of a window or an upsampling in the original network, and the reductions (input side over
+    map side) that it reads at and writes at."""
+
+    name: str
+    module: nn.Module
+    reads: Fraction
+    writes: Fraction
+
+
+def places(
+    modules: Mapping[str, nn.Module], calls: Iterable[trace.Call], size: Pair
+) -> Iterator[Place]:
+    """Yield the calls of a run that an output stride may change, in their order."""
     known: set[Fraction] = {Fraction(1)}
-    steps: dict[str, Step] = {}
-
-    def reduction(height: int) -> Fraction:
-        # Unpadded kernels make maps a little smaller than their nominal size
-        ratio = size[0] / height
-        return min(known, key=lambda r: abs(math.log(ratio / float(r))))
-
     # What is inside runs on maps of the original's density, and stays as it is
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Phased))
     for call in calls:
@@ -207,28 +66,51 @@ def plan(
             continue
         if not has_stride(module) or not call.inputs or len(call.inputs[0]) != 4:
             continue
-        given, gave = _side(module, call.inputs[0]), _side(module, call.outputs[0])
-        if (1, 1) in (given, gave):
+        before, after = side(module, call.inputs[0]), side(module, call.outputs[0])
+        if (1, 1) in (before, after):
             continue  # behind a global pool, or one itself: no positions are left to be apart
-        r_in = reduction(given[0])
         stride = _ratio(module)
-        r_out = r_in * stride[0]
-        known.add(r_out)
-        dense = min(r_in, Fraction(output_stride))
-        new = min(r_out, Fraction(output_stride)) / dense
-        density = r_in / dense
-        fits = isinstance(module, nn.Upsample) or (
+        if stride[0] != stride[1]:
+            raise OutputStrideError(
+                f"{call.name} ({type(module).__name__}) has strides {stride[0]} and {stride[1]}: an "
+                "output stride is one number for rows and columns."
+            )
+        reads = nearest_reduction(known, size[0], before[0])
+        known.add(reads * stride[0])
+        yield Place(call.name, module, reads, reads * stride[0])
+
+
+def nearest_reduction(known: Iterable[Fraction], height: int, rows: int) -> Fraction:
+    """Return the reduction of a map: unpadded kernels make it a little smaller than it should be."""
+    return min(known, key=lambda r: abs(math.log(height / rows / float(r))))
+
+
+def plan(
+    modules: Mapping[str, nn.Module], calls: Iterable[trace.Call], output_stride: int, size: Pair
+) -> dict[str, Step]:
+    """Return the step of every window and upsampling, by name, from a run of the original network.
+
+    Raises:
+        OutputStrideError: one of them cannot have a step.
+    """
+    steps: dict[str, Step] = {}
+    for place in places(modules, calls, size):
+        dense = min(place.reads, Fraction(output_stride))
+        new = min(place.writes, Fraction(output_stride)) / dense
+        density = place.reads / dense
+        fits = isinstance(place.module, nn.Upsample) or (
             new.denominator == 1 and density.denominator == 1
         )
-        if not fits or stride[0] != stride[1]:
+        if not fits:
             raise OutputStrideError(
-                f"output_stride={output_stride}: {call.name} ({type(module).__name__}) reads at "
-                f"reduction {r_in} and writes at {r_out}, which has no whole stride there."
+                f"output_stride={output_stride}: {place.name} ({type(place.module).__name__}) reads "
+                f"at reduction {place.reads} and writes at {place.writes}, which has no whole stride "
+                "there."
             )
         step = Step(int(density), (int(new), int(new)), scale=1 / new)
-        if steps.setdefault(call.name, step) != step:
+        if steps.setdefault(place.name, step) != step:
             raise OutputStrideError(
-                f"output_stride={output_stride}: {call.name} runs at two resolutions, which need "
+                f"output_stride={output_stride}: {place.name} runs at two resolutions, which need "
                 "different strides."
             )
     return steps
@@ -249,14 +131,14 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
     window: Any = module
     density, stride = step.density, stride_of(module)
     lost = step.stride != stride
-    kernel = _pair(getattr(window, "kernel_size", 0))
+    kernel = pair(getattr(window, "kernel_size", 0))
     if not lost and (density == 1 or kernel == (1, 1)):
         return module
     if hasattr(window, "dilate"):  # it knows better: its padding depends on the map, for instance
         dilated = window.dilate(density, step.stride)
         assert isinstance(dilated, nn.Module)
         return dilated
-    before, dilation = _pair(window.padding), _pair(getattr(window, "dilation", 1))
+    before, dilation = _padding(window), pair(getattr(window, "dilation", 1))
     padding = (before[0] * density, before[1] * density)
     # A kernel of one position has no reach: it is computed as it was
     dilated = (
@@ -287,7 +169,7 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
     slow = (
         type(module) is nn.Conv2d
         and module.groups == module.in_channels > 1
-        and max(padding) > _QUICK_PADDING
+        and max(padding) > QUICK_PADDING
     )
     if end != (0, 0) or deep or slow:
         kinds: dict[type, Any] = {nn.Conv2d: PaddedConv2d, nn.MaxPool2d: PaddedMaxPool2d}
@@ -303,6 +185,14 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
     return window
 
 
+def _padding(window: Any) -> Pair:
+    """(rows, columns) that a window pads by on either side."""
+    if window.padding == "same":
+        reach = [d * (k - 1) for d, k in zip(window.dilation, window.kernel_size, strict=True)]
+        return reach[0] // 2, reach[1] // 2
+    return (0, 0) if window.padding == "valid" else pair(window.padding)
+
+
 def check_stride(output_stride: Any, allowed: list[int], model: nn.Module) -> None:
     """Refuse what is not one of the strides that a network can have.
 
@@ -314,6 +204,11 @@ def check_stride(output_stride: Any, allowed: list[int], model: nn.Module) -> No
             f"output_stride={output_stride!r} is a {type(output_stride).__name__}; "
             f"{type(model).__name__} can have the ints {allowed}."
         )
+    if not allowed:
+        raise OutputStrideError(
+            f"output_stride={output_stride}: {type(model).__name__} has no convolution, pool or "
+            "upsampling on maps that grow with its input, so no stride that could be set."
+        )
     if output_stride not in allowed:
         near = min(allowed, key=lambda stride: abs(stride - output_stride))
         raise OutputStrideError(
@@ -323,7 +218,11 @@ def check_stride(output_stride: Any, allowed: list[int], model: nn.Module) -> No
 
 
 def apply(model: nn.Module, steps: Mapping[str, Step]) -> None:
-    """Give the modules of these names other strides, in place."""
+    """Give the modules of these names other strides, in place.
+
+    Raises:
+        OutputStrideError: a module that cannot have another; it names the module.
+    """
     done: set[int] = set()
     for name, step in steps.items():
         module = model.get_submodule(name)
@@ -333,7 +232,10 @@ def apply(model: nn.Module, steps: Mapping[str, Step]) -> None:
         if isinstance(module, nn.Upsample):
             module.scale_factor = float(step.scale)
             continue
-        dilated = dilate(module, step)
+        try:
+            dilated = dilate(module, step)
+        except OutputStrideError as error:
+            raise OutputStrideError(f"{name}: {error}") from None
         if dilated is not module:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, dilated)
