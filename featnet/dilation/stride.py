@@ -23,7 +23,12 @@ from .windows import Pair, is_window, pair, stride_of
 
 
 def set_output_stride(
-    model: nn.Module, output_stride: int, *, inplace: bool = False, tensorflow_padding: bool = False
+    model: nn.Module,
+    output_stride: int,
+    *,
+    inplace: bool = False,
+    input_size: Sequence[int] | None = None,
+    tensorflow_padding: bool = False,
 ) -> nn.Module:
     """Make no map of a network coarser than ``output_stride``: strides beyond it become dilations.
 
