@@ -13,8 +13,25 @@ Resize = Callable[[torch.Tensor, Size], torch.Tensor]
 
 
 def bicubic(maps: torch.Tensor, size: Size) -> torch.Tensor:
-    """(N, C, h, w) at another size, smoothed where it shrinks."""
+    """Resample (N, C, h, w) to another size, smoothed where it shrinks."""
+    if maps.requires_grad and torch.compiler.is_compiling():
+        return _bicubic_by_matrices(maps, size)
     return F.interpolate(maps, size=size, mode="bicubic", antialias=True)
+
+
+def _bicubic_by_matrices(maps: torch.Tensor, size: Size) -> torch.Tensor:
+    """Resample rows, then columns, by a matrix each: torch cannot compile the gradient of its own
+    function for sizes that are free."""
+    rows, columns = (
+        F.interpolate(
+            torch.eye(old, dtype=maps.dtype, device=maps.device)[None, None],
+            size=(new, old),
+            mode="bicubic",
+            antialias=True,
+        )[0, 0]
+        for new, old in zip(size, maps.shape[2:], strict=True)
+    )
+    return rows @ maps @ columns.T
 
 
 def bilinear(maps: torch.Tensor, size: Size) -> torch.Tensor:
