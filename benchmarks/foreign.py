@@ -1,7 +1,7 @@
 """Figures for networks from elsewhere: ``python -m benchmarks.foreign``; needs torchvision.
 
-``--sweep`` compares node names with torchvision's over all of its classification models, and
-``discover`` with what featnet's own models declare.
+``--sweep`` compares node names with torchvision's over all of its classification models;
+:mod:`benchmarks.discovery` compares ``discover`` with what featnet's own models declare.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def threads() -> Table:
 
 
 def sweep() -> Iterator[Table]:
-    """All of torchvision's classification models, and all of featnet's."""
+    """All of torchvision's classification models."""
     from torchvision import models
     from torchvision.models.feature_extraction import get_graph_node_names
 
@@ -182,36 +182,6 @@ def sweep() -> Iterator[Table]:
             )
     note = f"{total} models, {time.perf_counter() - start:.0f} s. Names differ in those listed."
     yield Table("Node names beside torchvision's", ("model", "names", "which"), different, note)
-
-    agree, rows, count = 0, [], 0
-    for name in featnet.list_models():
-        with torch.device("meta"):
-            model = featnet.create_model(name).eval()
-        last = {f.reduction: f.channels for f in model.feature_info}  # at each resolution
-        want = [(channels, reduction) for reduction, channels in last.items()]
-        try:
-            found = featnet.discover(model, (model.in_chans, *(model.img_size or (256, 256))))
-        except ValueError as error:
-            rows.append([name, str(want), str(error)[:60]])
-            continue
-        finally:
-            count += 1
-        got = [(f.channels, f.reduction) for f in found]
-        agree += got == want
-        if got != want:
-            missing = [w for w in want if w not in got]
-            extra = [
-                f"{f.module} {f.channels}/{f.reduction}"
-                for f, g in zip(found, got, strict=True)
-                if g not in want
-            ]
-            rows.append([name, str(missing), ", ".join(extra)])
-    note = (
-        f"{agree} of {count} ({agree / count:.1%}) have the channels of the last declared level at "
-        "each resolution, and no other resolutions."
-    )
-    header = ("model", "declared and not found", "found and not declared")
-    yield Table("discover beside the declaration", header, rows, note)
 
 
 def main() -> int:

@@ -214,6 +214,32 @@ def test_a_forward_that_was_replaced_is_what_runs(change: Callable[[Any], None])
     assert torch.allclose(featnet.extract(dense, ["b"])(x)["b"][..., ::2, ::2], y, atol=1e-6)
 
 
+class Noisy(Plain):
+    """With a branch that runs in training only, before the last level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise, self.never = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        if self.training:
+            x = x + self.noise(x)
+        return self.head(self.b(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_branch_that_runs_in_training_is_not_pruned_away(mode: bool) -> None:
+    model = helpers.fill_noise(Noisy()).train(mode)
+    info = featnet.discover(model, (32, 32))
+    x = helpers.image_batch(32, 32, batch=2)
+    want = model.train().b(model.a(x) + model.noise(model.a(x)))
+    model.train(mode)
+    for net in (featnet.extract(model, ["b"]), featnet.FeatureDictNet(model, feature_info=info)):
+        assert torch.equal(net.train()(x)["b"], want)
+        assert net.never is None and net.head is None
+
+
 # Caches ------------------------------------------------------------------------------------------
 
 _GRIDS: dict[Any, torch.Tensor] = {}

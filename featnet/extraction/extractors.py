@@ -136,8 +136,12 @@ class FeatureNet(SharedNet):
             ) from error
         self._deepest = max(source.indices) if prune else len(source.levels) - 1
         if prune:
+            also = None
+            if isinstance(source, Hooked) and not isinstance(body, Backbone):
+                until = source.hooks.places if source.hooks.can_stop else frozenset()
+                also = pruning.in_training(body, seen, size, until)
             again = functools.partial(source.run, body, size, _every_module)
-            pruning.prune(body, seen, again, driven=isinstance(source, Driven))
+            pruning.prune(body, seen, again, driven=isinstance(source, Driven), also=also)
             self._adopt(body)  # of which tables may have been replaced
 
     def _adopt(self, body: nn.Module) -> None:

@@ -6,6 +6,7 @@ any other module an attribute that is gone is None, as torch registers an absent
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NoReturn
@@ -14,13 +15,15 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import MissingFeatureError
-from ..tracing import trace
+from ..tracing import structure, trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 Again = Callable[[], trace.Run]
 
 
-def prune(model: nn.Module, seen: trace.Run, again: Again, *, driven: bool) -> None:
+def prune(
+    model: nn.Module, seen: trace.Run, again: Again, *, driven: bool, also: trace.Run | None = None
+) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
     The network's own forward may count on the length of a container, or on the places in it. So the
@@ -32,8 +35,11 @@ def prune(model: nn.Module, seen: trace.Run, again: Again, *, driven: bool) -> N
         again: repeats it.
         driven: the network yields its levels and goes no further than the last of them; its run is
             repeated only where containers changed that are read together.
+        also: a run in training, whose modules and parameters stay too.
     """
-    cuts = keep(model, {call.name for call in seen.calls}, seen.used)
+    runs = [seen] if also is None else [seen, also]
+    called = {call.name for each in runs for call in each.calls}
+    cuts = keep(model, called, frozenset().union(*(each.used for each in runs)))
     if not cuts or (driven and not is_risky(model, cuts)) or _repeats(again, seen):
         return
     for cut in cuts:
@@ -42,6 +48,27 @@ def prune(model: nn.Module, seen: trace.Run, again: Again, *, driven: bool) -> N
         cut.empty()
         if not _repeats(again, seen):
             cut.fill()
+
+
+def in_training(
+    model: nn.Module, seen: trace.Run, size: tuple[int, int], until: trace.Places
+) -> trace.Run | None:
+    """Return a run in training of a network that, cut to what another run needs, fails there: a
+    branch that adds noise is gone, for instance. None of any other, and of one that does not run in
+    training on images alone.
+    """
+
+    def trained(net: nn.Module) -> trace.Run:
+        return trace.run(net, size, until=until, through=not until, real=False, training=True)
+
+    trial = structure.clone(model)
+    keep(trial, {call.name for call in seen.calls}, seen.used)
+    with contextlib.suppress(Exception):
+        trained(trial)
+        return None
+    with contextlib.suppress(Exception):
+        return trained(model)
+    return None
 
 
 def is_risky(model: nn.Module, cuts: Collection[Cut]) -> bool:
