@@ -109,7 +109,8 @@ def _has_kernel(q: torch.Tensor, bias: torch.Tensor | None, *, windows: bool) ->
 def split_heads(x: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:
     """(N, L, parts * heads * C) -> ``parts`` times (N, heads, L, C)."""
     n, length = x.shape[:2]
-    return x.reshape(n, length, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    width = x.shape[-1] // (parts * num_heads)  # no -1: a batch may be empty
+    return x.reshape(n, length, parts, num_heads, width).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def add_qv_bias(
@@ -127,8 +128,8 @@ def add_qv_bias(
 
 def join_heads(x: torch.Tensor) -> torch.Tensor:
     """(N, heads, L, C) -> (N, L, heads * C)."""
-    n, _, length, _ = x.shape
-    return x.transpose(1, 2).reshape(n, length, -1)
+    n, heads, length, width = x.shape
+    return x.transpose(1, 2).reshape(n, length, heads * width)
 
 
 def head_width(dim: int, num_heads: int) -> int:

@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
         """(N, C, h, w), without the prefix."""
         x = self.x[:, self.prefix :] if self.prefix else self.x
         height, width = self.grid
-        return x.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+        return x.reshape(x.shape[0], height, width, x.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
     def before(self) -> torch.Tensor:
         """(N, prefix, C), the tokens that belong to no position."""

@@ -43,8 +43,9 @@ class SplitAttention(nn.Module):
         """(N, groups * radix * C', 1, 1) -> shares (N, radix, groups * C', 1, 1)."""
         if self.radix == 1:
             return gate.sigmoid()[:, None]
-        gate = gate.view(gate.shape[0], self.groups, self.radix, -1).transpose(1, 2).softmax(1)
-        return gate.reshape(gate.shape[0], self.radix, -1, 1, 1)
+        width = gate.shape[1] // (self.groups * self.radix)  # no -1: a batch may be empty
+        gate = gate.view(gate.shape[0], self.groups, self.radix, width).transpose(1, 2).softmax(1)
+        return gate.flatten(2)[..., None, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act0(self.drop(self.bn0(self.conv(x))))

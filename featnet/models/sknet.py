@@ -56,7 +56,8 @@ class SelectiveAttention(nn.Module):
     def forward(self, *maps: torch.Tensor) -> torch.Tensor:
         gate = reduce(torch.add, maps).mean((2, 3), keepdim=True)
         gate = self.fc_select(self.act(self.bn(self.fc_reduce(gate))))
-        return gate.view(gate.shape[0], len(maps), -1, 1, 1).softmax(1)
+        width = gate.shape[1] // len(maps)  # no -1: a batch may be empty
+        return gate.view(gate.shape[0], len(maps), width, 1, 1).softmax(1)
 
 
 class SelectiveKernel(nn.Module):
