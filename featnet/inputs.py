@@ -99,6 +99,11 @@ def check_input(x: object, in_chans: int) -> None:
         raise ArgumentError(
             f"The input is a {type(x).__name__}; a tensor (N, C, H, W) is expected."
         )
+    if x.is_sparse:
+        raise ArgumentError(
+            f"The input is sparse ({x.layout}); a dense (N, {in_chans}, H, W) batch is expected: "
+            "x.to_dense()."
+        )
     if x.ndim != 4:
         raise InputSizeError(
             f"The input has {x.ndim} dimensions, {tuple(x.shape)}; (N, {in_chans}, H, W) is "

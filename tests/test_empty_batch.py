@@ -8,6 +8,9 @@ import helpers
 import pytest
 import torch
 
+import featnet
+from featnet.errors import ArgumentError
+
 
 @pytest.mark.parametrize("name", helpers.families())
 @torch.no_grad()
@@ -20,3 +23,9 @@ def test_an_empty_batch(name: str) -> None:
         assert "cond must be a bool" in str(error)
         y = model.to_empty(device="cpu")(torch.empty(0, 3, *size))
     assert y.shape[0] == 0
+
+
+def test_a_sparse_batch_is_answered() -> None:
+    net = featnet.create_model("test_resnet", features_only=True).eval()
+    with pytest.raises(ArgumentError, match=r"sparse.*to_dense"):
+        net(helpers.image_batch(32, 32).to_sparse())
