@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from .factory import model_entrypoint as model_entrypoint
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
+    from .images.components import FeatureBasis as FeatureBasis
     from .images.pooling import pool_features as pool_features
+    from .images.render import render_features as render_features
     from .images.transform import ImageTransform as ImageTransform
     from .images.transform import create_transform as create_transform
     from .inputs import pad_to_divisor as pad_to_divisor
@@ -68,6 +70,7 @@ _PUBLIC = {
     "ExportReport": "deploy.exporting",
     "Family": "registry",
     "Feature": "features",
+    "FeatureBasis": "images.components",
     "FeatureDictNet": "extraction.extractors",
     "FeatureHookNet": "extraction.hooknet",
     "FeatureHooks": "extraction.hooks",
@@ -110,6 +113,7 @@ _PUBLIC = {
     "push_to_hub": "checkpoints.publish",
     "register": "registry",
     "register_model": "registry",
+    "render_features": "images.render",
     "reparameterize": "deploy.reparam",
     "save_for_hub": "checkpoints.publish",
     "set_output_stride": "dilation.stride",

@@ -167,45 +167,6 @@ def test_image_is_turned_upright(tmp_path: Path) -> None:
     assert read_image(tmp_path / "phone.jpg").size == SIZE[::-1]
 
 
-# The rendering
-
-
-def test_components_find_the_structure() -> None:
-    from featnet.images.render import to_rgb
-
-    ramp = torch.linspace(-1, 1, 20)
-    direction = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    rgb = to_rgb(direction.view(16, 1, 1) * ramp.expand(1, 8, 20))
-    assert rgb.shape == (8, 20, 3)
-    steps = rgb[0, :, 0].int().diff()
-    assert (steps >= 0).all() or (steps <= 0).all()
-    assert {rgb[0, 0, 0].item(), rgb[0, -1, 0].item()} == {0, 255}
-    assert (rgb[..., 1:] == 128).all()  # one component only: the others are not noise
-
-
-@pytest.mark.parametrize("shape", [(5, 1, 1), (1, 4, 6), (2, 3, 3), (300, 2, 2), (3, 40, 2)])
-def test_components_of_any_shape(shape: tuple[int, int, int]) -> None:
-    from featnet.images.render import to_rgb
-
-    feature = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert to_rgb(feature).shape == (*shape[1:], 3)
-    assert torch.equal(to_rgb(feature), to_rgb(feature))
-    assert (to_rgb(torch.full(shape, torch.nan)) == 128).all()
-    assert (to_rgb(torch.ones(shape)) == 128).all()
-
-
-def test_few_positions_and_few_channels_agree() -> None:
-    """The scores do not depend on which of the two symmetric matrices they came from."""
-    from featnet.images.render import _principal_scores
-
-    wide = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wide -= wide.mean(0)
-    basis = torch.linalg.svd(wide, full_matrices=False).Vh[:5]
-    narrow = wide @ basis.t()  # the same points in 5 coordinates
-    a, b = _principal_scores(wide, count=3), _principal_scores(narrow, count=3)
-    torch.testing.assert_close(a, b)
-
-
 # list and info
 
 

@@ -1,94 +1,194 @@
-"""An image beside its feature maps, in colours one can read."""
+"""Draw maps: as colours of their components or as heat, beside an image or over it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ArgumentError, nearest
+from .components import FeatureBasis
+from .pooling import as_levels
+from .reading import require_pillow, to_pil
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
+STYLES = ("components", "heat")
 # The panels fit into this box (width, height); small images are enlarged to the least height.
 BOX, LEAST_HEIGHT = (1024, 512), 128
 COLUMNS, GAP, CAPTION = 6, 8, 24
 FONT_SIZE = 14
-# Percentiles that become black and full intensity: a few outliers must not flatten the rest.
-LOW, HIGH = 0.01, 0.99
+# Heat from 0 to 1 in equal steps: dark blue, violet, red, orange, light yellow
+HEAT = (
+    (0.05, 0.03, 0.25),
+    (0.42, 0.08, 0.50),
+    (0.80, 0.22, 0.32),
+    (0.97, 0.58, 0.15),
+    (1, 1, 0.75),
+)
 
 
-def to_rgb(feature: torch.Tensor) -> torch.Tensor:
-    """The first three principal components of a map's vectors, as colours.
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One picture of a sheet, and what is written below it."""
 
-    Takes (C, h, w), gives uint8 (h, w, 3). Each component is scaled by its own percentiles.
-    Components without variance (a constant map, fewer than three channels) are mid-grey; a single
-    channel is shown in grey. The sign of a component is arbitrary: here its largest score in size
-    is positive, so that the same map always has the same colours.
+    image: Image
+    caption: str = ""
+
+
+def render_features(
+    maps: Any,
+    image: Any = None,
+    *,
+    basis: FeatureBasis | None = None,
+    style: str = "components",
+    overlay: float | None = None,
+    captions: Sequence[str] | None = None,
+) -> Image:
+    """Draw the maps of one or several images, a row for each image and a column for each level.
+
+    Args:
+        maps: what an extractor returns: a map (N, C, h, w), a list or a dict of maps.
+        image: the image that the maps are of, or a list of N images: paths, Pillow images, uint8
+            arrays or tensors. It is the first column, and the maps are drawn in its size.
+        basis: the colours of :meth:`FeatureBasis.fit`; by default those that fit these maps.
+        style: ``"components"`` shows the first three principal components as red, green and blue;
+            ``"heat"`` shows a map of one channel, or the lengths of the vectors, from dark to light.
+        overlay: opacity of the maps over the image, from 0 to 1, in place of the first column.
+        captions: of the levels, written below the rows.
+
+    Returns:
+        A Pillow image in RGB. Equal maps give equal pixels. Besides the maps only little memory is
+        used, however large they are.
+
+    Raises:
+        ArgumentError: no maps, as many images as there are not, or an argument that cannot be.
+        MissingExtraError: Pillow is not installed.
+
+    Example:
+        >>> import torch
+        >>> from featnet import render_features
+        >>> maps = [torch.rand(2, 16, 20, 30), torch.rand(2, 32, 10, 15)]  # two levels of two images
+        >>> render_features(maps).size
+        (408, 280)
     """
-    import torch
-
-    channels, height, width = feature.shape
-    vectors = feature.detach().cpu().double().flatten(1).t()  # (h * w, C)
-    vectors = torch.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0)
-    scores = _principal_scores(vectors - vectors.mean(0), count=3)  # (h * w, 3)
-    if channels == 1:
-        scores = scores[:, :1].expand(-1, 3)
-    ordered = scores.sort(dim=0).values
-    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (LOW, HIGH))
-    span = high - low
-    flat = span == 0
-    scaled = ((scores - low) / torch.where(flat, torch.ones_like(span), span)).clamp(0, 1)
-    scaled = torch.where(flat, torch.full_like(scaled, 0.5), scaled)
-    return (scaled * 255).round().to(torch.uint8).view(height, width, 3)
-
-
-def _principal_scores(centred: torch.Tensor, *, count: int) -> torch.Tensor:
-    """Coordinates of the rows of (n, C) along their ``count`` main axes: (n, count)."""
-    import torch
-
-    n, channels = centred.shape
-    if n < channels:  # the same scores from the smaller of the two symmetric matrices
-        values, vectors = torch.linalg.eigh(centred @ centred.t())
-        scores = vectors * values.clamp(min=0).sqrt()
-    else:
-        values, vectors = torch.linalg.eigh(centred.t() @ centred)
-        scores = centred @ vectors
-    # eigh is ascending; what is left of a rank that is too low is rounding noise, not a component
-    scores = torch.where(values > 1e-12 * values[-1], scores, torch.zeros_like(scores))
-    scores = scores.flip(1)[:, :count]
-    largest = scores.gather(0, scores.abs().argmax(dim=0, keepdim=True))
-    scores = torch.where(largest < 0, -scores, scores)
-    missing = scores.new_zeros(n, count - scores.shape[1])
-    return torch.cat([scores, missing], dim=1)
+    require_pillow()
+    if style not in STYLES:
+        raise ArgumentError(
+            f"style={style!r}: one of {', '.join(STYLES)} is expected.{nearest(style, STYLES)}"
+        )
+    levels = [x for x, _ in as_levels(maps)]
+    images = _images(image, len(levels[0]))
+    if overlay is not None and (not images or not 0 <= overlay <= 1):
+        raise ArgumentError(
+            f"overlay={overlay!r}: " + ("0 to 1 is expected." if images else "it needs image=.")
+        )
+    if captions is not None and len(captions) != len(levels):
+        raise ArgumentError(f"captions={captions!r}: {len(levels)} are expected, one a level.")
+    if basis is None and style == "components":
+        basis = FeatureBasis.fit([levels])
+    if basis is not None and len(basis.levels) != len(levels):
+        raise ArgumentError(f"The basis is of {len(basis.levels)} levels, there are {len(levels)}.")
+    rows: list[Sequence[Panel]] = []
+    for n in range(len(levels[0])):
+        photograph = images[n] if images else None
+        size = panel_size(
+            photograph.size if photograph else (levels[0].shape[3], levels[0].shape[2])
+        )
+        row = [] if photograph is None or overlay is not None else [Panel(photograph.resize(size))]
+        for i, x in enumerate(levels):
+            drawn = draw(x[n], size, basis.levels[i] if basis and style == "components" else None)
+            if overlay is not None and photograph is not None:
+                drawn = _blend(photograph.resize(size), drawn, overlay)
+            row.append(Panel(drawn, captions[i] if captions else ""))
+        rows += wrapped(row)
+    return sheet(rows)
 
 
-def render(image: Image, *, title: str, levels: Sequence[tuple[str, torch.Tensor]]) -> Image:
-    """One image: ``image`` over ``title``, then each ``(caption, map of (C, h, w))``."""
-    from PIL import Image, ImageDraw, ImageFont
+def wrapped(row: Sequence[Panel]) -> list[Sequence[Panel]]:
+    """A row in parts that a sheet has place for."""
+    return [row[i : i + COLUMNS] for i in range(0, len(row), COLUMNS)]
 
-    size = _panel_size(image.size)
-    panels = [(title, image.resize(size, Image.Resampling.BICUBIC))]
-    for caption, feature in levels:
-        rgb = to_rgb(feature)
-        small = Image.frombytes("RGB", (rgb.shape[1], rgb.shape[0]), rgb.numpy().tobytes())
-        panels.append((caption, small.resize(size, Image.Resampling.NEAREST)))
 
+def _images(image: Any, count: int) -> list[Image]:
+    if image is None:
+        return []
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if isinstance(image, torch.Tensor) and image.ndim == 4:
+        images = list(image)
+    if len(images) != count:
+        raise ArgumentError(f"There are {len(images)} images and maps of {count}.")
+    return [to_pil(each) for each in images]
+
+
+def _blend(below: Image, above: Image, opacity: float) -> Image:
+    from PIL import Image as pillow
+
+    return pillow.blend(below, above, opacity)
+
+
+def draw(x: torch.Tensor, size: tuple[int, int], level: Any = None) -> Image:
+    """Draw one map (C, h, w) in a size (width, height): by a level's basis, or else as heat."""
+    from PIL import Image as pillow
+
+    rgb = heat(x) if level is None else level.colours(x)  # (h, w, 3)
+    pixels = (rgb * 255).round().to(torch.uint8).contiguous()
+    height, width = pixels.shape[:2]
+    small = pillow.frombytes("RGB", (width, height), bytes(pixels.numpy().data))
+    crowded = width > size[0] or height > size[1]  # more positions than pixels: their mean
+    return small.resize(size, pillow.Resampling.BOX if crowded else pillow.Resampling.NEAREST)
+
+
+def heat(x: torch.Tensor) -> torch.Tensor:
+    """Colours of a map of one channel, or of the lengths of its vectors: (C, h, w) -> (h, w, 3)."""
+    x = x.detach().cpu()
+    values = (
+        x[0].float() if len(x) == 1 else torch.linalg.vector_norm(x, dim=0, dtype=torch.float32)
+    )
+    values = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else torch.full_like(values, 0.5)
+    table = torch.tensor(HEAT)
+    place = scaled * (len(HEAT) - 1)
+    first = place.floor().long().clamp(max=len(HEAT) - 2)
+    part = (place - first)[..., None]
+    return table[first] * (1 - part) + table[first + 1] * part
+
+
+def sheet(rows: Sequence[Sequence[Panel]], *, footer: str = "") -> Image:
+    """Put panels in rows onto one image, each over its caption, and a line below all."""
+    from PIL import Image as pillow
+    from PIL import ImageDraw, ImageFont
+
+    panels = [panel for row in rows for panel in row]
+    if len(panels) == 1 and not panels[0].caption and not footer:
+        return panels[0].image
     font = ImageFont.load_default(FONT_SIZE)
-    widest = max(round(font.getlength(caption)) for caption, _ in panels)
-    cell = (max(size[0], widest) + GAP, size[1] + CAPTION + GAP)
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (caption, panel) in enumerate(panels):
-        left, top = GAP + i % columns * cell[0], GAP + i // columns * cell[1]
-        sheet.paste(panel, (left, top))
-        draw.text((left, top + size[1] + 4), caption, fill="black", font=font)
-    return sheet
+    caption = CAPTION if any(panel.caption for panel in panels) else 0
+    widest = max(round(font.getlength(panel.caption)) for panel in panels)
+    cell_width = max(widest, *(panel.image.width for panel in panels)) + GAP
+    heights = [max(panel.image.height for panel in row) + caption + GAP for row in rows]
+    width = max(map(len, rows)) * cell_width + GAP
+    width = max(width, round(font.getlength(footer)) + 2 * GAP)
+    canvas = pillow.new("RGB", (width, sum(heights) + GAP + (CAPTION if footer else 0)), "white")
+    pen, top = ImageDraw.Draw(canvas), GAP
+    for row, height in zip(rows, heights, strict=True):
+        for i, panel in enumerate(row):
+            left = GAP + i * cell_width
+            canvas.paste(panel.image, (left, top))
+            if panel.caption:
+                pen.text((left, top + panel.image.height + 4), panel.caption, "black", font)
+        top += height
+    if footer:
+        pen.text((GAP, top), footer, "black", font)
+    return canvas
 
 
-def _panel_size(image: tuple[int, int]) -> tuple[int, int]:
-    """The image's size (width, height), scaled only where it is too large or too small."""
+def panel_size(image: tuple[int, int]) -> tuple[int, int]:
+    """An image's size (width, height), scaled only where it is too large or too small."""
     width, height = image
     scale = max(1.0, LEAST_HEIGHT / height)
     scale = min(scale, BOX[0] / width, BOX[1] / height)
