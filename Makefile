@@ -1,4 +1,5 @@
-# make demo       set up .venv and run the main job on a real photograph
+# make demo       set up .venv and draw what a trained network sees of a photograph
+# make package    build the distributions, check them, and try the wheel in an environment of its own
 # make test       set up .venv with the test extras and run the whole suite
 # make peers      add timm and torchvision, which the tests compare with, from the package index
 # make consumers  add the libraries that the tests run over featnet, after the peers
@@ -7,13 +8,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+PIP := $(INSTALL) --quiet
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch from there, without CUDA
+TORCH_INDEX ?=
+DEMO := examples/chelsea.png --output-stride 8 --out build/demo --overwrite
 
-.PHONY: demo test bench setup peers consumers clean
+.PHONY: demo test bench setup peers consumers package clean
 
-demo: .venv/.ready
-	$(BIN)/featnet extract examples/chelsea.png --model resnet50 --out-indices 1 2 3 4 \
-	    --output-stride 8 --out build/demo
+# Where the trained weights cannot be had, the same with random ones.
+demo: .venv/.ready-demo
+	@if $(BIN)/python -c "import featnet; featnet.demo_weights()" 2> /dev/null; \
+	then set -x; $(BIN)/featnet extract $(DEMO) --demo; \
+	else set -x; $(BIN)/featnet extract $(DEMO) --model resnet50 --out-indices 1 2 3 4; fi
 
 test: .venv/.ready-test
 	$(BIN)/python -m pytest -n auto --dist loadgroup
@@ -39,7 +46,26 @@ consumers: .venv/.ready-test
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.ready: pyproject.toml constraints.txt | .venv/.created
+# With progress, because it is the first thing that many people run.
+.venv/.ready-demo: .venv/.torch
+	@echo "Installing featnet, Pillow, NumPy and 17 MB of trained weights (featnet[demo])."
+	$(INSTALL) -e '.[demo]' || $(INSTALL) -e '.[cli]'
+	@touch $@
+
+.venv/.torch: constraints.txt | .venv/.created
+	@echo "Installing PyTorch: 0.2 GB for CPUs (TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "takes it on Linux), 3 GB with CUDA. It is cached by pip for the next time."
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+package: .venv/.ready-test
+	$(PIP) build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m tools.try_wheel dist/*.whl
+
+.venv/.ready: pyproject.toml constraints.txt .venv/.torch
 	$(PIP) -e '.[cli]'
 	@touch $@
 

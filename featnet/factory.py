@@ -144,6 +144,13 @@ def create_model(
         )
     del exportable, no_jit  # nothing to do
     features_only = _flag("features_only", features_only)
+    pretrained = _flag("pretrained", pretrained)
+    if features_only and global_pool:
+        raise ArgumentError(
+            f"global_pool={global_pool!r} with features_only=True: maps are not pooled. "
+            "featnet.pool_features(net(x)) makes vectors of them; the network's own embedding is "
+            f"create_model({model_name!r}, num_classes=0, global_pool={global_pool!r})."
+        )
     given = {"out_indices": out_indices, "feature_cls": feature_cls, **overrides}
     wrap = {k: given[k] for k in FEATURE_ARGUMENTS if given.get(k) is not None}
     if wrap and not features_only:
@@ -209,7 +216,12 @@ _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool) and value is not None:
-        raise ArgumentError(f"{name}={value!r}: True or False is expected.")
+        hint = (
+            f" The tag of a checkpoint belongs to the name: 'NAME.{value}', or pretrained_cfg=."
+            if name == "pretrained" and isinstance(value, str)
+            else ""
+        )
+        raise ArgumentError(f"{name}={value!r}: True or False is expected.{hint}")
     return bool(value)
 
 

@@ -9,10 +9,12 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import aliases
+from .capabilities import Capabilities, read_table
 from .errors import ArgumentError, UnknownModelError, nearest
 from .weights import Weights
 
@@ -97,8 +99,14 @@ def check_arguments(
         if name not in allowed:
             raise ArgumentError(
                 f"{what}: {getattr(function, '__name__', function)} got an unexpected keyword "
-                f"argument {name!r}.{nearest(name, {*allowed, *near})} It takes {', '.join(allowed)}."
+                f"argument {name!r}.{_hint(name, {*allowed, *near})} It takes {', '.join(allowed)}."
             )
+
+
+def _hint(name: str, allowed: Collection[str]) -> str:
+    """Give the word here for an argument of another library, or else the nearest name."""
+    other = aliases.ARGUMENTS.get(name)
+    return f" {other}" if other else nearest(name, allowed)
 
 
 @functools.cache
@@ -234,6 +242,25 @@ def _names() -> list[str]:
     return [*_index(), *(name for name in _registered if name not in _index())]
 
 
+def unknown_model(name: str) -> UnknownModelError:
+    """Make the error for a name that no model has: with its name here if it is another library's,
+    or else with the nearest."""
+    if "//" in name and re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+        return UnknownModelError(
+            f"{name!r} is a URL, not the name of a model: download the file, and give it as "
+            "checkpoint_path= beside the name."
+        )
+    hint = aliases.suggest(name, _names())
+    if any(c in name for c in "/\\:"):
+        hint += (
+            f" Say 'hf-hub:{name}' for a repository of the hub, or 'local-dir:{name}' for a folder."
+        )
+    return UnknownModelError(
+        f"Unknown model {name!r}.{hint or nearest(name, _names())} "
+        f"featnet.list_models() has all {len(_names())}.{_unindexed(name)}"
+    )
+
+
 def find(name: str, *, tag: str | None = None) -> Entry:
     """Look up the entry of a name, importing its family.
 
@@ -245,10 +272,7 @@ def find(name: str, *, tag: str | None = None) -> Entry:
     entry = _registered.get(variant)
     if entry is None:
         if variant not in _index():
-            raise UnknownModelError(
-                f"Unknown model {variant!r}.{nearest(variant, _names())} "
-                f"featnet.list_models() has all {len(_names())}.{_unindexed(variant)}"
-            )
+            raise unknown_model(variant)
         entry = importlib.import_module(f"featnet.models.{_index()[variant][0]}").FAMILY
     if not isinstance(entry, Family):
         return Entry(variant, entry, {}, get_weights(name, tag=tag), is_function=True)
@@ -300,7 +324,7 @@ def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
     variant, named_tag = split_name(name)
     tag = named_tag if tag is None else tag
     if variant not in _registered and variant not in _index():
-        raise UnknownModelError(f"Unknown model {variant!r}.{nearest(variant, _names())}")
+        raise unknown_model(variant)
     rows = _rows(variant)
     if tag and tag not in rows:
         raise UnknownModelError(
@@ -351,49 +375,172 @@ def list_models(
     module: str | Sequence[str] = "",
     exclude_filters: str | Sequence[str] = "",
     include_tags: bool | None = None,
+    family: str | Sequence[str] = "",
+    stride: int | None = None,
+    levels: int | None = None,
+    output_stride: int | None = None,
+    min_params: float | None = None,
+    max_params: float | None = None,
+    max_macs: float | None = None,
+    licence: str | Sequence[str] = "",
+    sort: str = "name",
 ) -> list[str]:
     """List the names of models. Imports neither torch nor a family.
+
+    Models that were registered at run time have no sizes: they pass no filter by size.
 
     Args:
         filter: a pattern with wildcards (``"resnet*"``), or several: a name matches any.
         pretrained: only models that have weights; with their tags, unless ``include_tags=False``.
-        module: only the family file(s) of this name.
+        module, family: only the family file(s) of this name.
         exclude_filters: patterns of names to leave out.
         include_tags: names with tags (``resnet50.a1_in1k``); by default with ``pretrained``.
+        stride: only networks with a level of this reduction.
+        levels: only networks with so many levels.
+        output_stride: only networks that can be dilated to it.
+        min_params, max_params: bounds of the number of parameters.
+        max_macs: upper bound of the multiply-adds for one image of the default input size.
+        licence: only models with a checkpoint under this licence (or one of several), and with
+            ``pretrained`` only those checkpoints.
+        sort: ``"name"``, ``"params"``, ``"macs"`` or ``"levels"``.
 
     Returns:
-        Names in natural order: ``resnet18`` before ``resnet101``.
+        Names in natural order (``resnet18`` before ``resnet101``), or the smallest first.
+
+    Raises:
+        ArgumentError: a family, licence or order that does not exist.
 
     Example:
         >>> featnet.list_models("resnet?8")
         ['resnet18']
         >>> featnet.list_models("vgg1*", exclude_filters="*_bn")
         ['vgg11', 'vgg13', 'vgg16', 'vgg19']
+        >>> featnet.list_models("resnet*", max_params=12e6, stride=4, sort="params")[0]
+        'resnet10t'
     """
-
-    def patterns(value: str | Sequence[str]) -> list[str]:
-        return [value] * bool(value) if isinstance(value, str) else list(value)
-
     with_tags = pretrained if include_tags is None else include_tags
-    modules, wanted, unwanted = patterns(module), patterns(filter), patterns(exclude_filters)
+    modules = {*_patterns(module), *_patterns(family)}
+    licences = {word.lower() for word in _patterns(licence)}
+    _check_words("family", modules, list_modules())
+    _check_words("licence", licences, _licences() if licences else ())
+    _check_words("sort", {sort}, SORTS)
+    sizes = {
+        "stride": stride,
+        "levels": levels,
+        "output_stride": output_stride,
+        "min_params": min_params,
+        "max_params": max_params,
+        "max_macs": max_macs,
+    }
+    asked = {name: value for name, value in sizes.items() if value is not None}
     names: list[str] = []
     for variant in _names():
         if modules and _module_of(variant) not in modules:
             continue
-        tags = _pretrained_tags(variant)
-        if pretrained and not tags:
+        if asked and not _passes(read_table().get(variant), asked):
+            continue
+        tags = _tags(variant, pretrained=pretrained, licences=licences)
+        if (pretrained or licences) and not tags:
             continue
         full = [f"{variant}.{tag}" if tag else variant for tag in tags] if with_tags else []
         names += full or [variant]
-
-    def matches(name: str, pattern: str) -> bool:
-        base = name.partition(".")[0]
-        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
-
+    wanted, unwanted = _patterns(filter), _patterns(exclude_filters)
     if wanted:
-        names = [name for name in names if any(matches(name, p) for p in wanted)]
-    names = [name for name in names if not any(matches(name, p) for p in unwanted)]
-    return sorted(names, key=_natural)
+        names = [name for name in names if any(_matches(name, p) for p in wanted)]
+    names = [name for name in names if not any(_matches(name, p) for p in unwanted)]
+    return sorted(names, key=lambda name: (_order(name, sort), _natural(name)))
+
+
+SORTS = ("name", "params", "macs", "levels")
+
+
+def _patterns(value: str | Sequence[str]) -> list[str]:
+    return [value] * bool(value) if isinstance(value, str) else list(value)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    base = name.partition(".")[0]
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
+
+
+def _check_words(what: str, words: Collection[str], choices: Sequence[str]) -> None:
+    for word in words:
+        if word not in choices:
+            raise ArgumentError(
+                f"{what}={word!r}: one of {', '.join(choices)} is expected.{nearest(word, choices)}"
+            )
+
+
+def _licences() -> list[str]:
+    """The licences of all checkpoints."""
+    rows = (row for variant in _names() for row in _rows(variant).values())
+    return sorted({row.license for row in rows if row.license})
+
+
+def _tags(variant: str, *, pretrained: bool, licences: Collection[str]) -> list[str]:
+    """The tags with weights of a variant, under one of the licences if there are any."""
+    tags = list(_pretrained_tags(variant))
+    if licences:
+        rows = _rows(variant)
+        kept = tags if pretrained else list(rows)
+        tags = [tag for tag in kept if (rows[tag].license or "") in licences]
+    return tags
+
+
+def _passes(record: Capabilities | None, asked: Mapping[str, Any]) -> bool:
+    """Tell if a network is as it was asked for; one that was never measured is not."""
+    if record is None:
+        return False
+    rules: Mapping[str, Callable[[Capabilities, Any], bool]] = {
+        "stride": lambda r, n: n in r.reductions,
+        "levels": lambda r, n: n == len(r.reductions),
+        "output_stride": lambda r, n: n in r.output_strides,
+        "min_params": lambda r, n: r.params >= n,
+        "max_params": lambda r, n: r.params <= n,
+        "max_macs": lambda r, n: r.macs <= n,
+    }
+    return all(rules[name](record, value) for name, value in asked.items())
+
+
+def _order(name: str, sort: str) -> float:
+    record = read_table().get(name.partition(".")[0]) if sort != "name" else None
+    if sort == "name":
+        return 0
+    if record is None:
+        return float("inf")
+    return len(record.reductions) if sort == "levels" else getattr(record, sort)
+
+
+def family_of(variant: str) -> str:
+    """Give the name of the family file of a variant."""
+    return _module_of(variant)
+
+
+@functools.cache
+def _papers(family: str) -> dict[str, str]:
+    text = (MODELS / f"{family}.py").read_text(encoding="utf-8")
+    words = " ".join(text.split('"""')[1].split())  # the docstring, without importing the file
+    pairs = re.findall(r"([^,;:().]+?),? \(?(?:\w+, )?(https://arxiv\.org/abs/[\d.]+\d)", words)
+    return {title.strip().removeprefix("and "): address for title, address in pairs}
+
+
+def checkpoints_of(variant: str) -> list[str]:
+    """Give the names, with tags, of a variant's checkpoints."""
+    return [f"{variant}.{tag}" if tag else variant for tag in _pretrained_tags(variant)]
+
+
+def papers_of(variant: str) -> dict[str, str]:
+    """Give the papers that the family file of a variant names, by what it calls them.
+
+    Those whose names are in the variant's, where there are any: ``{"ResNet": "https://..."}``.
+    """
+    papers = {} if variant in _registered else _papers(_module_of(variant))
+
+    def plain(words: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", words.lower())
+
+    own = {title: url for title, url in papers.items() if plain(title) in plain(variant)}
+    return own or papers
 
 
 def list_pretrained(filter: str | Sequence[str] = "", **options: Any) -> list[str]:
@@ -441,4 +588,8 @@ def render_index() -> str:
 
 
 if __name__ == "__main__":
+    import sys
+
     (MODELS / "index.txt").write_text(render_index(), encoding="utf-8")
+    # names, families: to be measured again; it is above this file, and needs torch
+    importlib.import_module("featnet.survey").main(sys.argv[1:])

@@ -24,14 +24,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Within a folder nothing imports in circles.
 ORDER = (
     {"errors"},
-    {"features", "layers", "tracing", "weights"},
+    {"aliases", "capabilities", "features", "layers", "tracing", "weights"},
     {"contract", "inputs", "registry"},
     {"backbone"},
     {"checkpoints", "extraction", "models"},
     {"deploy", "dilation", "images", "training"},
     {"assembly"},
     {"factory"},
-    {"cli", "compat"},
+    {"cli", "compat", "survey"},
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}

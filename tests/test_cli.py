@@ -16,7 +16,7 @@ from featnet.cli import main
 
 Image = pytest.importorskip("PIL.Image")
 
-SIZE = (90, 61)  # width, height; the nearest multiples of 32 are 96 and 64
+SIZE = (90, 61)  # width, height
 
 
 @pytest.fixture
@@ -51,8 +51,9 @@ def test_extract_table_and_files(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("The weights are random (seed 0)")
     rows = [line.split() for line in lines]
-    assert ["1", "layer1", "64", "4", "16", "x", "24", f"{64 * 16 * 24 * 4:,}"] in rows
+    assert ["1", "layer1", "64", "4", "16", "x", "23", f"{64 * 16 * 23 * 4:,}"] in rows
     assert ["2", "layer2", "128", "8", "8", "x", "12", f"{128 * 8 * 12 * 4:,}"] in rows
+    assert lines[-2:] == ["weights: random, seed 0", lines[-1]] and lines[-1].startswith("wrote ")
     assert sorted(path.name for path in out.iterdir()) == ["features.png", "features.safetensors"]
     with Image.open(out / "features.png") as sheet:
         assert sheet.mode == "RGB" and sheet.width > 3 * SIZE[0] and sheet.height > SIZE[1]
@@ -64,7 +65,7 @@ def test_extract_safetensors(image: Path, tmp_path: Path) -> None:
         maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     assert {name: tuple(m.shape) for name, m in maps.items()} == {
-        "layer1": (1, 64, 16, 24),
+        "layer1": (1, 64, 16, 23),
         "layer2": (1, 128, 8, 12),
     }
     assert all(m.dtype == torch.float32 and m.isfinite().all() for m in maps.values())
@@ -78,7 +79,10 @@ def test_extract_safetensors(image: Path, tmp_path: Path) -> None:
         "std": "[0.229, 0.224, 0.225]",
         "interpolation": "bicubic",
         "format": "pt",
-        "input_size": "[3, 64, 96]",
+        "input_size": "[3, 61, 90]",
+        "image": str(image),
+        "image_size": "[61, 90]",
+        "image_place": "[0, 0, 61, 90]",
         "weights": "random, seed 0",
     }
 
@@ -91,8 +95,7 @@ def test_extract_is_the_model_on_the_image(image: Path, tmp_path: Path) -> None:
     net = featnet.create_model("resnet18", features_only=True, out_indices=(2,)).eval()
     cfg = net.pretrained_cfg
     with Image.open(image) as opened:
-        resized = opened.resize((96, 64), Image.Resampling[cfg["interpolation"].upper()])
-    pixels = torch.tensor(list(resized.tobytes())).view(64, 96, 3).permute(2, 0, 1) / 255
+        pixels = torch.tensor(list(opened.tobytes())).view(61, 90, 3).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
         (expected,) = net(((pixels - mean) / std).unsqueeze(0))
@@ -180,7 +183,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--output-stride", "8", "--out-indices", "4", "2", "--input-size", "64", "96"]
     assert main(["info", "resnet18", *options]) == 0
-    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    levels = capsys.readouterr().out.split("\n\n")[0]
+    header, *rows = (line.split() for line in levels.splitlines())
     assert header == ["level", "module", "channels", "reduction", "map", "size"]
     assert rows == [
         ["4", "layer4", "512", "8", "8", "x", "12"],
@@ -211,7 +215,8 @@ def test_missing_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_folder_as_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a folder" in refusal(capsys, extract(tmp_path, tmp_path / "out"))
+    (tmp_path / "notes.txt").write_text("no image")
+    assert "has no images in it" in refusal(capsys, extract(tmp_path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import photographs
 import pytest
 import torch
 
@@ -38,9 +39,8 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with the example image; registered models are forgotten afterwards."""
-    (tmp_path / "examples").mkdir()
-    shutil.copy(ROOT / "examples" / "chelsea.png", tmp_path / "examples")
+    """An empty folder with the photographs; registered models are forgotten afterwards."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     torch.manual_seed(0)
@@ -56,6 +56,8 @@ def test_python_blocks(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    if "demo_weights" in page.read_text(encoding="utf-8"):
+        photographs.trained()  # or skip
     namespace: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
     for line, source in blocks(page, "python"):
         # Empty lines in front, so that a traceback has the page's line numbers
@@ -65,6 +67,8 @@ def test_python_blocks(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", commands())
 def test_commands(command: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("PIL.Image")
+    if "--demo" in command:
+        photographs.trained()  # or skip
     assert main(shlex.split(command)[1:]) == 0
     assert capsys.readouterr().out.strip()
 

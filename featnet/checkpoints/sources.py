@@ -56,6 +56,8 @@ def parse(name: object) -> Source | None:
         return None
     kind, colon, place = name.partition(":")
     if colon and re.fullmatch(r"[A-Za-z][A-Za-z_-]+", kind):  # one letter is a drive of Windows
+        if place.startswith("//"):
+            raise registry.unknown_model(name)  # a URL
         if kind.lower() not in SOURCES:
             raise UnknownModelError(
                 f"Unknown source {kind!r} of {name!r}: hf-hub:org/name[@revision] or "
@@ -65,10 +67,7 @@ def parse(name: object) -> Source | None:
             raise UnknownModelError(f"{name!r} has nothing behind the colon.")
         return Source(SOURCES[kind.lower()], place)
     if any(c in name for c in "/\\:"):
-        raise UnknownModelError(
-            f"Unknown model {name!r}: say 'hf-hub:{name}' for a repository of the hub, or "
-            f"'local-dir:{name}' for a folder."
-        )
+        raise registry.unknown_model(name)
     return None
 
 

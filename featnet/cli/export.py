@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .extract import build
+from .network import build
 
 
 def export_model(args: argparse.Namespace) -> int:

@@ -1,189 +1,242 @@
-"""``featnet extract``: an image in, its feature maps and a rendering of them out."""
+"""``featnet extract``: images in, their feature maps, vectors and drawings out."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+import importlib
+import io
+import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, OutputError
-from ..images.reading import read_image
+from ..errors import ArgumentError, FeatnetError, InputSizeError
+from ..images.reading import read_image, require_pillow
+from .inputs import Item, find_images
+from .network import build, find_device
+from .outputs import Plan, Result, writer_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
-FEATURES, RENDERING = "features.safetensors", "features.png"
+    from ..images.fits import Placement
+    from ..images.transform import ImageTransform
 
 
 def extract(args: argparse.Namespace) -> int:
-    """Run the model on the image, print the table, write both files; the exit code.
+    """Run the model on the images and write what comes out.
 
     Everything that can be wrong with the paths is found before the model is built.
 
+    Returns:
+        The exit code: 0, or 1 where some of several images could not be read.
+
     Raises:
-        FeatnetError: the image, the output folder, or anything about the model is wrong.
+        FeatnetError: an image or a folder that cannot be, or anything about the model.
     """
-    image = read_image(args.image)
-    prepare_folder(args.out)
+    items = find_images(args.images)
+    require_pillow()
+    # The only image is read before anything is made, so that a wrong one leaves no folder behind
+    ready = {items[0]: read(items[0])} if len(items) == 1 else {}
+    plan = Plan.prepare(args, items)
+    if not plan.todo:
+        print(f"Nothing to do: all outputs exist in {str(args.out)!r}; --overwrite replaces them.")
+        return 0
+    job = Job.prepare(args)
+    writer = writer_of(args, plan, job.model, job.source, job.net)
+    failed = 0
+    for item, result in job.run(_bar(plan.todo), ready):
+        if isinstance(result, Exception):
+            print(f"featnet: skipped: {result}", file=sys.stderr)
+            failed += 1
+        else:
+            writer.add(item, result)
+    writer.close()
+    if failed:
+        print(f"featnet: {failed} of {len(plan.todo)} images were skipped.", file=sys.stderr)
+    return 1 if failed else 0
 
-    import torch
 
-    from ..checkpoints.writing import staged, write_safetensors
-    from ..images.transform import create_transform
+def read(item: Item) -> Image:
+    """The image of an item.
 
-    device = _device(args.device)
-    net, source = build(args)
-    info, cfg = net.feature_info, net.pretrained_cfg
-    size = _input_size(args, image=(image.height, image.width), cfg=cfg, info=info)
-    net = net.eval().to(device)
-    with torch.inference_mode():
-        transform = create_transform(net, input_size=size, fit="squash")
-        x = transform.normalize(image)[None]
-        if device.type == "cuda":  # copied while this goes on, from memory that stays where it is
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if item.path is not None:
+        return read_image(item.path)
+    return read_image(io.BytesIO(sys.stdin.buffer.read()), name="standard input")
+
+
+def _bar(items: list[Item]) -> Iterable[Item]:
+    """The items, with a progress bar on a terminal when they take longer than two seconds."""
+    tqdm: Any = importlib.import_module("tqdm")  # huggingface_hub needs it; it has no types
+    bar: Iterable[Item] = tqdm.tqdm(items, unit="image", delay=2, disable=None)
+    return bar if len(items) > 1 else items
+
+
+@dataclasses.dataclass
+class Prepared:
+    """An image that waits for its batch."""
+
+    item: Item
+    x: torch.Tensor
+    size: tuple[int, int]  # of the image
+    place: Placement
+    preview: Image | None
+
+
+class Job:
+    """A network and how images become its inputs.
+
+    Attributes:
+        model: the network's name.
+        source: where its weights are from.
+        net: the extractor.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, net: Any, source: str, device: torch.device
+    ) -> None:
+        self.args, self.net, self.source, self.device = args, net, source, device
+        self.model: str = args.model
+        self._transform: ImageTransform | None = None
+
+    @classmethod
+    def prepare(cls, args: argparse.Namespace) -> Job:
+        """Build the network that the arguments ask for, on its device."""
+        options: dict[str, Any] = {}
+        if args.pool and not args.out_indices and not args.out_strides:
+            args.out_indices = [-1]  # a vector of all levels at once is seldom wanted
+        if args.pool == "cls":
+            options["return_prefix_tokens"] = True
+        try:
+            net, source = build(args, **options)
+        except ArgumentError as error:
+            if args.pool == "cls" and "prefix tokens" in str(error):
+                raise ArgumentError(
+                    f"--pool cls: {args.model} has no class token; avg, max and gem need none."
+                ) from error
+            raise
+        device = find_device(args.device)
+        return cls(args, net.eval().to(device), source, device)
+
+    def run(
+        self, items: Iterable[Item], ready: dict[Item, Image]
+    ) -> Iterator[tuple[Item, Result | FeatnetError]]:
+        """Results of the items, in batches of inputs of one size; errors in place of images that
+        cannot be read."""
+        batch: list[Prepared] = []
+        strict = bool(ready)  # what is wrong with the only image is an error
+        for item in items:
+            try:
+                prepared = self._prepare(item, ready.pop(item) if item in ready else read(item))
+            except FeatnetError as error:
+                if strict:
+                    raise
+                yield item, error
+                continue
+            full = len(batch) == self.args.batch_size
+            if batch and (full or batch[0].x.shape != prepared.x.shape):
+                yield from self._flush(batch, strict=strict)
+            batch.append(prepared)
+            del prepared
+        yield from self._flush(batch, strict=strict)
+
+    def _prepare(self, item: Item, image: Image) -> Prepared:
+        from ..images.render import panel_size
+
+        size = (image.height, image.width)
+        if self._transform is None:
+            self._transform = self._choose(size)
+        x, place = self._transform.normalize(image), self._transform.placement(size)
+        preview = None
+        if self.args.render:
+            preview = self._transform.shown(image).resize(panel_size(place.size[::-1]))
+        return Prepared(item, x, size, place, preview)
+
+    def _choose(self, image: tuple[int, int]) -> ImageTransform:
+        """The transform that was asked for, or else one that keeps the aspect ratio.
+
+        Vectors are of the crop that the weights were evaluated with. Maps are of the whole image:
+        as it is, or of the size that the weights were trained with where that was one for all, or
+        padded where the network takes no other.
+        """
+        from ..images.transform import create_transform
+
+        args = self.args
+
+        def transform(fit: str) -> ImageTransform:
+            size, side = args.input_size, args.max_side
+            return create_transform(self.net, input_size=size, fit=fit, max_side=side)
+
+        if args.fit:
+            return transform(args.fit)
+        if args.input_size:
+            return transform("pad")
+        if args.pool and not args.max_side:
+            return transform("crop")
+        cfg = self.net.pretrained_cfg
+        chosen = transform("short" if cfg is not None and cfg.fixed_input_size else "keep")
+        place = chosen.placement(image)
+        try:
+            self.net.feature_info.sizes(self._padded(place.size))
+        except InputSizeError:
+            if args.max_side:
+                raise
+            return transform("pad")
+        return chosen
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        step = getattr(self.net, "size_divisibility", 1)
+        return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+    def _flush(
+        self, batch: list[Prepared], *, strict: bool
+    ) -> Iterator[tuple[Item, Result | FeatnetError]]:
+        """Run the waiting batch, and empty it."""
+        if not batch:
+            return
+        waiting = batch[:]
+        batch.clear()
+        names = self.net.feature_info.module_name()
+        try:
+            maps, vectors = self._forward([prepared.__dict__.pop("x") for prepared in waiting])
+        except InputSizeError as error:
+            if strict:
+                raise
+            yield from ((each.item, error) for each in waiting)
+            return
+        for n, each in enumerate(waiting):
+            named = {} if vectors is not None else {k: maps[k][n : n + 1] for k in names}
+            vector = None if vectors is None else vectors[n]
+            yield each.item, Result(named, vector, each.size, each.place, each.preview)
+
+    def _forward(
+        self, inputs: list[torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """The maps of a batch on the CPU, by their levels' names, or its vectors."""
+        import torch
+
+        from .. import pad_to_divisor, pool_features, unpad
+
+        x = inputs.pop()[None] if len(inputs) == 1 else torch.stack(inputs)
+        size = x.shape[-2:]
+        if self._padded((size[0], size[1])) != tuple(size):
+            x = pad_to_divisor(x, self.net)
+        if self.device.type == "cuda":  # copied while this goes on, from memory that stays
             x = x.pin_memory()
-        outputs = net(x.to(device, non_blocking=True))
-        maps = dict(zip(info.module_name(), (m.float().cpu() for m in outputs), strict=True))
-
-    print(f"{args.model}, input {size[0]} x {size[1]}, weights: {source}")
-    print(_describe(info, maps))
-    metadata = {
-        "model": args.model,
-        "out_indices": json.dumps(list(info.out_indices)),
-        "modules": json.dumps(list(maps)),
-        "reductions": json.dumps(list(info.reduction())),
-        "output_stride": str(args.output_stride or 32),
-        "mean": json.dumps(list(cfg["mean"])),
-        "std": json.dumps(list(cfg["std"])),
-        "interpolation": cfg["interpolation"],
-        "input_size": json.dumps([3, *size]),
-        "weights": source,
-    }
-    rendering = _render(args, image, info, maps)
-    write_safetensors(maps, args.out / FEATURES, metadata=metadata)
-    with staged(args.out / RENDERING) as draft:
-        rendering.save(draft, format="PNG")
-    print(f"wrote {args.out / FEATURES} and {args.out / RENDERING}")
-    return 0
-
-
-def selection(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``create_model`` that say which levels; only those that were given."""
-    given = {
-        "out_indices": tuple(args.out_indices) if args.out_indices else None,
-        "out_strides": tuple(args.out_strides) if args.out_strides else None,
-        "output_stride": args.output_stride,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder, and write to it once to see that it can be done.
-
-    Raises:
-        OutputError: it cannot be made or written to, or a folder has an output file's name.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"output folder {str(folder)!r} cannot be written to: {error.strerror}"
-        ) from error
-    for name in (FEATURES, RENDERING):
-        if (folder / name).is_dir():
-            raise OutputError(f"output file {str(folder / name)!r} is a folder")
-
-
-def _device(name: str) -> torch.device:
-    """The device called ``name``, after trying it.
-
-    Raises:
-        ArgumentError: no such device, or it is not available here.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" has no values to give, and fails here
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(f"device {name!r} cannot be used here: {reason}") from error
-    return device
-
-
-def build(args: argparse.Namespace, *, features_only: bool = True) -> tuple[Any, str]:
-    """The feature extractor (or the classifier), and where its weights are from."""
-    import torch
-
-    from .. import create_model
-
-    torch.manual_seed(args.seed)
-    net = create_model(
-        args.model,
-        pretrained=args.pretrained,
-        checkpoint_path=None if args.checkpoint is None else str(args.checkpoint),
-        features_only=features_only,
-        **selection(args),
-    )
-    if args.checkpoint is not None:
-        return net, f"checkpoint {args.checkpoint.name}"
-    if args.pretrained:
-        cfg = net.pretrained_cfg
-        return net, f"pretrained {cfg['architecture']}.{cfg['tag']}"
-    print(
-        f"The weights are random (seed {args.seed}); "
-        "--pretrained or --checkpoint FILE gives trained ones."
-    )
-    return net, f"random, seed {args.seed}"
-
-
-def _input_size(
-    args: argparse.Namespace, *, image: tuple[int, int], cfg: Mapping[str, Any], info: Any
-) -> tuple[int, int]:
-    """The input's (height, width): as asked, as the network insists, or near the image's."""
-    if args.input_size:
-        return args.input_size[0], args.input_size[1]
-    if cfg.get("fixed_input_size"):
-        return cfg["input_size"][1], cfg["input_size"][2]
-    # Dilated or cut short, the network keeps the input size that it has whole, so that the levels
-    # of one image can be compared between runs.
-    multiple = max(32, *info.reduction())
-    height, width = (max(1, round(side / multiple)) * multiple for side in image)
-    return height, width
-
-
-def _describe(info: Any, maps: Mapping[str, torch.Tensor]) -> str:
-    from ..features import table
-
-    rows = [
-        [
-            str(level),
-            module,
-            str(feature.shape[1]),
-            str(reduction),
-            f"{feature.shape[2]} x {feature.shape[3]}",
-            f"{feature.numel() * 4:,}",
-        ]
-        for level, reduction, (module, feature) in zip(
-            info.out_indices, info.reduction(), maps.items(), strict=True
-        )
-    ]
-    return table(["level", "module", "channels", "reduction", "map size", "bytes"], rows)
-
-
-def _render(
-    args: argparse.Namespace, image: Any, info: Any, maps: Mapping[str, torch.Tensor]
-) -> Any:
-    from ..images.render import render
-
-    captions = [
-        f"{module}  {feature.shape[1]} x {feature.shape[2]} x {feature.shape[3]}  /{reduction}"
-        for reduction, (module, feature) in zip(info.reduction(), maps.items(), strict=True)
-    ]
-    levels = [(c, m[0]) for c, m in zip(captions, maps.values(), strict=True)]
-    title = f"{args.image.name}  {image.width} x {image.height}"
-    return render(image, title=title, levels=levels)
+        padded, shape = x.shape, (len(x), 1, *size)
+        with torch.inference_mode():
+            outputs = self.net(x.to(self.device, non_blocking=True))
+            del x
+            if self.args.pool:
+                normalize = not self.args.no_normalize
+                vectors = pool_features(outputs, self.args.pool, normalize=normalize)
+                return {}, vectors.float().cpu()
+            maps = {}
+            before, after = torch.empty(shape, device="meta"), torch.empty(padded, device="meta")
+            for name in self.net.feature_info.module_name():
+                maps[name] = unpad(outputs.pop(0).float().cpu(), before, padded=after)
+        return maps, None

@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FeatnetError
 
@@ -78,8 +78,12 @@ def to_pil(image: Any) -> Image:
     )
 
 
-def read_image(path: Path) -> Image:
-    """The whole image at ``path`` in RGB, turned upright, transparency laid over white.
+def read_image(source: Path | IO[bytes], *, name: str = "") -> Image:
+    """Read a whole image in RGB, turned upright, transparency laid over white.
+
+    Args:
+        source: a path, or a file that is open.
+        name: for messages; by default the path.
 
     Raises:
         ImageError: the file is missing, is a folder, is not an image, or is cut off.
@@ -88,15 +92,11 @@ def read_image(path: Path) -> Image:
     require_pillow()
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    name = repr(str(path))
-    if not path.exists():
-        if _URL.match(str(path)):
-            raise ImageError(f"{name} is a URL: download the image first, and give its path")
-        raise ImageError(f"image {name} does not exist")
-    if path.is_dir():
-        raise ImageError(f"image {name} is a folder, not a file")
+    name = name or repr(str(source))
+    if isinstance(source, Path):
+        _check_path(source)
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened), f"image {name}")
     except ImageError:
@@ -109,6 +109,15 @@ def read_image(path: Path) -> Image:
         raise ImageError(
             f"image {name} is damaged or cut off, and could not be read ({error})"
         ) from error
+
+
+def _check_path(path: Path) -> None:
+    if _URL.match(str(path)):
+        raise ImageError(f"{str(path)!r} is a URL: download the image first, and give its path")
+    if not path.exists():
+        raise ImageError(f"image {str(path)!r} does not exist")
+    if path.is_dir():
+        raise ImageError(f"image {str(path)!r} is a folder, not a file")
 
 
 def _to_rgb(image: Image, name: str) -> Image:

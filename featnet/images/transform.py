@@ -176,7 +176,7 @@ class ImageTransform:
         """
         import torch
 
-        placed = self._place(image)
+        placed = self.shown(image)
         if len(self.mean) == 1:
             placed = placed.convert("L")
         pixels = torch.frombuffer(bytearray(placed.tobytes()), dtype=torch.uint8)
@@ -185,7 +185,18 @@ class ImageTransform:
         mean, std = self._statistics(x)
         return x.div_(255).sub_(mean).div_(std)
 
-    def _place(self, image: Image) -> Image:
+    def shown(self, image: Image) -> Image:
+        """Give what the network is shown of an image: resized, cropped, padded.
+
+        Args:
+            image: a Pillow image in RGB.
+
+        Returns:
+            A Pillow image.
+
+        Raises:
+            ImageError: it would be too large.
+        """
         from PIL import Image as pillow
 
         place = self.placement((image.height, image.width))

@@ -20,7 +20,7 @@ SIZES = (256, 224, 384, 299, 512, 192, 128, 96, 64, 48, 32, 28, 320, 336, 448, 5
 
 @dataclasses.dataclass
 class Probing:
-    """What is known while one extractor is built.
+    """The facts that are known while one extractor is built.
 
     Attributes:
         size: the input size that the caller gave.

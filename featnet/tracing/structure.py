@@ -214,7 +214,7 @@ def _computes_weights(hook: Any) -> bool:
 
 
 def _initialises(hook: Any) -> bool:
-    """Whether a hook makes the parameters of a lazy module: the caller's have none yet."""
+    """Tell if a hook makes the parameters of a lazy module: the caller's have none yet."""
     return getattr(hook, "__module__", None) == "torch.nn.modules.lazy"
 
 
