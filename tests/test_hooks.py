@@ -235,42 +235,6 @@ def test_the_stages_of_a_resnet_and_the_blocks_of_a_vit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("layer*", ["layer1", "layer2"]),
-        ("layer1.*", ["layer1.0", "layer1.1"]),
-        ("layer?.*.conv*", ["layer1.0.conv1", "layer1.1.conv1"]),
-        ("layer1.**", ["layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv1"]),
-        ("**.conv1", ["conv1", "layer1.0.conv1", "layer1.1.conv1"]),
-        ("**", None),
-        ("*", ["conv1", "layer1", "layer2", "a[b"]),
-        ("layer[2-9]", ["layer2"]),
-        ("layer[!2]", ["layer1"]),
-        ("layer1[!x]0", []),
-        ("layer1[.-]0", []),
-        ("layer1.", []),
-        ("a[b", ["a[b"]),
-        ("layer1?0", []),
-        ("", []),
-    ],
-)
-def test_patterns_stay_inside_a_part(pattern: str, names: list[str] | None) -> None:
-    every = ["conv1", "layer1", "layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv1"]
-    every += ["layer2", "a[b"]
-    assert matching(pattern, every) == (every if names is None else names)
-
-
-def test_the_stages_of_a_resnet_and_the_blocks_of_a_vit() -> None:
-    resnet = foreign_models.torchvision_model("resnet18", device="meta")
-    stages = [f"layer{i}" for i in (1, 2, 3, 4)]
-    assert [tap.module for tap in resolve_taps(resnet, ["layer*"])] == stages
-    vit = helpers.meta_model("vit_tiny_patch16_224")
-    assert [t.key for t in resolve_taps(vit, "blocks.*")] == [f"blocks.{i}" for i in range(12)]
-    with pytest.raises(MissingFeatureError, match=r"no module 'block\.\*'.*'blocks\.0'"):
-        resolve_taps(vit, "block.*")
-
-
-@pytest.mark.parametrize(
     ("taps", "kind", "part"),
     [
         (["layre1"], MissingFeatureError, "Did you mean 'layer1'"),
