@@ -3,8 +3,9 @@
     python -m benchmarks.dilated [--device cpu]
 
 For the shapes of networks at output stride 8: the dense convolution (no dilation), torch's dilated
-one, torch's on a map that was padded before (:class:`featnet.dilation.windows.PaddedConv2d`), and the dense
-one on each of the d * d interleaved maps. One thread on a CPU; the quickest of several rounds.
+one, torch's on a map that was padded before (:class:`featnet.dilation.windows.PaddedConv2d`), and
+the dense one on each of the d * d interleaved maps. One thread on a CPU; the quickest of several
+rounds.
 """
 
 from __future__ import annotations

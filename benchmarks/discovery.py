@@ -1,4 +1,5 @@
-"""``discover`` beside what featnet's own models declare: ``python -m benchmarks.discovery [--every N]``.
+"""``discover`` beside what featnet's own models declare: ``python -m benchmarks.discovery [--every
+N]``.
 
 Each model is looked into with its classifier, without it, and without it inside another module. The
 tables are those of docs/foreign_models.md.

@@ -121,7 +121,8 @@ def features(pair: Pair, rounds: int) -> list[str]:
 
 
 def four(pair: Pair, rounds: int) -> list[str]:
-    """Four levels, as heads over transformers take them, and the most MB alive at once meanwhile."""
+    """Four levels, as heads over transformers take them, and the most MB alive at once
+    meanwhile."""
     total = len(pair.levels)
     chosen = tuple(total * (i + 1) // 4 - 1 for i in range(4))
     nets = {"timm": pair.theirs(out_indices=chosen), "featnet": pair.ours(out_indices=chosen)}
@@ -360,7 +361,8 @@ def chart(tables: list[Table]) -> str:
     text = io.StringIO()
     text.write(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'
+        'font-family="sans-serif" font-size="12">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n'
     )
     for tick in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         x = at(tick)

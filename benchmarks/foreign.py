@@ -92,7 +92,10 @@ def hook_cost(rounds: int, device: str) -> Table:
     )
     cost = (alone["hooks"].seconds - alone["bare"].seconds) / 100
     share = cost / times["the network"].seconds
-    note = f"Ten such hooks alone, on modules that do nothing: {cost * 1e6:.0f} us, {share:.2%} of the forward."
+    note = (
+        f"Ten such hooks alone, on modules that do nothing: {cost * 1e6:.0f} us, "
+        f"{share:.2%} of the forward."
+    )
     return Table("Four hooks on a whole forward", ("net", *HEADER[3:]), rows, note)
 
 

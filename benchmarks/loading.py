@@ -149,7 +149,10 @@ def names(rounds: int) -> Table:
         taken.append(seconds)
     times = summarise(taken, next(iter(STATEMENTS)))
     rows = [[f"`{n}`", *times[n].cells, ", ".join(modules[n]) or "none"] for n in STATEMENTS]
-    note = "Imports included, in a new interpreter; what of torch, huggingface_hub and socket it loads."
+    note = (
+        "Imports included, in a new interpreter; what of torch, huggingface_hub and socket it "
+        "loads."
+    )
     return Table("Names and tables, cold", ("statement", *TIMES, "loads"), rows, note)
 
 

@@ -92,7 +92,8 @@ def build() -> tuple[Segmenter, str]:
 
 @torch.inference_mode()
 def evaluate(model: Segmenter, transform: featnet.ImageTransform, file: Path) -> float:
-    """Mean intersection over union of 32 images that were not trained on; four of them as a file."""
+    """Mean intersection over union of 32 images that were not trained on; four of them as a
+    file."""
     x, mask = batch(range(10**6, 10**6 + 32), transform)
     found = model.eval()(x) > 0
     both, either = (found & (mask > 0)).sum((1, 2, 3)), (found | (mask > 0)).sum((1, 2, 3))

@@ -71,7 +71,8 @@ def build_network(build: Callable[[], nn.Module], source: Source | None, place: 
 
 
 def describe(model: nn.Module, cfg: Weights | None) -> None:
-    """Tell a Backbone which checkpoint it is for, its own stem, classifier and pooling filled in."""
+    """Tell a Backbone which checkpoint it is for, its own stem, classifier and pooling filled
+    in."""
     if isinstance(model, Backbone) and cfg is not None:
         pool = tuple(-(-side // model._levels[-1].reduction) for side in cfg.input_size[1:])
         model.pretrained_cfg = cfg.replace(
@@ -282,7 +283,7 @@ def check_mmap(mmap: object) -> bool | None:
     return mmap
 
 
-def _extractor(kind: Any) -> Callable[..., nn.Module]:
+def _extractor(kind: object) -> Callable[..., nn.Module]:
     """An extractor's class (or function) by its name."""
     if isinstance(kind, str) and kind in EXTRACTORS:
         return EXTRACTORS[kind]

@@ -23,13 +23,14 @@ class Backbone(nn.Module):
     A family declares its levels with :meth:`add_stage`, its head with :meth:`add_head`, and yields
     the levels' maps from :meth:`forward_levels`; all else is derived here.
 
-    The declaration is held to: extractors, ``feature_info``, ``sizes`` and ``forward_intermediates``
+    The declaration is held to: extractors, ``feature_info``, ``sizes`` and
+        ``forward_intermediates``
     compare channels, reduction and order of the levels with what the network yields, the classifier
     their number. A level is the output of its module, as that module gives it.
 
     ============================  ==========================================================
-    must be defined
-    ============================  ==========================================================
+    must be defined ============================
+    ==========================================================
     ``forward_levels(x)``         gets (N, C, H, W); yields each level's map, finest first
     ``first_conv``                name(s) of the layer(s) on which ``in_chans`` acts
     ``last_fc``                   name(s) of the linear layer(s) on which ``num_classes``
@@ -102,8 +103,8 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     # True if its authors' dense features are under the final norm
     dense_norm: bool = False
-    # Kinds of operations for which an output stride changes every n-th position, too: "attention" of
-    # all blocks over the whole map, "resampling" (interpolation between maps); docs/dilation.md
+    # Kinds of operations for which an output stride changes every n-th position, too: "attention"
+    # of all blocks over the whole map, "resampling" (interpolation between maps); docs/dilation.md
     breaks_law: tuple[str, ...] = ()
 
     def __init__(self, *, in_chans: int = 3) -> None:
@@ -111,7 +112,8 @@ class Backbone(nn.Module):
         if isinstance(in_chans, bool) or not isinstance(in_chans, int) or in_chans < 1:
             raise ArgumentError(f"in_chans={in_chans!r}: a positive int is expected.")
         self.in_chans = in_chans
-        # A child may be called ``levels``, as some checkpoints call their stages: the core asks this
+        # A child may be called ``levels``, as some checkpoints call their stages: the core asks
+        # this
         self._levels: tuple[Feature, ...] = ()
         self._checked: tuple[Feature, ...] | None = None
 
@@ -219,14 +221,15 @@ class Backbone(nn.Module):
             DeclarationError: a subclass has not defined it.
         """
         raise DeclarationError(
-            f"{type(self).__name__} has no forward_levels: a Backbone defines this generator, which "
-            "yields the map of each level that it declares, finest first."
+            f"{type(self).__name__} has no forward_levels: a Backbone defines this generator, "
+            "which yields the map of each level that it declares, finest first."
         )
 
     def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Run the children of a Sequential in order, up to the last one that is a level.
 
-        :meth:`rest` goes on from there. With activation checkpointing, the :class:`Blocks` between two levels are recomputed at once.
+        :meth:`rest` goes on from there. With activation checkpointing, the :class:`Blocks` between
+        two levels are recomputed at once.
 
         Args:
             name: dotted name of the Sequential.
@@ -301,7 +304,8 @@ class Backbone(nn.Module):
     # The classifier -----------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Classify images (N, C, H, W): (N, num_classes), or without classes the pooled features."""
+        """Classify images (N, C, H, W): (N, num_classes), or without classes the pooled
+        features."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -470,7 +474,7 @@ class Backbone(nn.Module):
         last = max(wanted)
         maps: dict[int, Any] = {}
 
-        def enough(index: int, y: Any) -> bool:
+        def enough(index: int, y: object) -> bool:
             if index in wanted:
                 maps[index] = read(self, y, index, size=None if recorded else size)
             return index == last and (stop_early or intermediates_only)

@@ -8,10 +8,9 @@ import torch
 
 from .errors import DeclarationError
 from .features import Feature
+from .size import Size
 from .tracing import trace
 from .tracing.levels import undeclared as undeclared
-
-Size = tuple[int, int]
 
 
 def check_run(
@@ -53,8 +52,8 @@ def check_hooks(name: str, levels: Sequence[Feature], seen: trace.Run) -> None:
         if value.shape is not None and not value.own:
             raise DeclarationError(
                 f"{name}: level {level.index}, {level.module!r}, is yielded as something else than "
-                "what that module puts out, which is what hooks read: yield its output, and do what "
-                "follows in as_map or in a module that is the level."
+                "what that module puts out, which is what hooks read: yield its output, and do "
+                "what follows in as_map or in a module that is the level."
             )
 
 
@@ -69,7 +68,8 @@ def check_map(
 ) -> None:
     """Hold a level of a class to the shape of its map.
 
-    A side is that of the input divided by the reduction, rounded up or down. Kernels without padding
+    A side is that of the input divided by the reduction, rounded up or down. Kernels without
+    padding
     lose a few positions more: a third may be missing.
 
     Args:
@@ -84,8 +84,8 @@ def check_map(
     if len(shape) != 4:
         shown = f", of which as_map makes the shape {tuple(shape)}" if len(shape) else ""
         raise DeclarationError(
-            f"{where} is no map (N, C, H, W): forward_levels yields a {kind}{shown}. Yield a map or "
-            "featnet.layers.Tokens, or override as_map."
+            f"{where} is no map (N, C, H, W): forward_levels yields a {kind}{shown}. Yield a map "
+            "or featnet.layers.Tokens, or override as_map."
         )
 
     def fits(side: int, whole: int) -> bool:
@@ -98,9 +98,10 @@ def check_map(
         return
     steps = " x ".join(dict.fromkeys(f"{whole / max(1, side):.3g}" for side, whole in pairs))
     raise DeclarationError(
-        f"{where} is declared with {level.channels} channels at reduction {level.reduction}; for an "
-        f"input of {size[0]} x {size[1]} its map is {tuple(shape)}: {shape[1]} channels at reduction "
-        f"{steps}. Correct its add_stage (or add_level), or yield the levels in the order declared."
+        f"{where} is declared with {level.channels} channels at reduction {level.reduction}; for "
+        f"an input of {size[0]} x {size[1]} its map is {tuple(shape)}: {shape[1]} channels at "
+        f"reduction {steps}. Correct its add_stage (or add_level), or yield the levels in the "
+        "order declared."
     )
 
 

@@ -76,7 +76,7 @@ def create_model(
     scriptable: bool | None = None,
     exportable: bool | None = None,
     no_jit: bool | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> Any:
     """Build a model, load its weights, and wrap it as an extractor if features are wanted.
 
@@ -94,9 +94,10 @@ def create_model(
         in_chans: input channels, 3 by default; a checkpoint's stem is adapted.
         num_classes: classes of the head, those of the checkpoint by default; 0 for none.
         global_pool: pooling before the classifier.
-        checkpoint_path: a local ``.safetensors``, ``.pth``, index of shards or the folder with it, to
-            load; or a state dict.
-        checkpoint_prefix: of several networks in one file, the dictionary or the start of names that
+        checkpoint_path: a local ``.safetensors``, ``.pth``, index of shards or the folder with it,
+            to load; or a state dict.
+        checkpoint_prefix: of several networks in one file, the dictionary or the start of names
+            that
             is meant: ``"teacher"``.
         mmap: True maps the file instead of reading it: nothing is read before it is used, but who
             writes into the file later changes the model, or crashes the process. By default only
@@ -214,7 +215,7 @@ def _finish(
 _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool) and value is not None:
         hint = (
             f" The tag of a checkpoint belongs to the name: 'NAME.{value}', or pretrained_cfg=."

@@ -203,8 +203,8 @@ class FeatureInfo(Sequence[Feature]):
         if not isinstance(rows, (list, tuple)) or not rows:
             raise ArgumentError(
                 f"{type(model).__name__} has no feature_info. Declare one, a list of "
-                "dict(num_chs=, reduction=, module=), give feature_info=featnet.discover(model), or "
-                "tap its modules by name."
+                "dict(num_chs=, reduction=, module=), give feature_info=featnet.discover(model), "
+                "or tap its modules by name."
             )
         return cls(rows)
 

@@ -138,7 +138,7 @@ def _claim(name: str, entry: Family | Callable[..., Any], *, override: bool) -> 
         raise ArgumentError(f"{name!r} cannot be a model's name: a word without dots or spaces.")
     known = _registered.get(name)
 
-    def origin(value: Any) -> Any:
+    def origin(value: object) -> Any:
         return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
 
     again = known is not None and callable(entry) and origin(known) == origin(entry)

@@ -50,8 +50,8 @@ class Local(TorchFunctionMode):
     """A context in which no position of a map depends on all others, whatever the modules: what the
     à trous law is not about is the same everywhere.
 
-    Means and maxima over a map are zero, deviations and norms over it are one. Gates and norms still
-    do all else that they do. Which of these a network has is a matter of its arguments
+    Means and maxima over a map are zero, deviations and norms over it are one. Gates and norms
+    still do all else that they do. Which of these a network has is a matter of its arguments
     (``attn_layer``, ``norm_layer``), so that they are silenced for all.
 
     Args:

@@ -1,9 +1,9 @@
 """A small hub on the loopback interface: the routes by which files are read and written.
 
 What the real hub answers, as far as its client looks at it: HEAD and GET of
-``/<repo>/resolve/<revision>/<file>`` with etag, commit and size, large files behind a redirect, byte
-ranges, error codes in headers; and the routes that make a repository and a commit. Faults can be
-ordered for any path.
+``/<repo>/resolve/<revision>/<file>`` with etag, commit and size, large files behind a redirect,
+byte ranges, error codes in headers; and the routes that make a repository and a commit. Faults can
+be ordered for any path.
 """
 
 from __future__ import annotations

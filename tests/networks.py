@@ -128,8 +128,8 @@ class _Linked(torch.autograd.Function):
 
 
 class Cheap(TorchFunctionMode):
-    """What torch decomposes in Python on the meta device, most of the time of a run there, only puts
-    out a tensor of the right shape that depends on what went in.
+    """What torch decomposes in Python on the meta device, most of the time of a run there, only
+    puts out a tensor of the right shape that depends on what went in.
 
     Args:
         real: functions that stay.

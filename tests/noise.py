@@ -38,7 +38,8 @@ def _noise(seed: int) -> torch.Tensor:
 
 class _Noise:
     """Seeded normal noise, the same after every million values: drawing as many as a large network
-    has takes longer than its forward. The period is a prime, so that no two kernels are the same."""
+    has takes longer than its forward. The period is a prime, so that no two kernels are the
+    same."""
 
     def __init__(self, seed: int) -> None:
         self.values, self.at = _noise(seed), 0
@@ -70,8 +71,8 @@ def branches(parent: nn.Module) -> dict[nn.Module, int]:
 
     Nothing but a forward shows what is added up, and a module that is filled with noise may not be
     run: units of the same width in one block are taken for branches when there are three or more,
-    as RepVGG's and MobileOne's are. Of a sequence that is taken for branches each unit gets smaller,
-    which does no harm. A norm behind a convolution of the same parent is part of a unit.
+    as RepVGG's and MobileOne's are. Of a sequence that is taken for branches each unit gets
+    smaller, which does no harm. A norm behind a convolution of the same parent is part of a unit.
     """
     if isinstance(parent, (nn.Sequential, nn.ModuleDict, nn.ModuleList)):
         return {}

@@ -81,9 +81,11 @@ def kinds_of(table: Table) -> frozenset[str]:
 
 
 def cover(names: Sequence[str], missing: frozenset[str]) -> dict[str, list[str]]:
-    """Few and small variants in which the missing kinds of modules occur, and which of them in which.
+    """Few and small variants in which the missing kinds of modules occur, and which of them in
+    which.
 
-    Greedy set cover: the variant with the most kinds that are still missing for its size comes next.
+    Greedy set cover: the variant with the most kinds that are still missing for its size comes
+        next.
     """
     cost = {name: parameter_count(name) ** 0.5 for name in names}
     chosen: dict[str, list[str]] = {}
@@ -111,7 +113,8 @@ def choose(families: Iterable[str], table: Table) -> dict[str, dict[str, list[st
 def write(table: Table) -> None:
     """Write the file, a line a family."""
     lines = (
-        f"{json.dumps(family)}: {json.dumps({name: ' '.join(kinds) for name, kinds in names.items()})}"
+        f"{json.dumps(family)}: "
+        f"{json.dumps({name: ' '.join(kinds) for name, kinds in names.items()})}"
         for family, names in table.items()
     )
     REPRESENTATIVES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

@@ -214,7 +214,8 @@ def test_peak_of_memory(tmp_path: Path) -> None:
         "def memory(field):\n"
         "    with open('/proc/self/status') as status:\n"
         "        return next(int(l.split()[1]) * 1024 for l in status if l.startswith(field))\n"
-        "featnet.create_model('test_resnet', checkpoint_path=featnet.create_model('test_resnet').state_dict())\n"
+        "featnet.create_model('test_resnet', "
+        "checkpoint_path=featnet.create_model('test_resnet').state_dict())\n"
         "open('/proc/self/clear_refs', 'w').write('5'); before = memory('VmRSS')\n"
         "m = featnet.create_model('resnet50', checkpoint_path=sys.argv[1])\n"
         "print(memory('VmHWM') - before)\n"
@@ -384,7 +385,8 @@ def test_the_order_of_a_hash_decides_nothing(seed: str, tmp_path: Path) -> None:
     path = saved({**prefixed(one, "q."), **prefixed(two, "k.")}, tmp_path / "m.pth")
     code = (
         "import sys, featnet\n"
-        "try: featnet.create_model('mobilenetv3_small_100', num_classes=4, checkpoint_path=sys.argv[1])\n"
+        "try: featnet.create_model('mobilenetv3_small_100', num_classes=4, "
+        "checkpoint_path=sys.argv[1])\n"
         "except featnet.errors.CheckpointError as error: print(error)\n"
     )
     run = subprocess.run(

@@ -123,8 +123,8 @@ class BareTokens(Right):
 WRONG: list[tuple[type[Right], str]] = [
     (
         Channels,
-        r"Channels: level 1, 'stages\.0', is declared with 99 channels at reduction 4; for an input "
-        r"of 256 x 256 its map is \(1, 8, 64, 64\): 8 channels at reduction 4\.",
+        r"Channels: level 1, 'stages\.0', is declared with 99 channels at reduction 4; for an "
+        r"input of 256 x 256 its map is \(1, 8, 64, 64\): 8 channels at reduction 4\.",
     ),
     (
         Coarser,

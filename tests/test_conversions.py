@@ -1,5 +1,5 @@
-"""What torch and its libraries put in a layer's place: a module that has tensors is called, and never
-read past its call; a norm does nothing but normalise, so that another norm can replace it."""
+"""What torch and its libraries put in a layer's place: a module that has tensors is called, and
+never read past its call; a norm does nothing but normalise, so that another norm can replace it."""
 
 from __future__ import annotations
 

@@ -228,7 +228,8 @@ DETECTION = {
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_the_backbone_of_a_detector(name: str, torchvision: Any, tmp_path: Path) -> None:
-    """Its batch norms are frozen: of another epsilon than MobileNetV3's own, and without counters."""
+    """Its batch norms are frozen: of another epsilon than MobileNetV3's own, and without
+    counters."""
     from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.ops import FrozenBatchNorm2d
 
@@ -651,7 +652,8 @@ def test_the_resnet_of_clip(timm: Any) -> None:
 
 
 def test_a_file_that_ends_before_the_norm_of_the_head(tmp_path: Path) -> None:
-    """As those that learnt by filling in masks; a name of the tables says that it has no classes."""
+    """As those that learnt by filling in masks; a name of the tables says that it has no
+    classes."""
     state = noisy(create_model("convnextv2_atto", num_classes=0)).state_dict()
     state = {k: v for k, v in state.items() if not k.startswith("head.")}
     overlay = {"file": str(saved(state, tmp_path / "m.safetensors"))}

@@ -1,5 +1,5 @@
-"""That a forward stays on its device. The meta device shows it as well as any other: what would make
-a GPU wait for the host (or the host for it) is an operation on a tensor that lies elsewhere, a
+"""That a forward stays on its device. The meta device shows it as well as any other: what would
+make a GPU wait for the host (or the host for it) is an operation on a tensor that lies elsewhere, a
 tensor made of Python's values, or a value that is asked for, of which a meta tensor has none."""
 
 from __future__ import annotations

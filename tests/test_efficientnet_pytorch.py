@@ -1,4 +1,5 @@
-"""EfficientNet-PyTorch's checkpoints: the same numbers, and meaning where the weights are trained."""
+"""EfficientNet-PyTorch's checkpoints: the same numbers, and meaning where the weights are
+trained."""
 
 from __future__ import annotations
 

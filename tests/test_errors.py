@@ -1,4 +1,5 @@
-"""Bad input gets an answer: the right type, the value given, what is allowed, the nearest right one."""
+"""Bad input gets an answer: the right type, the value given, what is allowed, the nearest right
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``export``: files that other runtimes read, run against the network at sizes they have not seen."""
+"""``export``: files that other runtimes read, run against the network at sizes they have not
+seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Broken and hostile files: each ends in one CheckpointError; no crash, no leftover, nothing loaded.
+"""Broken and hostile files: each ends in one CheckpointError; no crash, no leftover, nothing
+loaded.
 
 ``FEATNET_FUZZ=5000`` tries more of each kind.
 """

@@ -752,7 +752,8 @@ def test_eight_processes_fetch_a_url_once(
     code = f"""
 import featnet
 cfg = dict(url="{server.url}/me/files/resolve/main/m.safetensors", hf_hub_id=None)
-model = featnet.create_model("test_resnet", pretrained_cfg_overlay=cfg, cache_dir=r"{tmp_path}/urls")
+cache = r"{tmp_path}/urls"
+model = featnet.create_model("test_resnet", pretrained_cfg_overlay=cfg, cache_dir=cache)
 result = model.load_report.loaded
 """
     outs = [tmp_path / f"{number}.json" for number in range(8)]

@@ -303,7 +303,8 @@ def test_no_meta_tensor_is_left_in_a_cache(first: bool, clean: None) -> None:
     assert info.module_name() == ["a", "b"]
 
 
-# One input size ------------------------------------------------------------------------------------
+# One input size
+# ------------------------------------------------------------------------------------
 
 
 class OneSize(Plain):
@@ -379,7 +380,8 @@ def test_an_input_size_that_is_none(wrong: Any) -> None:
             call(Plain(), ["a"], input_size=wrong)
 
 
-# Detectors -----------------------------------------------------------------------------------------
+# Detectors
+# -----------------------------------------------------------------------------------------
 
 
 class Resizing(Plain):

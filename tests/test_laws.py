@@ -2,9 +2,9 @@
 
 A new family is covered by being registered: every test takes its models from ``list_models`` and
 what it expects from the model itself. Where numbers do not matter, all runs on the meta device.
-A few small variants in which every kind of module occurs (``representatives``) go through everything,
-the others, as large as they are, through one strided selection; all go through everything with
-FEATNET_EXHAUSTIVE=1.
+A few small variants in which every kind of module occurs (``representatives``) go through
+everything, the others, as large as they are, through one strided selection; all go through
+everything with FEATNET_EXHAUSTIVE=1.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
 
 
 def check_kinds(name: str) -> None:
-    """Every kind of module that it is made of is in some representative, and in it if that is said."""
+    """Every kind of module that it is made of is in some representative, and in it if that is
+    said."""
     family = helpers.chosen().get(registry._module_of(name), {})
     kinds, command = (
         helpers.signature(name),
@@ -211,8 +212,8 @@ def test_pay_for_what_you_take(name: str) -> None:
 
 @pytest.mark.parametrize("name", REST)
 def test_every_other_variant(name: str) -> None:
-    """Laws 2 to 4 once, with a stride and a selection that leave something away; and it holds no kind
-    of module that no representative has."""
+    """Laws 2 to 4 once, with a stride and a selection that leave something away; and it holds no
+    kind of module that no representative has."""
     check_kinds(name)
     model = helpers.full_model(name)
     stride = sorted(model.output_strides)[-3:][0]
@@ -263,8 +264,8 @@ def test_a_trous(name: str) -> None:
 
 
 def test_who_breaks_the_law_says_so() -> None:
-    """Every kind that a class names is one of the page's, and without silencing it the law is missed,
-    by as much as the page says."""
+    """Every kind that a class names is one of the page's, and without silencing it the law is
+    missed, by as much as the page says."""
     page = (Path(__file__).parents[1] / "docs" / "dilation.md").read_text(encoding="utf-8")
     named = {kind for name in representatives() for kind in breaks_law(name)}
     assert named == {"attention", "resampling"} and all(f"`{kind}`" in page for kind in named)

@@ -1,7 +1,8 @@
 """MindSpore's files, read without it, and MindCV's networks: their numbers are in tests/golden.
 
-``mindspore.ckpt`` and ``mindspore.npz`` were written by MindSpore 2.10, with a checksum. The outputs
-in ``mindcv.json.gz`` are MindCV 0.3's, with parameters drawn as :func:`drawn` draws them, of networks
+``mindspore.ckpt`` and ``mindspore.npz`` were written by MindSpore 2.10, with a checksum. The
+outputs in ``mindcv.json.gz`` are MindCV 0.3's, with parameters drawn as :func:`drawn` draws them,
+of networks
 as large as ``options`` make ours: VGG's classifier is narrow, and HRNet does not round to float16.
 """
 

@@ -1,4 +1,5 @@
-"""The modes in which people run backbones: exported, compiled, traced, channels_last, half precision.
+"""The modes in which people run backbones: exported, compiled, traced, channels_last, half
+precision.
 
 Capturing a graph takes seconds a network, so each way of doing so sees its share of the families;
 with FEATNET_EXHAUSTIVE=1 all see every representative.
@@ -65,8 +66,8 @@ def exported(net: nn.Module, x: torch.Tensor, *, strict: bool = True) -> Any:
 
 @pytest.mark.parametrize("name", share(0))
 def test_strict_export(name: str) -> None:
-    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free: it takes all that the
-    network takes, one window and several, odd branches and even ones."""
+    """Law 7: dynamo takes the whole forward as one graph, whose sizes are free: it takes all that
+    the network takes, one window and several, odd branches and even ones."""
     net, sizes = noisy(name), helpers.sizes(name)
     found = exported(net, image_batch(*sizes[0], batch=2))
     x = image_batch(*sizes[0], batch=3)

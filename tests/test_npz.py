@@ -271,8 +271,10 @@ def test_a_size_that_the_directory_of_the_archive_makes_up(tmp_path: Path) -> No
 def test_without_numpy(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.arange(3.0))
     code = (
-        "import sys; sys.modules['numpy'] = None; import warnings; warnings.simplefilter('ignore')\n"
-        "from featnet.checkpoints import checkpoint; print(checkpoint.read(sys.argv[1])['a'].tolist())"
+        "import sys; sys.modules['numpy'] = None; import warnings; "
+        "warnings.simplefilter('ignore')\n"
+        "from featnet.checkpoints import checkpoint; "
+        "print(checkpoint.read(sys.argv[1])['a'].tolist())"
     )
     run = [sys.executable, "-c", code, str(tmp_path / "a.npz")]
     assert (

@@ -426,7 +426,8 @@ def test_double_and_compile_take_no_packed_kernels() -> None:
 
 
 def test_compiled_is_one_more_form() -> None:
-    """Torch allows eight graphs of a class; more networks than that, and sizes, are no reason to stop."""
+    """Torch allows eight graphs of a class; more networks than that, and sizes, are no reason to
+    stop."""
     net, x = noisy("resnet10t", features_only=True, out_indices=(0,)), image_batch(32, 32)
     report = featnet.optimize(net, example=x, compile="eager").optimize_report
     assert set(report.milliseconds) == {"contiguous", "channels_last", "packed", "compiled"}

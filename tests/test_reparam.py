@@ -241,7 +241,8 @@ def test_branches_that_are_no_linear_layer_are_refused() -> None:
 
 
 def test_ghostnet_under_an_output_stride_and_its_authors_keys() -> None:
-    """Blocks that run in phases hold branches; the authors' files name norms and count operations."""
+    """Blocks that run in phases hold branches; the authors' files name norms and count
+    operations."""
     model: Any = fill_noise(featnet.create_model("ghostnetv3_050")).eval()
     x = image_batch(64, 96)
     dense: Any = copy.deepcopy(model)

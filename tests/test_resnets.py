@@ -1,4 +1,5 @@
-"""What single families promise beyond the laws: ResNet and its relatives, HRNet, DenseNet, VoVNet."""
+"""What single families promise beyond the laws: ResNet and its relatives, HRNet, DenseNet,
+VoVNet."""
 
 from __future__ import annotations
 

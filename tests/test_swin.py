@@ -1,4 +1,5 @@
-"""Swin, Hiera and PVT v2: what attention within windows means, sizes, strides, checkpoints, peers."""
+"""Swin, Hiera and PVT v2: what attention within windows means, sizes, strides, checkpoints,
+peers."""
 
 from __future__ import annotations
 

@@ -623,8 +623,8 @@ def test_a_checkpoint_that_does_not_fit() -> None:
 @pytest.mark.parametrize("windows", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_the_same_in_every_form(dtype: torch.dtype, windows: bool) -> None:
-    """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose map no
-    hook sees; dropout and gradients are as they were."""
+    """With gradients, on the CPU, torch's kernel may have been left for the explicit form, whose
+    map no hook sees; dropout and gradients are as they were."""
     q, k, v, bias = image_batch(16, 16, batch=4).to(dtype)  # (3, 16, 16) each
     seen: list[Any] = []
     drop = nn.Dropout(0.0)

@@ -70,7 +70,8 @@ def test_scales_that_come_back_as_one_sequence_are_no_map() -> None:
     assert featnet.discover(Scales()).module_name() == ["a"]
 
 
-# torchvision ---------------------------------------------------------------------------------------
+# torchvision
+# ---------------------------------------------------------------------------------------
 
 
 def _rows(info: featnet.FeatureInfo) -> list[tuple[int, int]]:

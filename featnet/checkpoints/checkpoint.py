@@ -120,7 +120,7 @@ def first(names: str | tuple[str, ...]) -> str:
     return names_of(names)[0]
 
 
-def _family_changes(draft: Draft, model: Any) -> None:
+def _family_changes(draft: Draft, model: object) -> None:
     """Apply the family's own conversion: older layouts, position tables of another size."""
     change = getattr(model, "convert_state_dict", None)
     if change is None:
@@ -144,7 +144,7 @@ def _family_changes(draft: Draft, model: Any) -> None:
             draft.put(key, value, what)
 
 
-def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -> None:
+def _adapt_input(draft: Draft, model: object, target: Mapping[str, torch.Tensor]) -> None:
     for name in names_of(getattr(model, "first_conv", ())):
         key = f"{name}.weight"
         old, new = draft.tensors.get(key), target.get(key)
@@ -156,7 +156,7 @@ def _adapt_input(draft: Draft, model: Any, target: Mapping[str, torch.Tensor]) -
 
 
 def _adapt_classes(
-    draft: Draft, model: Any, target: Mapping[str, torch.Tensor], offset: int
+    draft: Draft, model: object, target: Mapping[str, torch.Tensor], offset: int
 ) -> None:
     for name in names_of(getattr(model, "last_fc", ())):
         for key in (f"{name}.weight", f"{name}.bias"):
@@ -392,7 +392,7 @@ def _missing(
     ]
 
 
-def _head(model: Any) -> set[str]:
+def _head(model: object) -> set[str]:
     """Names of the classifier's tensors."""
     names = names_of(getattr(model, "last_fc", ()))
     return {f"{name}.{end}" for name in names for end in ("weight", "bias")}

@@ -100,14 +100,14 @@ def wrappers_of(target: Iterable[str]) -> frozenset[str]:
 # Collecting -------------------------------------------------------------------------------------
 
 
-def collect(content: Any) -> list[Option]:
+def collect(content: object) -> list[Option]:
     """Every dictionary that holds tensors, and every dictionary of such, with dotted names."""
     options: list[Option] = []
     _walk(content, (), options, set())
     return options
 
 
-def _walk(value: Any, path: Path, options: list[Option], above: set[int]) -> dict[str, Leaf]:
+def _walk(value: object, path: Path, options: list[Option], above: set[int]) -> dict[str, Leaf]:
     """All tensors in a value by their dotted names; adds the dictionaries in it to ``options``."""
     if isinstance(value, (list, tuple)):
         value = _pairs(value)
@@ -132,7 +132,7 @@ def _walk(value: Any, path: Path, options: list[Option], above: set[int]) -> dic
     return {**own, **below}
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: object) -> bool:
     return isinstance(value, (Stored, torch.Tensor, NotDense))
 
 
@@ -145,7 +145,7 @@ def _pairs(value: Any) -> Any:
     return dict(pairs) if pairs and named and len(pairs) == len(value) else None
 
 
-def _is_dense(leaf: Any) -> bool:
+def _is_dense(leaf: object) -> bool:
     if isinstance(leaf, torch.Tensor):
         return leaf.layout is torch.strided and not leaf.is_quantized
     return isinstance(leaf, Stored)
@@ -368,7 +368,7 @@ def _refuse_tie(options: list[Option], source: str) -> NoReturn:
     )
 
 
-def _under(options: list[Option], prefix: Any, source: str) -> Iterator[Option]:
+def _under(options: list[Option], prefix: object, source: str) -> Iterator[Option]:
     """Return the part of a file in a dictionary, or under a start of names, that was asked for.
 
     Raises:

@@ -307,10 +307,10 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
-def _check_entry(name: str, entry: Any) -> None:
+def _check_entry(name: str, entry: object) -> None:
     """Compare the shape of one tensor with its span of bytes."""
 
-    def sizes(value: Any) -> bool:
+    def sizes(value: object) -> bool:
         return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 def uncollected() -> Iterator[None]:
     """Context: Python's collector of cycles waits.
 
-    A network is thousands of objects that stay. Making them starts a collection, which walks over all
-    of torch and takes longer than the network.
+    A network is thousands of objects that stay. Making them starts a collection, which walks over
+    all of torch and takes longer than the network.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -44,7 +44,13 @@ class SkipInit(TorchFunctionMode):
         super().__init__()
         self.keep = frozenset(keep)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")  # the initialisers of nn.init
         if isinstance(target, nn.Parameter) and target.shape not in self.keep:
@@ -57,8 +63,8 @@ class SkipInit(TorchFunctionMode):
 
 
 def meta_model(build: Callable[[], Any]) -> Any:
-    """The network on the meta device: its structure and shapes. Initialisers are skipped, which torch
-    would run there all the same, and import its compiler for."""
+    """The network on the meta device: its structure and shapes. Initialisers are skipped, which
+    torch would run there all the same, and import its compiler for."""
     with torch.device("meta"), SkipInit():
         return build()
 

@@ -39,8 +39,8 @@ def convert_checkpoint(
         ArgumentError: an option that the model does not take, or an ``out`` that would hide what is
             written: another suffix, the file that is read.
         UnknownModelError: no such model.
-        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be written
-            (an OutputError).
+        CheckpointError: the file cannot be read, is of another network, or ``out`` cannot be
+            written (an OutputError).
 
     Example:
         >>> state = featnet.create_model("test_resnet", num_classes=7).state_dict()

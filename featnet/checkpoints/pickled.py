@@ -76,7 +76,8 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how files of before torch 1.6 
 ARCHIVES = {
     "constants.pkl": "a TorchScript archive: torch.jit.load(file).state_dict() has its tensors",
     "code/": "a TorchScript archive: torch.jit.load(file).state_dict() has its tensors",
-    "archive_format": "a program of torch.export: torch.export.load(file).state_dict has its tensors",
+    "archive_format": "a program of torch.export: torch.export.load(file).state_dict has its "
+    "tensors",
     "serialized_exported_program.json": "a program of torch.export: "
     "torch.export.load(file).state_dict has its tensors",
     "model.weights.h5": "a model of Keras: its weights are in HDF5, which featnet does not read",
@@ -87,27 +88,27 @@ ARCHIVES = {
 class Placeholder:
     """An object of the file of which nothing but the class's name is known."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         del args, kwargs
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
+    def __new__(cls, *args: object, **kwargs: object) -> Placeholder:
         """Any arguments will do."""
         del args, kwargs
         return super().__new__(cls)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Forget a state."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         """Forget an item."""
 
-    def append(self, value: Any) -> None:
+    def append(self, value: object) -> None:
         """Forget an item."""
 
-    def extend(self, values: Any) -> None:
+    def extend(self, values: object) -> None:
         """Forget items."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
+    def __call__(self, *args: object, **kwargs: object) -> Placeholder:
         """Be what it would have made."""
         return self
 
@@ -180,7 +181,7 @@ class Reader(pickle._Unpickler):
             self.foreign[full] = None
         return type("Placeholder", (Placeholder,), {})
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> Any:
         """The storage of a tensor."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] not in ("storage", b"storage"):
             if isinstance(pid, tuple) and pid[:1] == ("module",) and len(pid) > 1:
@@ -228,7 +229,14 @@ class Reader(pickle._Unpickler):
         return leaf
 
     def typed_tensor(
-        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any
+        self,
+        storage: object,
+        offset: object,
+        size: object,
+        stride: object,
+        grad: object,
+        hooks: object,
+        dtype: object,
     ) -> Any:
         """As :meth:`tensor`, of a storage without a type."""
         del grad, hooks
@@ -237,11 +245,11 @@ class Reader(pickle._Unpickler):
         return self.tensor(storage, offset, size, stride, dtype=dtype)
 
 
-def _name_of(item: Any) -> str:
+def _name_of(item: object) -> str:
     return f"{getattr(item, '__module__', '')}.{getattr(item, '__qualname__', '')}"
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -290,9 +298,10 @@ def _refusal(path: Path, foreign: Iterable[str]) -> CheckpointError:
     one = names[0].rpartition(".")[2]
     return CheckpointError(
         f"Checkpoint {str(path)!r} cannot be read: it holds more than tensors and values: "
-        f"{', '.join(names[:5])}{more}. featnet runs no code that a file brings along. Where it was "
-        "written, save the weights alone: torch.save(model.state_dict(), file). Or say that objects "
-        f"of these classes may be passed over: torch.serialization.add_safe_globals([{one}])."
+        f"{', '.join(names[:5])}{more}. featnet runs no code that a file brings along. Where it "
+        "was written, save the weights alone: torch.save(model.state_dict(), file). Or say that "
+        "objects of these classes may be passed over: "
+        f"torch.serialization.add_safe_globals([{one}])."
     )
 
 

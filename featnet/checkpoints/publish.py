@@ -45,8 +45,8 @@ def save_for_hub(
 ) -> Path:
     """Write ``model.safetensors``, ``config.json`` and, unless there is one, ``README.md``.
 
-    ``create_model("local-dir:<folder>", pretrained=True)`` builds the same model again, bit for bit,
-    and so does timm's function of that name. Each file is written as a whole or not at all.
+    ``create_model("local-dir:<folder>", pretrained=True)`` builds the same model again, bit for
+    bit, and so does timm's function of that name. Each file is written as a whole or not at all.
 
     Args:
         model: made by ``create_model``, without ``features_only``.
@@ -87,7 +87,8 @@ def make_config(model: Backbone, model_args: Mapping[str, Any] | None = None) ->
     """Make the contents of ``config.json``: architecture, arguments, preparation of inputs.
 
     Raises:
-        ArgumentError: a model that ``create_model`` did not make, or arguments that JSON cannot hold.
+        ArgumentError: a model that ``create_model`` did not make, or arguments that JSON cannot
+            hold.
     """
     if not isinstance(model, Backbone) or not model.architecture:
         what = type(model).__name__
@@ -102,7 +103,8 @@ def make_config(model: Backbone, model_args: Mapping[str, Any] | None = None) ->
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
-                f"{name}={value!r} cannot be written as JSON: give what can as model_args={{{name!r}: ...}}."
+                f"{name}={value!r} cannot be written as JSON: give what can as "
+                f"model_args={{{name!r}: ...}}."
             ) from error
     cfg = model.pretrained_cfg or Weights()
     fields = {k: v for k, v in cfg.to_dict().items() if k not in SOURCES and k != "architecture"}
@@ -141,7 +143,8 @@ def _check_rebuild(model: Backbone, arguments: dict[str, Any]) -> None:
     changed = [k for k, v in model.state_dict().items() if shapes.pop(k, None) != v.shape]
     if changed or shapes:
         raise ArgumentError(
-            f"The {model.architecture} was changed since it was created ({some([*changed, *shapes])}); "
+            f"The {model.architecture} was changed since it was created "
+            f"({some([*changed, *shapes])}); "
             "give the arguments that make it what it is as model_args=."
         )
 

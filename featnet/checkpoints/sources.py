@@ -94,7 +94,7 @@ def config(source: Source, *, cache_dir: str | Path | None = None) -> Config:
         raise CheckpointError(f"{str(path)!r} is no config.json of a model: {error!r}.") from error
 
 
-def _config(content: Any, path: Path, where: Mapping[str, Any]) -> Config:
+def _config(content: object, path: Path, where: Mapping[str, Any]) -> Config:
     if not isinstance(content, dict):
         raise TypeError("an object is expected")
     if "architecture" not in content:
@@ -126,7 +126,7 @@ def _config(content: Any, path: Path, where: Mapping[str, Any]) -> Config:
     )
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

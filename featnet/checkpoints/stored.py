@@ -184,8 +184,8 @@ def _check(elements: torch.Tensor, storage: Storage) -> None:
     content = (ctypes.c_char * storage.size).from_address(elements.data_ptr())
     if zlib.crc32(content, before) != after:
         raise CheckpointError(
-            f"Checkpoint {str(storage.file.path)!r} cannot be read: its bytes are not those that were "
-            "written, their checksum (CRC) is another."
+            f"Checkpoint {str(storage.file.path)!r} cannot be read: its bytes are not those that "
+            "were written, their checksum (CRC) is another."
         )
 
 

@@ -11,7 +11,8 @@ _featnet() {{
     local command="${{COMP_WORDS[1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         words="{commands} --help --version"
-    elif [ "$before" = --model ] || {{ [[ "$word" != -* ]] && [[ " info prefetch export " == *" $command "* ]]; }}; then
+    elif [ "$before" = --model ] ||
+        {{ [[ "$word" != -* ]] && [[ " info prefetch export " == *" $command "* ]]; }}; then
         words="$(featnet list 2>/dev/null)"
     else
         case "$command" in

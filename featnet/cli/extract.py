@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from ..extraction.extractors import FeatureNet
     from ..images.fits import Placement
     from ..images.transform import ImageTransform
 
@@ -97,7 +98,7 @@ class Job:
     """
 
     def __init__(
-        self, args: argparse.Namespace, net: Any, source: str, device: torch.device
+        self, args: argparse.Namespace, net: FeatureNet, source: str, device: torch.device
     ) -> None:
         self.args, self.net, self.source, self.device = args, net, source, device
         self.model: str = args.model

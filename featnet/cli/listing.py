@@ -14,7 +14,8 @@ from .network import check_model, selection
 
 
 def print_list(args: argparse.Namespace) -> int:
-    """Print the names that pass the filters, one a line, as a table or as JSON; 1 if there are none.
+    """Print the names that pass the filters, one a line, as a table or as JSON; 1 if there are
+    none.
 
     Raises:
         ArgumentError: a filter with an unknown value.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from ..extraction.extractors import FeatureNet
     from ..images.fits import Placement
 
 FEATURES, RENDERING, VECTORS = "features.safetensors", "features.png", "vectors.safetensors"
@@ -122,7 +123,9 @@ class Writer(Protocol):
         """Write what was kept, and say what was done."""
 
 
-def writer_of(args: argparse.Namespace, plan: Plan, model: str, source: str, net: Any) -> Writer:
+def writer_of(
+    args: argparse.Namespace, plan: Plan, model: str, source: str, net: FeatureNet
+) -> Writer:
     """The writer for what the arguments ask for."""
     kind = VectorWriter if args.pool else MapWriter
     return kind(args, plan, model, source, net)
@@ -132,7 +135,7 @@ class _Base:
     """The part that writers have in common: the arguments, and the lines that say what was done."""
 
     def __init__(
-        self, args: argparse.Namespace, plan: Plan, model: str, source: str, net: Any
+        self, args: argparse.Namespace, plan: Plan, model: str, source: str, net: FeatureNet
     ) -> None:
         self.args, self.plan, self.model, self.source, self.net = args, plan, model, source, net
         self.count = 0

@@ -87,7 +87,7 @@ def _add(commands: Any, name: str, summary: str, *examples: str) -> argparse.Arg
     return parser
 
 
-def _extract(commands: Any) -> None:
+def _extract(commands: object) -> None:
     parser = _add(
         commands,
         "extract",
@@ -133,7 +133,7 @@ def _extract(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
 
 
-def _list(commands: Any) -> None:
+def _list(commands: object) -> None:
     parser = _add(
         commands,
         "list",
@@ -166,7 +166,7 @@ def _list(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def _info(commands: Any) -> None:
+def _info(commands: object) -> None:
     parser = _add(
         commands,
         "info",
@@ -179,7 +179,7 @@ def _info(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def _prefetch(commands: Any) -> None:
+def _prefetch(commands: object) -> None:
     parser = _add(
         commands,
         "prefetch",
@@ -190,7 +190,7 @@ def _prefetch(commands: Any) -> None:
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="in place of the hub's cache")
 
 
-def _convert(commands: Any) -> None:
+def _convert(commands: object) -> None:
     parser = _add(
         commands,
         "convert",
@@ -210,7 +210,7 @@ def _convert(commands: Any) -> None:
     )
 
 
-def _export(commands: Any) -> None:
+def _export(commands: object) -> None:
     parser = _add(
         commands,
         "export",

@@ -141,7 +141,8 @@ def export(
                 worst = max((_difference(run(y), want) for y, want in pairs if run), default=0.0)
             except Exception as error:
                 raise FeatnetError(
-                    f"The {kind} file does not run at {' or '.join(_sides(y) for y, _ in pairs)}; it was "
+                    f"The {kind} file does not run at {' or '.join(_sides(y) for y, _ in pairs)}; "
+                    "it was "
                     f"not kept: {_first_line(error)}"
                 ) from error
         if not worst <= TOLERANCE[kind]:

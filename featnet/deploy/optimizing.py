@@ -43,8 +43,8 @@ class OptimizeReport:
             together with their activations.
         memory_format: ``"channels_last"`` or ``"contiguous"``.
         compiled: name of the backend, or empty if the network is not compiled; for inductor on the
-            CPU also if weights are frozen, and if its wrapper is in C++, which torch cannot write for
-            every network.
+            CPU also if weights are frozen, and if its wrapper is in C++, which torch cannot write
+            for every network.
         milliseconds: median time of each form that was tried on the example.
         difference: largest difference of the outputs, relative to the largest value.
         rounding: None, or where the difference is above the tolerance, and accepted since the
@@ -193,8 +193,8 @@ def _compiled(
     """Return a copy that torch has compiled for this input, and a word on how it did."""
     name = "inductor" if backend is True else str(backend)
     tries = INDUCTOR if name == "inductor" and x.device.type == "cpu" else {name: None}
-    # Of all networks of a class together torch refuses the ninth graph. A network needs one for each
-    # kind of size (the first, others, a batch of one) and of grad mode.
+    # Of all networks of a class together torch refuses the ninth graph. A network needs one for
+    # each kind of size (the first, others, a batch of one) and of grad mode.
     more: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 32}
     if not more.keys() <= inspect.signature(torch.compile).parameters.keys():  # before torch 2.13
         more = {}
@@ -238,8 +238,8 @@ def _gaps(outputs: list[torch.Tensor], wanted: list[torch.Tensor]) -> list[float
 def _check_numbers(
     net: nn.Module, result: nn.Module, x: torch.Tensor, gaps: list[float]
 ) -> tuple[float, float] | None:
-    """Refuse numbers that are wrong. Those that differ only as the network's own rounding does, which
-    its values in float64 show, pass; see :attr:`OptimizeReport.rounding`."""
+    """Refuse numbers that are wrong. Those that differ only as the network's own rounding does,
+    which its values in float64 show, pass; see :attr:`OptimizeReport.rounding`."""
     limit = max(TOLERANCE, torch.finfo(x.dtype).eps * 8)
     far = [i for i, gap in enumerate(gaps) if not gap <= limit]
     if not far:

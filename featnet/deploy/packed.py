@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class _Matrix(_Weight):
     def like(self, weight: torch.Tensor) -> _Matrix:
         return _Matrix(weight)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (_Matrix, *_pickled(self.plain()))
 
 
@@ -105,7 +105,7 @@ class _Kernel(_Weight):
     def like(self, weight: torch.Tensor) -> _Kernel:
         return _Kernel(weight, self.geometry, self.size)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (_Kernel, *_pickled(self.plain()), self.geometry, self.size)
 
 
@@ -115,7 +115,11 @@ def _pickled(weight: torch.Tensor) -> tuple[bytes, torch.dtype, tuple[int, ...]]
 
 
 def _unpickled(
-    kind: Callable[..., _Weight], data: bytes, dtype: torch.dtype, shape: Sequence[int], *args: Any
+    kind: Callable[..., _Weight],
+    data: bytes,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    *args: object,
 ) -> _Weight:
     return kind(torch.frombuffer(bytearray(data), dtype=dtype).view(*shape), *args)
 
@@ -150,7 +154,7 @@ class Packed(nn.Module):
         self,
         state_dict: dict[str, Any],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: object,
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -173,7 +177,7 @@ class Packed(nn.Module):
             plain = weight.detach().to(old).view(self.kernel.shape)
             self.kernel = self.kernel.like(plain)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Refuse another type or device; conversions of modules come here.
 
         Raises:
@@ -192,7 +196,8 @@ class Packed(nn.Module):
         """Convert the input to the type that was packed: under autocast it may have another.
 
         Raises:
-            ArgumentError: it is of another type, without autocast; a gradient is wanted; in a trace.
+            ArgumentError: it is of another type, without autocast; a gradient is wanted; in a
+                trace.
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise ArgumentError(
@@ -210,8 +215,8 @@ class Packed(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             return x.to(dtype)
         raise ArgumentError(
-            f"A layer whose weights were packed in {dtype} was given {x.dtype}: give it {dtype}, or "
-            "convert the network before optimize."
+            f"A layer whose weights were packed in {dtype} was given {x.dtype}: give it {dtype}, "
+            "or convert the network before optimize."
         )
 
     def extra_repr(self) -> str:
@@ -301,8 +306,8 @@ class PackedPointwise(PackedLinear):
 
 
 class Pointwise(nn.Module):
-    """A 1x1 convolution as torch's own linear layer, which is quickest for a single position: oneDNN
-    takes longer to begin."""
+    """A 1x1 convolution as torch's own linear layer, which is quickest for a single position:
+    oneDNN takes longer to begin."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

@@ -20,7 +20,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def reparameterize(model: Model) -> Model:
     """Copy a model in its form for inference: the same function in eval mode, in fewer layers.
 
-    Every module that has a method ``reparameterize()``, which takes no argument, is asked, on the copy
+    Every module that has a method ``reparameterize()``, which takes no argument, is asked, on the
+    copy
     and children first: it gives the module that takes its place, or changes itself and gives None.
     An extractor keeps its levels, also where a level is such a module. An output stride may be set
     before or afterwards.
@@ -81,8 +82,8 @@ def reparameterize(model: Model) -> Model:
 
 
 def reparameterizable(model: nn.Module) -> tuple[str, ...]:
-    """List the names of the modules that :func:`reparameterize` would ask, children first; one module
-    may have several names."""
+    """List the names of the modules that :func:`reparameterize` would ask, children first; one
+    module may have several names."""
     return tuple(name for name, module in _children_first(model) if _method(module) is not None)
 
 

@@ -1,4 +1,5 @@
-"""Pooling and padding by functions: ``F.max_pool2d``, ``F.avg_pool2d``, ``F.pad`` inside of a forward.
+"""Pooling and padding by functions: ``F.max_pool2d``, ``F.avg_pool2d``, ``F.pad`` inside of a
+forward.
 
 They are no modules, so an output stride cannot be set on them as on modules. A run of the forward
 records them, and later runs call other forms in their place.
@@ -110,7 +111,8 @@ class PadCall:
     Attributes:
         padding: what it did.
         size: (H, W) of the map.
-        within: the window in whose forward it is, if any (``padding_mode=``, a layer of TensorFlow's).
+        within: the window in whose forward it is, if any (``padding_mode=``, a layer of
+            TensorFlow's).
         feeds: the window that read its result, if any.
     """
 
@@ -124,8 +126,8 @@ class Watched:
     """A run of a network with its pooling functions among the calls.
 
     Attributes:
-        calls: as :class:`featnet.tracing.trace.Run`'s; a pooling function is called ``"<module>:<n>"``
-            after the module whose forward calls it.
+        calls: as :class:`featnet.tracing.trace.Run`'s; a pooling function is called
+            ``"<module>:<n>"`` after the module whose forward calls it.
         modules: every module by name, and for a function one that does the same.
         pads: calls of ``F.pad`` on maps, by such names.
         order: names of modules and functions, as they are entered.
@@ -172,7 +174,7 @@ class Watched:
             self.pads[name] = PadCall(module, (x.shape[-2], x.shape[-1]), within)
             self._padded[id(result)] = name, result
 
-    def _enter(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, name: str, _: nn.Module, args: object, kwargs: object) -> None:
         self._inside.append(name)
         self.order.append(name)
         self._inputs.append([args, kwargs])
@@ -182,7 +184,7 @@ class Watched:
                 if self.pads[pad].within is None:
                     self.pads[pad] = dataclasses.replace(self.pads[pad], feeds=name)
 
-    def _leave(self, name: str, _: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+    def _leave(self, name: str, _: nn.Module, args: object, kwargs: object, output: object) -> None:
         self._inside.pop()
         self._note(name, self._inputs.pop(), output)
 
@@ -214,7 +216,7 @@ class Refunctioned(nn.Module):
 
     _functions: dict[int, nn.Module]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         with _Replace(self._functions):
             return super().forward(*args, **kwargs)
 

@@ -1,9 +1,10 @@
 """Windows that pad in a way of their own, run as they are on the interleaved maps.
 
-Padding that is not in a module's ``padding`` (``padding_mode=``, a ReflectionPad2d before it, TensorFlow's
-SAME, which depends on the size) belongs to the original's grid. On a map that is ``density`` times denser
-each of the ``density * density`` interleaved maps has that grid, so the window runs on each of them, and
-where it loses its stride, from every place that there is to start from.
+Padding that is not in a module's ``padding`` (``padding_mode=``, a ReflectionPad2d before it,
+TensorFlow's SAME, which depends on the size) belongs to the original's grid. On a map that is
+``density`` times denser each of the ``density * density`` interleaved maps has that grid, so the
+window runs on each of them, and where it loses its stride, from every place that there is to start
+from.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Padding(nn.Module):
     Args:
         amounts: before and after the columns, before and after the rows.
         mode, value: as ``F.pad``'s.
-        window: by TensorFlow's rule for this window (kernel, stride, dilation), in place of amounts.
+        window: by TensorFlow's rule for this window (kernel, stride, dilation), in place of
+            amounts.
     """
 
     def __init__(
@@ -54,8 +56,8 @@ class Padding(nn.Module):
 def tensorflow_padding(
     size: Pair, kernel: Pair, stride: Pair, dilation: Pair
 ) -> tuple[int, int, int, int]:
-    """Return what TensorFlow's SAME pads by: (left, right, top, bottom), of which the second of two gets
-    the odd one.
+    """Return what TensorFlow's SAME pads by: (left, right, top, bottom), of which the second of two
+    gets the odd one.
 
     Example:
         >>> tensorflow_padding((8, 9), (3, 3), (2, 2), (1, 1))

@@ -1,9 +1,12 @@
 """The à trous law, run: a network and its dilated form on random numbers, in float64.
 
-Sizes alone prove nothing: padding that a module does not tell of, a window that numbers its positions, a
-slice between two modules keep the sizes and change the numbers. What the law is not about is silenced:
-whatever sees the whole map (means, norms over it) and resampling are constants in both networks. Borders
-are left out at each module, and set right behind it, so that what is wrong there goes no further.
+Sizes alone prove nothing: padding that a module does not tell of, a window that numbers its
+    positions, a
+slice between two modules keep the sizes and change the numbers. What the law is not about is
+silenced: whatever sees the whole map (means, norms over it) and resampling are constants in both
+    networks.
+Borders are left out at each module, and set right behind it, so that what is wrong there goes no
+further.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ TOLERANCE = 1e-9  # of float64, relative to the largest value
 class Local(TorchFunctionMode):
     """A context in which no position of a map depends on all others.
 
-    Means and maxima over a map are zero, deviations and norms over it are one, and a resampled map is
-    zero. Gates and norms still do all else that they do.
+    Means and maxima over a map are zero, deviations and norms over it are one, and a resampled map
+    is zero. Gates and norms still do all else that they do.
     """
 
     zero = frozenset(
@@ -75,7 +78,8 @@ class Local(TorchFunctionMode):
 
 
 class Values:
-    """Small random numbers in float64 for the tensors of a network; the same for the same tensor."""
+    """Small random numbers in float64 for the tensors of a network; the same for the same
+    tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[int, str] = {}
@@ -182,7 +186,8 @@ class Proof:
             raise
         except Exception as error:
             raise OutputStrideError(
-                f"output_stride={self.output_stride}: {type(self.model).__name__} does not run with it "
+                f"output_stride={self.output_stride}: {type(self.model).__name__} does not run "
+                "with it "
                 f"after {self.last}, so that something in a forward depends on the original sizes: "
                 f"{error}"
             ) from error
@@ -291,9 +296,10 @@ class Proof:
                 else f"{kind}, by padding or a forward of its own,"
             )
             raise OutputStrideError(
-                f"{where}: {what} gives other numbers at every {ratio}-th position than the original "
-                f"network's, by {error:.1g} of the largest. It sees more than the neighbourhood "
-                "that a stride acts on, or places it differently; such a network cannot be dilated."
+                f"{where}: {what} gives other numbers at every {ratio}-th position than the "
+                f"original network's, by {error:.1g} of the largest. It sees more than the "
+                "neighbourhood that a stride acts on, or places it differently; such a network "
+                "cannot be dilated."
             )
 
     def _margin(self, name: str, entering: bool) -> tuple[int, int]:

@@ -44,8 +44,8 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A call of a window or an upsampling in the original network, and the reductions (input side over
-    map side) that it reads at and writes at."""
+    """A call of a window or an upsampling in the original network, and the reductions (input side
+    over map side) that it reads at and writes at."""
 
     name: str
     module: nn.Module
@@ -72,8 +72,8 @@ def places(
         stride = _ratio(module)
         if stride[0] != stride[1]:
             raise OutputStrideError(
-                f"{call.name} ({type(module).__name__}) has strides {stride[0]} and {stride[1]}: an "
-                "output stride is one number for rows and columns."
+                f"{call.name} ({type(module).__name__}) has strides {stride[0]} and {stride[1]}: "
+                "an output stride is one number for rows and columns."
             )
         reads = nearest_reduction(known, size[0], before[0])
         known.add(reads * stride[0])
@@ -81,7 +81,8 @@ def places(
 
 
 def nearest_reduction(known: Iterable[Fraction], height: int, rows: int) -> Fraction:
-    """Return the reduction of a map: unpadded kernels make it a little smaller than it should be."""
+    """Return the reduction of a map: unpadded kernels make it a little smaller than it should
+    be."""
     return min(known, key=lambda r: abs(math.log(height / rows / float(r))))
 
 
@@ -103,8 +104,9 @@ def plan(
         )
         if not fits:
             raise OutputStrideError(
-                f"output_stride={output_stride}: {place.name} ({type(place.module).__name__}) reads "
-                f"at reduction {place.reads} and writes at {place.writes}, which has no whole stride "
+                f"output_stride={output_stride}: {place.name} ({type(place.module).__name__}) "
+                f"reads at reduction {place.reads} and writes at {place.writes}, which has no "
+                "whole stride "
                 "there."
             )
         step = Step(int(density), (int(new), int(new)), scale=1 / new)
@@ -193,7 +195,7 @@ def _padding(window: Any) -> Pair:
     return (0, 0) if window.padding == "valid" else pair(window.padding)
 
 
-def check_stride(output_stride: Any, allowed: list[int], model: nn.Module) -> None:
+def check_stride(output_stride: object, allowed: list[int], model: nn.Module) -> None:
     """Refuse what is not one of the strides that a network can have.
 
     Raises:

@@ -42,8 +42,8 @@ def set_output_stride(
         output_stride: one of the reductions that the network has.
         inplace: change the model itself; by default a copy over the same tensors.
         input_size: (H, W) or (C, H, W) at which to look into a model that takes one size only.
-        tensorflow_padding: layers that pad by TensorFlow's rule SAME (timm's ``tf_*``) do so anew for
-            their dilated kernel, as in timm. By default they pad so that the rule holds, as all
+        tensorflow_padding: layers that pad by TensorFlow's rule SAME (timm's ``tf_*``) do so anew
+            for their dilated kernel, as in timm. By default they pad so that the rule holds, as all
             others do. For weights that were trained with timm's dilated network.
 
     Returns:
@@ -89,7 +89,8 @@ def set_output_stride(
 
 
 class _Change:
-    """The changes that an output stride makes in a network from elsewhere, found by runs on the meta device.
+    """The changes that an output stride makes in a network from elsewhere, found by runs on the
+    meta device.
 
     Attributes:
         needed: whether the network has coarser maps.
@@ -115,8 +116,9 @@ class _Change:
             kind = type(seen.modules[name]).__name__
             if isinstance(output_stride, int) and output_stride in allowed:
                 raise OutputStrideError(
-                    f"output_stride={output_stride} cannot be set: {name} ({kind}) puts out maps at "
-                    f"reduction {other}, and no module between has a stride that could be changed."
+                    f"output_stride={output_stride} cannot be set: {name} ({kind}) puts out maps "
+                    f"at reduction {other}, and no module between has a stride that could be "
+                    "changed."
                 )
             allowed = [other]
         rule.check_stride(output_stride, allowed, model)
@@ -163,8 +165,9 @@ class _Change:
             padding = _rule_of(call, other, seen.modules[window])
             if padding is None and call.within is None:
                 raise OutputStrideError(
-                    f"output_stride={self.output_stride}: what is padded before {window} depends on the "
-                    f"size of the input ({call.padding.amounts} at {size[0]} x {size[1]}, "
+                    f"output_stride={self.output_stride}: what is padded before {window} depends "
+                    "on the size of the input "
+                    f"({call.padding.amounts} at {size[0]} x {size[1]}, "
                     f"{other.padding.amounts} at one more), by no rule that is known."
                 )
             if tensorflow and padding is not None and padding.window is not None:
@@ -224,8 +227,8 @@ class _Change:
         ]
         if deeper:
             raise OutputStrideError(
-                f"{owner or type(model).__name__} calls a pooling or padding function and, before it, "
-                f"{deeper[0]}, which does too: give the function's place a module."
+                f"{owner or type(model).__name__} calls a pooling or padding function and, before "
+                f"it, {deeper[0]}, which does too: give the function's place a module."
             )
 
     def prove(self, model: nn.Module, dense: nn.Module) -> None:

@@ -19,10 +19,10 @@ QUICK_PADDING = 7
 class Window(Protocol):
     """A module that slides a window: a convolution, a pool, or one with their attributes.
 
-    One that has a method ``dilate(density, stride) -> module`` is asked for its own dilated form: the
-    input is ``density`` times denser, and ``stride`` (rows, columns) is what is left of its stride.
-    Self-attention, which has no kernel, needs nothing but that method. A ``channels_last`` one
-    reads (N, H, W, C).
+    One that has a method ``dilate(density, stride) -> module`` is asked for its own dilated form:
+    the input is ``density`` times denser, and ``stride`` (rows, columns) is what is left of its
+    stride. Self-attention, which has no kernel, needs nothing but that method. A ``channels_last``
+    one reads (N, H, W, C).
     """
 
     kernel_size: Any

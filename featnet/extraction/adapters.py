@@ -1,6 +1,7 @@
 """Extractors with the interface that other libraries expect of a backbone.
 
-None of those libraries is imported: they need a few attributes and a certain form of the output. Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
+None of those libraries is imported: they need a few attributes and a certain form of the output.
+    Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
 ``FeatureListNet(model, ...)``, ``create_feature_extractor(...)``), whose ``feature_info`` it reads.
 """
 

@@ -14,13 +14,13 @@ import torch
 from ..tracing import trace
 
 
-def keep_apart(value: Any, inputs: Any = (), *, certain: bool = True) -> tuple[Any, Any]:
+def keep_apart(value: object, inputs: object = (), *, certain: bool = True) -> tuple[Any, Any]:
     """Return the value to hand out, and the one that the network is to go on with.
 
-    A tensor of its own is handed out as it is, and the network goes on with a copy. Of a tensor whose
-    memory the network has under other names (an output that is the input, or a part of it) a
-    copy is handed out, and what it holds is written back, so that all the names go on from it. Either
-    way there is one tensor more than without.
+    A tensor of its own is handed out as it is, and the network goes on with a copy. Of a tensor
+    whose memory the network has under other names (an output that is the input, or a part of it) a
+    copy is handed out, and what it holds is written back, so that all the names go on from it.
+    Either way there is one tensor more than without.
 
     Args:
         value: a tensor, or tensors in any nesting.

@@ -65,7 +65,8 @@ def returned(
     if len(seen.levels) != len(declared):
         raise ArgumentError(
             f"{type(model).__name__} is_rewritten and declares {len(declared)} levels, but its "
-            f"forward returns {len(seen.levels)} tensors: {[tuple(s) for s in seen.levels.values()]}."
+            f"forward returns {len(seen.levels)} tensors: "
+            f"{[tuple(s) for s in seen.levels.values()]}."
         )
     return {f.module: seen.levels[i] for i, f in enumerate(declared)}
 

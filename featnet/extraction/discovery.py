@@ -11,21 +11,22 @@ from torch import nn
 
 from ..errors import ArgumentError, TraceError
 from ..features import Feature, FeatureInfo
+from ..size import Size
 from ..tracing import flow, positions, sizes, structure, trace
 from ..tracing.flow import Flow, FlowCall, Part
 from . import layout
-from .layout import Layout, Size
+from .layout import Layout
 
 
 def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
     """Find the levels of any model: at each resolution the last module whose output is a map of it.
 
     Modules inside a block that itself ends at a coarser resolution, or in a vector, are no levels:
-    the 1 x 1 convolution at the beginning of a stage, for instance, or the keys of a head that pools
-    by attention. Maps may be (N, C, H, W), (N, H, W, C) or tokens, with or without prefix tokens;
-    each level says its ``layout``. The model runs twice on the meta device, at this size and at
-    twice this size, which tells a map from a tensor that only has its shape; a model that takes a
-    single size runs once.
+    the 1 x 1 convolution at the beginning of a stage, for instance, or the keys of a head that
+    pools by attention. Maps may be (N, C, H, W), (N, H, W, C) or tokens, with or without prefix
+    tokens; each level says its ``layout``. The model runs twice on the meta device, at this size
+    and at twice this size, which tells a map from a tensor that only has its shape; a model that
+    takes a single size runs once.
 
     ``FeatureListNet(model, feature_info=discover(model))`` extracts them.
 
@@ -335,9 +336,9 @@ class _Levels:
         return chosen
 
     def _last(self, candidates: list[tuple[int, _Map]]) -> tuple[int, _Map]:
-        """The last level: the last of the coarsest maps. Where one part of the network holds this and
-        other levels, a lone layer behind that part which gives other channels is no stage: it, and
-        what follows, projects for a head."""
+        """The last level: the last of the coarsest maps. Where one part of the network holds this
+        and other levels, a lone layer behind that part which gives other channels is no stage: it,
+        and what follows, projects for a head."""
         coarsest = max(m.lies.reduction for _, m in candidates)
         there = [(i, m) for i, m in candidates if m.lies.reduction == coarsest]
         way = there[-1][1].part.origin.calls

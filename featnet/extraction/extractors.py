@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -103,8 +103,8 @@ class FeatureNet(SharedNet):
             if out_indices is not None:
                 raise ArgumentError("Give out_indices or out_strides, not both.")
             out_indices = resolve_strides(out_strides, levels)
-        self._features_only = FeatureInfo(levels, out_indices).out_indices
-        indices = resolve(self._features_only, levels)
+        self._indices = FeatureInfo(levels, out_indices).out_indices
+        indices = resolve(self._indices, levels)
         self._keys: tuple[Any, ...] = output_keys(out_map, [levels[i].module for i in indices])
         self._input_size = input_size or getattr(feature_info, "input_size", None)
         source = self._source_class(network)(levels, indices, read)
@@ -131,8 +131,8 @@ class FeatureNet(SharedNet):
             if model is network:
                 raise
             raise ArgumentError(
-                f"{type(model).__name__} is an extractor, whose {type(body).__name__} was cut to what "
-                "it needs and does not run to its end: give the model that it was made from."
+                f"{type(model).__name__} is an extractor, whose {type(body).__name__} was cut to "
+                "what it needs and does not run to its end: give the model that it was made from."
             ) from error
         self._deepest = max(source.indices) if prune else len(source.levels) - 1
         if prune:
@@ -160,7 +160,7 @@ class FeatureNet(SharedNet):
     @property
     def feature_info(self) -> FeatureInfo:
         """The levels that come out, in their order."""
-        return FeatureInfo(self._source.levels, self._features_only, measure=self._measure)
+        return FeatureInfo(self._source.levels, self._indices, measure=self._measure)
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return (h, w) of every level for an input (H, W); 0 for those that were pruned, which no
@@ -184,7 +184,8 @@ class FeatureNet(SharedNet):
 
     @property
     def return_layers(self) -> dict[str, str]:
-        """Module names to output keys. Setting it selects other levels among those that were kept."""
+        """Module names to output keys. Setting it selects other levels among those that were
+        kept."""
         source = self._source
         names = (source.levels[i].module for i in source.indices)
         return dict(zip(names, self._keys, strict=True))
@@ -201,13 +202,13 @@ class FeatureNet(SharedNet):
         if not kept:
             there = [*index][: self._deepest + 1]
             raise ArgumentError(f"return_layers={layers!r}: all were pruned; there are {there}.")
-        self._features_only = source.indices = tuple(index[name] for name in kept)
+        self._indices = source.indices = tuple(index[name] for name in kept)
         self._keys = tuple(str(layers[name]) for name in kept)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.body.train(mode)  # its own flag, and what its class does beyond that
         return self

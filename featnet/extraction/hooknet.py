@@ -70,7 +70,7 @@ class FeatureHookNet(FeatureNet):
         self._input_size = input_size
         with sizes.at_size(input_size):
             self._wrap(model, source, prune=prune, copy=copy)
-        self._features_only = source.indices
+        self._indices = source.indices
         self._keys = tuple(tap.key for tap in source.hooks.taps)
 
     def _source_class(self, network: nn.Module) -> type[Source]:

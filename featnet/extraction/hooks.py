@@ -67,7 +67,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.current: Under | None = None  # an own attribute from the start: compilers guard on it
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _Local, ()
 
 
@@ -79,7 +79,9 @@ class _Recorder:
         # True if the network writes there later, in eval mode and in training; None: perhaps
         self.overwritten: tuple[bool | None, bool | None] = (None, None)
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+    def __call__(
+        self, module: nn.Module, args: object, kwargs: object, output: object = None
+    ) -> Any:
         if self.local.current is None:
             return None  # nobody collects: a plain forward, or a recomputation in the backward pass
         features, enough = self.local.current
@@ -125,7 +127,7 @@ class Collection:
         self._outer = self._hooks.begin(self._found)
         return self._found
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._hooks.end(self._outer)
         if kind is not None:
             self._found.clear()
@@ -215,7 +217,7 @@ class FeatureHooks:
     def __enter__(self) -> FeatureHooks:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
     def collect(self) -> Collection:
@@ -323,8 +325,8 @@ def _rewritten(model: nn.Module, *, training: bool = False) -> frozenset[tuple[s
 
 
 def _drops(model: nn.Module) -> bool:
-    """Tell if there is dropout, which in eval mode returns its input, and in training may write into
-    it."""
+    """Tell if there is dropout, which in eval mode returns its input, and in training may write
+    into it."""
     kind = nn.modules.dropout._DropoutNd
     return any(isinstance(module, kind) and module.p > 0 for module in model.modules())
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ..errors import InputSizeError, MissingFeatureError
 from ..features import Feature
+from ..size import Size
 from ..tracing.watch import tensors
-
-Size = tuple[int, int]
 
 # Class, distillation and register tokens; more of them than this is no image's
 MOST_PREFIX_TOKENS = 16
@@ -105,8 +103,8 @@ def _count(values: torch.Tensor) -> int:
 
 
 def order_of(place: torch.Tensor, level: Feature, size: Size) -> tuple[int, ...]:
-    """Return the index of each position's token, row by row; nothing where that is the order in which
-    they are, or where it is not known."""
+    """Return the index of each position's token, row by row; nothing where that is the order in
+    which they are, or where it is not known."""
     line = place[0].amin(1 if level.layout == "NLC" else 0)[level.prefix :]
     for height, width in _grids(size, level.reduction):
         rows = line // size[1] * height // size[0]
@@ -186,7 +184,7 @@ def nominal(size: Size, sides: Sequence[int]) -> int:
     return ratios[0] if patches else power
 
 
-def to_map(value: Any, level: Feature, shape: Sequence[int]) -> torch.Tensor:
+def to_map(value: object, level: Feature, shape: Sequence[int]) -> torch.Tensor:
     """Return the map (N, C, H, W) of a level in what its module put out, without prefix tokens.
 
     Args:
@@ -214,13 +212,13 @@ def _in_rows(y: torch.Tensor, level: Feature, shape: Sequence[int]) -> torch.Ten
     if y.shape[2] != len(level.order):
         raise InputSizeError(
             f"{level.module!r} keeps its tokens in an order of its own, which is known for "
-            f"{len(level.order)} of them; an input of {shape[-2]} x {shape[-1]} has {y.shape[2]}: call "
-            "featnet.discover with this input_size."
+            f"{len(level.order)} of them; an input of {shape[-2]} x {shape[-1]} has {y.shape[2]}: "
+            "call featnet.discover with this input_size."
         )
     return y[:, :, torch.tensor(level.order, device=y.device)]
 
 
-def tensor_of(value: Any, item: int) -> torch.Tensor:
+def tensor_of(value: object, item: int) -> torch.Tensor:
     """Return one of the tensors in a nested value.
 
     Raises:
@@ -241,8 +239,8 @@ def _grid(length: int, level: Feature, size: Sequence[int]) -> Size:
         if math.prod(grid) == length:
             return grid
     raise InputSizeError(
-        f"{level.module!r} puts out {length} tokens for an input of {size[0]} x {size[1]}, which are "
-        f"no grid at reduction {level.reduction}."
+        f"{level.module!r} puts out {length} tokens for an input of {size[0]} x {size[1]}, which "
+        f"are no grid at reduction {level.reduction}."
     )
 
 

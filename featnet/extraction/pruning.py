@@ -1,7 +1,8 @@
 """Pruning: remove from a network, in place, what a run of it did not need.
 
-A container (Sequential, ModuleList, ModuleDict) then holds what runs, in order and under its keys. Of
-any other module an attribute that is gone is None, as torch registers an absent child or parameter.
+A container (Sequential, ModuleList, ModuleDict) then holds what runs, in order and under its keys.
+Of any other module an attribute that is gone is None, as torch registers an absent child or
+parameter.
 """
 
 from __future__ import annotations
@@ -100,13 +101,13 @@ class Removed(nn.Module):
     """Stands in a container in the place of a module that was removed, where the network's own
     forward counts on the places of the others."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
         raise MissingFeatureError(
             "This module was removed, as no level needs it: make the extractor with prune=False."
         )
 
 
-def _of_key(container: nn.Module, index: Any) -> Any:
+def _of_key(container: nn.Module, index: object) -> Any:
     """The child whose key is the index, in place of the child at that position."""
     children = container._modules
     if isinstance(index, int) and str(index) in children:

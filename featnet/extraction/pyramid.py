@@ -59,7 +59,8 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
-        """Compute maps (N, out_channels, s H, s W) from the network's maps, or from the last one."""
+        """Compute maps (N, out_channels, s H, s W) from the network's maps, or from the last
+        one."""
         x = maps if isinstance(maps, torch.Tensor) else maps[-1]
         return [branch(x) for branch in self.branches]
 

@@ -1,16 +1,17 @@
-"""Extractors of a network that the caller keeps: two structures over the same tensors, which stay one.
+"""Extractors of a network that the caller keeps: two structures over the same tensors, which stay
+one.
 
 A conversion (``double()``, ``half()``, ``to()``) writes into the parameters that it finds, and puts
 new buffers into the tables of the modules. These tables are therefore shared too
-(:func:`featnet.tracing.structure.view`), so that an extractor follows its network; and a conversion of
-an extractor goes on to the rest of the network.
+(:func:`featnet.tracing.structure.view`), so that an extractor follows its network; and a conversion
+of an extractor goes on to the rest of the network.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from ..errors import ArgumentError
 
 
 class Origin:
-    """The network that an extractor was made from, as long as the caller keeps it. A copy has none."""
+    """The network that an extractor was made from, as long as the caller keeps it. A copy has
+    none."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self._model: Callable[[], nn.Module | None]
@@ -30,7 +32,7 @@ class Origin:
                 if parameter is not None:
                     self._witness = self._witness or (module._parameters, name, parameter)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Origin, ()
 
     def __call__(self) -> nn.Module | None:
@@ -52,7 +54,8 @@ class SharedNet(nn.Module):
     _origin: Origin
 
     def _share(self, model: nn.Module | None) -> None:
-        """Remember a network that the caller keeps; of an extractor the one that it was made from."""
+        """Remember a network that the caller keeps; of an extractor the one that it was made
+        from."""
         if isinstance(model, SharedNet):
             model = model._origin() or model
         self.__dict__["_origin"] = Origin(model)
@@ -67,11 +70,11 @@ class SharedNet(nn.Module):
             name = type(self._origin()).__name__
             raise ArgumentError(
                 f"The {name} that this {type(self).__name__} was made from has got new parameters "
-                "since (to_empty(), load_state_dict(assign=True) or .to() from or to the meta device "
-                "replace them): make the extractor anew, or convert the extractor instead."
+                "since (to_empty(), load_state_dict(assign=True) or .to() from or to the meta "
+                "device replace them): make the extractor anew, or convert the extractor instead."
             )
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         model = self._origin()
         if model is not None and recurse:
             before = [(p, t, key) for t in _tables(model) for key, p in t.items() if p is not None]

@@ -24,11 +24,11 @@ from ..errors import DeclarationError, MissingFeatureError
 from ..features import Feature
 from ..inputs import check_input, explain_size
 from ..layers import Tokens
+from ..size import Size
 from ..tracing import trace
 from . import declared, layout
 from .hooks import FeatureHooks, Tap, Taps, resolve_taps
 
-Size = tuple[int, int]
 Shapes = Mapping[int, torch.Size]
 
 
@@ -135,8 +135,8 @@ def shapes_of_levels(body: nn.Module, size: Size, source: Source) -> Shapes:
 
 
 class Hooked(Source):
-    """The network's own forward, and hooks on the modules that a declaration names. The forward ends
-    with the last of them."""
+    """The network's own forward, and hooks on the modules that a declaration names. The forward
+    ends with the last of them."""
 
     selectable = False
     hooks: FeatureHooks

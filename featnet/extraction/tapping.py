@@ -41,8 +41,8 @@ def extract(
 ) -> nn.Module:
     """Make an extractor that returns outputs of a model's modules, as a dict in the order asked.
 
-    The forward stops after the last of these modules. The extractor lacks what they do not need; the
-    model itself is left as it is, and its tensors are shared.
+    The forward stops after the last of these modules. The extractor lacks what they do not need;
+    the model itself is left as it is, and its tensors are shared.
 
     Args:
         model: any module that takes one (N, C, H, W) batch.

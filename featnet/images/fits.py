@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-Size = tuple[int, int]  # (height, width)
+from ..size import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ def _scaled(size: Size, ratio: float) -> Size:
 
 
 def _shorter_to(size: Size, side: int) -> Size:
-    """A size with the aspect of another and a given shorter side; the longer one is rounded down."""
+    """A size with the aspect of another and a given shorter side; the longer one is rounded
+    down."""
     short, long = min(size), max(size)
     other = int(side * long / short)
     return (side, other) if size[0] <= size[1] else (other, side)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ POOLS = ("avg", "max", "gem", "cls")
 _POWER, _LEAST = 3.0, 1e-6  # of the generalised mean
 
 
-def pool_features(maps: Any, pool: str = "avg", *, normalize: bool = True) -> torch.Tensor:
+def pool_features(maps: object, pool: str = "avg", *, normalize: bool = True) -> torch.Tensor:
     """Make one vector of each image's maps; of several levels, the vectors one after the other.
 
     The vector that a network's own classifier is given is another one, and needs no maps:
@@ -52,7 +51,7 @@ def pool_features(maps: Any, pool: str = "avg", *, normalize: bool = True) -> to
     return F.normalize(vectors, dim=1) if normalize else vectors
 
 
-def as_levels(maps: Any) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+def as_levels(maps: object) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Turn an extractor's output into pairs of a map (N, C, H, W) and its prefix tokens or None.
 
     Raises:
@@ -83,7 +82,7 @@ def as_levels(maps: Any) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     return pairs
 
 
-def _is_pair(item: Any) -> bool:
+def _is_pair(item: object) -> bool:
     """A map and its prefix tokens (N, T, C); two maps are no pair."""
     return (
         isinstance(item, tuple)

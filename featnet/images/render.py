@@ -40,8 +40,8 @@ class Panel:
 
 
 def render_features(
-    maps: Any,
-    image: Any = None,
+    maps: object,
+    image: object = None,
     *,
     basis: FeatureBasis | None = None,
     style: str = "components",
@@ -56,7 +56,8 @@ def render_features(
             arrays or tensors. It is the first column, and the maps are drawn in its size.
         basis: the colours of :meth:`FeatureBasis.fit`; by default those that fit these maps.
         style: ``"components"`` shows the first three principal components as red, green and blue;
-            ``"heat"`` shows a map of one channel, or the lengths of the vectors, from dark to light.
+            ``"heat"`` shows a map of one channel, or the lengths of the vectors, from dark to
+            light.
         overlay: opacity of the maps over the image, from 0 to 1, in place of the first column.
         captions: of the levels, written below the rows.
 
@@ -71,7 +72,7 @@ def render_features(
     Example:
         >>> import torch
         >>> from featnet import render_features
-        >>> maps = [torch.rand(2, 16, 20, 30), torch.rand(2, 32, 10, 15)]  # two levels of two images
+        >>> maps = [torch.rand(2, 16, 20, 30), torch.rand(2, 32, 10, 15)]  # two levels
         >>> render_features(maps).size
         (408, 280)
     """
@@ -113,7 +114,7 @@ def wrapped(row: Sequence[Panel]) -> list[Sequence[Panel]]:
     return [row[i : i + COLUMNS] for i in range(0, len(row), COLUMNS)]
 
 
-def _images(image: Any, count: int) -> list[Image]:
+def _images(image: object, count: int) -> list[Image]:
     if image is None:
         return []
     images = list(image) if isinstance(image, (list, tuple)) else [image]

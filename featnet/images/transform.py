@@ -92,7 +92,7 @@ class ImageTransform:
                 '"keep" are limited by it.'
             )
 
-    def __call__(self, images: Any) -> torch.Tensor:
+    def __call__(self, images: object) -> torch.Tensor:
         """Give the input of one image, (C, H, W), or of a list of images, (N, C, H, W).
 
         Args:
@@ -162,7 +162,7 @@ class ImageTransform:
             result[..., first::2] = (points[..., first::2] - offset) * scale
         return result
 
-    def _one(self, image: Any) -> torch.Tensor:
+    def _one(self, image: object) -> torch.Tensor:
         return self.normalize(to_pil(image))
 
     def normalize(self, image: Image) -> torch.Tensor:
@@ -247,7 +247,7 @@ class ImageTransform:
 
 
 def create_transform(
-    source: Any,
+    source: object,
     *,
     input_size: int | Sequence[int] | None = None,
     fit: str = "crop",
@@ -318,7 +318,7 @@ def create_transform(
     )
 
 
-def _weights_of(source: Any) -> tuple[Weights, int]:
+def _weights_of(source: object) -> tuple[Weights, int]:
     """Return a source's facts about its inputs, and their number of channels."""
     if isinstance(source, str):
         weights = sources.entry(source).weights
@@ -342,7 +342,7 @@ def _weights_of(source: Any) -> tuple[Weights, int]:
     )
 
 
-def _weights(cfg: Any) -> Weights:
+def _weights(cfg: object) -> Weights:
     """The fields of any library's configuration that say how an input is made."""
     if isinstance(cfg, Weights):
         return cfg
@@ -362,7 +362,7 @@ def _size(value: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _side(name: str, value: Any) -> int:
+def _side(name: str, value: object) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
         raise ArgumentError(f"{name}={value!r}: a positive number of pixels is expected.")
     return int(value)

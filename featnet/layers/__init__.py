@@ -1,5 +1,6 @@
 """Blocks that at least two families share."""
 
+from ..size import Size
 from .activations import QuickGelu
 from .attention import (
     EffectiveSqueezeExcite,
@@ -57,7 +58,7 @@ from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import Size, ceil_div, crop, same_size, stride_of
+from .static import ceil_div, crop, same_size, stride_of
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ArgumentError, check_rate, nearest
 
 
-def chain(modules: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+def chain(modules: Iterable[Callable[[Any], Any]], x: object) -> Any:
     """Modules (or functions) one after the other."""
     for module in modules:
         x = module(x)
@@ -32,7 +32,7 @@ class Blocks(nn.Sequential):
         """True if activations are recomputed in this forward."""
         return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
-    def run(self, blocks: Iterable[Callable[[Any], Any]], x: Any) -> Any:
+    def run(self, blocks: Iterable[Callable[[Any], Any]], x: object) -> Any:
         """Some of the blocks, one after the other; recomputed at once. A block that is given more
         than ``x`` comes as a ``functools.partial``."""
         if self.recomputes:
@@ -42,7 +42,7 @@ class Blocks(nn.Sequential):
     def forward(self, x: Any) -> Any:
         return self.through(x)
 
-    def through(self, x: Any, stop: int | None = None) -> Any:
+    def through(self, x: object, stop: int | None = None) -> Any:
         """Through the blocks before number ``stop`` only."""
         blocks = list(self)[:stop]
         for section in [blocks] if self.whole else [[block] for block in blocks]:

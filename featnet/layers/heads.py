@@ -83,7 +83,7 @@ class Head:
         self.channels, self.takes, self.gives = channels, takes, gives
         self.channels_last = channels_last
 
-    def build(self, model: Any, channels: int, global_pool: str) -> None:
+    def build(self, model: object, channels: int, global_pool: str) -> None:
         """Add this head's own layers to the network; here there are none.
 
         Args:

@@ -39,8 +39,8 @@ class Memo:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __deepcopy__(self, memo: Any) -> Memo:
+    def __deepcopy__(self, memo: object) -> Memo:
         return Memo(self.most)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Memo, (self.most,)

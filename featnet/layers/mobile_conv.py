@@ -97,7 +97,7 @@ class SamePadding:
         return self
 
 
-def _positive(size: Any) -> Any:
+def _positive(size: object) -> Any:
     """Raise values below zero to zero; for sizes that a tracer keeps as symbols, too."""
     if isinstance(size, torch.Tensor):  # what torch.jit makes of sizes
         return size.clamp(min=0)

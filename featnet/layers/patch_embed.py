@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputSizeError
+from ..size import Size
 from .factory import Layer
-from .static import Size, stride_of
+from .static import stride_of
 
 
 def to_pair(value: int | tuple[int, ...]) -> Size:
@@ -132,7 +132,9 @@ def fit_to_patches(
     return x
 
 
-def check_multiple(height: Any, width: Any, patch: Size, *, built_for: Size | None = None) -> None:
+def check_multiple(
+    height: object, width: object, patch: Size, *, built_for: Size | None = None
+) -> None:
     """Refuse an image whose sides are no multiples of a patch's, or that is smaller.
 
     ``built_for`` is taken as it is: some networks were trained on images whose last rows and

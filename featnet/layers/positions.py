@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .static import Size, same_size
+from ..size import Size
+from .static import same_size
 
 Resize = Callable[[torch.Tensor, Size], torch.Tensor]
 

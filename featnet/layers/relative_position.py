@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ..size import Size
 from .memo import Memo
-from .static import Size, same_size
+from .static import same_size
 
 
 def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.Tensor:

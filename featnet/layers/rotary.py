@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ArgumentError
+from ..size import Size
 from .memo import Memo
-from .static import Size
 
 
 class Rotation(NamedTuple):

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputSizeError
+from ..size import Size
 from .attention import make_divisible
 from .dot_attention import join_heads
 from .phases import in_phases
-from .static import Size, ceil_div, in_memory_format_of, stride_of
+from .static import ceil_div, in_memory_format_of, stride_of
 from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
 
 

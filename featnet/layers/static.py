@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Size = tuple[int, int]
+from ..size import Size
 
 
 def same_size(size: Size, other: Size) -> bool | None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, check_rate, nearest
+from ..size import Size
 from .pool import GlobalPool
-from .static import Size
 
 SEQUENCE_POOLS = ("", "token", "avg", "max", "avgmax")
 

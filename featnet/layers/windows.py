@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .static import Size, ceil_div, crop, same_size
+from ..size import Size
+from .static import ceil_div, crop, same_size
 
 MASKED = -100.0  # added to the products of positions that are not to see each other
 

@@ -1,1 +1,2 @@
-"""Show what one run of a network on the meta device does: calls, sizes, tensors; change no model."""
+"""Show what one run of a network on the meta device does: calls, sizes, tensors; change no
+model."""

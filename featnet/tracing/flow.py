@@ -1,13 +1,14 @@
 """One run of any network, seen as data flow: which call's output each later one is computed from.
 
-The network is a copy on the meta device; one that looks at values runs on zeros. Each tensor carries
-what it came from as bits of an int, so that nothing is held that the run itself does not hold.
+The network is a copy on the meta device; one that looks at values runs on zeros. Each tensor
+carries what it came from as bits of an int, so that nothing is held that the run itself does not
+hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,7 +110,13 @@ class _Watch(TorchFunctionMode):
                 )
                 module.register_forward_hook(self._leave, with_kwargs=True)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         value = shapes.call(func, args, kwargs or {})
         targets = list(tensors(value))
         if func.__name__ in ("__setitem__", "copy_"):
@@ -120,20 +127,20 @@ class _Watch(TorchFunctionMode):
                 write(target, origin)
         return value
 
-    def _parts(self, value: Any) -> tuple[Part, ...]:
+    def _parts(self, value: object) -> tuple[Part, ...]:
         found = list(tensors(value))
         if all(t.is_meta for t in found):
             self.alive += found
         return tuple(Part(t.shape, origin_of(t), (id(t), t._version)) for t in found)
 
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, args: object, kwargs: object) -> None:
         outer = (*self.begun[-1].outer, self.begun[-1].index) if self.begun else ()
         call = _Begun(len(self.calls), name, module, outer)
         call.inputs = self._parts([args, kwargs])
         self.calls.append(call)
         self.begun.append(call)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
         call = self.begun.pop()
         while call.module is not module:  # an extractor within it stopped early
             call = self.begun.pop()
@@ -155,7 +162,7 @@ class _Watch(TorchFunctionMode):
         self.ended.append(call.index)
 
 
-def origin_of(value: Any) -> Origin:
+def origin_of(value: object) -> Origin:
     """Return the origin of a tensor, or the union of those in a nested value."""
     origin = Origin()
     for tensor in tensors(value):

@@ -1,4 +1,5 @@
-"""The levels of a network that yields them: run one after the other, and watched on the meta device."""
+"""The levels of a network that yields them: run one after the other, and watched on the meta
+device."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ END: Any = object()  # of a generator
 
 
 def visit(model: Network, x: torch.Tensor, enough: Enough) -> tuple[Yielded, bool]:
-    """Run a network with ``forward_levels``, giving each level's index and value to ``enough``, until
-    that is true. Returns the last value, and whether there was enough.
+    """Run a network with ``forward_levels``, giving each level's index and value to ``enough``,
+    until that is true. Returns the last value, and whether there was enough.
 
-    No level is held while the next one is computed, so that memory is what the network itself needs.
+    No level is held while the next one is computed, so that memory is what the network itself
+    needs.
 
     Raises:
         DeclarationError: more or fewer values than levels, or no generator.
@@ -43,8 +45,8 @@ def start(model: Network, x: torch.Tensor) -> Iterator[Yielded]:
     levels = model.forward_levels(x)
     if not hasattr(levels, "__next__"):
         raise DeclarationError(
-            f"{type(model).__name__}.forward_levels returns a {type(levels).__name__}: it must be a "
-            "generator, that yields each level's value as soon as it is computed."
+            f"{type(model).__name__}.forward_levels returns a {type(levels).__name__}: it must be "
+            "a generator, that yields each level's value as soon as it is computed."
         )
     return levels
 

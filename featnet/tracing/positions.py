@@ -1,12 +1,14 @@
-"""Positions of an image followed through a network: which pixel each element of a tensor stands for.
+"""Positions of an image followed through a network: which pixel each element of a tensor stands
+for.
 
-A shadow of integers goes beside each tensor. Operations that move elements move the shadow; the others
-keep it, take that of the rows, or lose it. Nothing is computed: the network runs on the meta device.
+A shadow of integers goes beside each tensor. Operations that move elements move the shadow; the
+others keep it, take that of the rows, or lose it. Nothing is computed: the network runs on the meta
+device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +60,7 @@ _PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "m
 NOWHERE = -1  # the position of what is no part of the image: a class token
 
 
-def _place(value: Any) -> torch.Tensor | None:
+def _place(value: object) -> torch.Tensor | None:
     place: torch.Tensor | None = getattr(value, "_place", None)
     return place
 
@@ -66,7 +68,13 @@ def _place(value: Any) -> torch.Tensor | None:
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The mode that carries the shadows along."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         value = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         if any(_place(tensor) is not None for tensor in tensors([args, kwargs])):
@@ -108,7 +116,7 @@ def _places(
     return [None] * len(outputs)
 
 
-def _shadow(value: Any) -> Any:
+def _shadow(value: object) -> Any:
     if isinstance(value, torch.Tensor):
         place = _place(value)
         return torch.full(value.shape, NOWHERE) if place is None else place.contiguous()
@@ -146,7 +154,7 @@ def follow(
     """
     found: dict[tuple[str, int], torch.Tensor] = {}
 
-    def note(name: str, output: Any) -> None:
+    def note(name: str, output: object) -> None:
         for item, tensor in enumerate(tensors(output)):
             place = _place(tensor)
             if (name, item) in wanted and place is not None:

@@ -31,12 +31,12 @@ def first(
     real: bool | None = None,
     training: bool = False,
 ) -> tuple[T, bool]:
-    """Return the first result of ``work(copy, input)`` over copies of a model, and whether it ran on
-    zeros.
+    """Return the first result of ``work(copy, input)`` over copies of a model, and whether it ran
+    on zeros.
 
-    The copies are on the meta device, then on that of the model, for networks that look at values. On
-    each one with the hooks that are part of the network's forward; if that fails with all hooks that
-    somebody put on it, and with none.
+    The copies are on the meta device, then on that of the model, for networks that look at values.
+    On each one with the hooks that are part of the network's forward; if that fails with all hooks
+    that somebody put on it, and with none.
 
     Args:
         model: any module.
@@ -78,7 +78,8 @@ _MUTABLE = (MutableMapping, MutableSequence, MutableSet)
 
 @contextlib.contextmanager
 def caches_kept(model: nn.Module) -> Iterator[None]:
-    """Take out again, at the end, the meta tensors that a run leaves in caches of the model's classes
+    """Take out again, at the end, the meta tensors that a run leaves in caches of the model's
+    classes
     and of the Python modules in which they are written: a later run would use them.
 
     Example:
@@ -111,7 +112,7 @@ def _owners(model: nn.Module) -> Iterator[Any]:
     yield from (sys.modules[home] for home in homes if home in sys.modules)
 
 
-def _content(value: Any) -> Any:
+def _content(value: object) -> Any:
     """A shallow copy of a container, the count of entries of a memoised function, else None."""
     if hasattr(value, "cache_info") and hasattr(value, "cache_clear"):
         with contextlib.suppress(Exception):
@@ -124,7 +125,7 @@ def _content(value: Any) -> Any:
     return None
 
 
-def _restore(owner: Any, name: str, value: Any, before: tuple[Any, Any] | None) -> None:
+def _restore(owner: object, name: str, value: object, before: tuple[Any, Any] | None) -> None:
     content: Any
     old, content = before if before is not None else (None, None)
     memoised: Any = value

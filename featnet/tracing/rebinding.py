@@ -13,7 +13,7 @@ from torch import nn
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 
 
-def rebound(value: Any, memo: Mapping[int, Any], known: dict[int, Any] | None = None) -> Any:
+def rebound(value: object, memo: Mapping[int, Any], known: dict[int, Any] | None = None) -> Any:
     """Return a function that refers to copies where the given one refers to originals.
 
     Bound methods, closures and partial functions are followed; where nothing refers to an original,
@@ -77,7 +77,7 @@ def _rebound_closure(
     return new
 
 
-def _copy_of(value: Any, memo: Mapping[int, Any], known: dict[int, Any]) -> Any:
+def _copy_of(value: object, memo: Mapping[int, Any], known: dict[int, Any]) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if id(value) in memo:
@@ -87,7 +87,7 @@ def _copy_of(value: Any, memo: Mapping[int, Any], known: dict[int, Any]) -> Any:
     return value
 
 
-def refers_to(value: Any, model: nn.Module) -> bool:
+def refers_to(value: object, model: nn.Module) -> bool:
     """Tell if a function refers to a module of a model, so that it is a part of it."""
     marks = {id(module): object() for module in model.modules()}
     return rebound(value, marks) is not value

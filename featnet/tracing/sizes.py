@@ -1,4 +1,5 @@
-"""Input sizes of a network: the one that a caller gave, those that the network claims, and guesses."""
+"""Input sizes of a network: the one that a caller gave, those that the network claims, and
+guesses."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-
-Size = tuple[int, int]
+from ..size import Size
 
 # Networks of one input size only are mostly of one of these
 SIZES = (256, 224, 384, 299, 512, 192, 128, 96, 64, 48, 32, 28, 320, 336, 448, 518, 1024)
@@ -37,7 +37,8 @@ _CURRENT: contextvars.ContextVar[Probing | None] = contextvars.ContextVar("probi
 
 
 def current() -> Probing:
-    """Return what is known on this thread; outside of :func:`at_size` nothing, and it is forgotten."""
+    """Return what is known on this thread; outside of :func:`at_size` nothing, and it is
+    forgotten."""
     return _CURRENT.get() or Probing()
 
 
@@ -103,7 +104,7 @@ def claimed(model: nn.Module) -> list[Size]:
     return list(dict.fromkeys(found))
 
 
-def _sizes_in(owner: Any, depth: int) -> Iterator[Size]:
+def _sizes_in(owner: object, depth: int) -> Iterator[Size]:
     fields = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", {})
     for name in _NAMES:
         value: Any = fields.get(name)

@@ -37,8 +37,8 @@ def clone(
 
     Hooks that somebody put on it are shared too: a copy of a hook would tell nobody. Those of an
     extractor within it are the copy's own. Methods and closures that refer to modules of the model,
-    a forward replaced on an instance or a hook, refer to those of the copy. What ``module.compile()`` made is left out, as it would
-    run the original.
+    a forward replaced on an instance or a hook, refer to those of the copy. What
+    ``module.compile()`` made is left out, as it would run the original.
 
     Raises:
         ArgumentError: the model is scripted or compiled, so that it has no forward to look into.
@@ -89,7 +89,7 @@ def _rebind(copied: nn.Module, memo: Mapping[int, Any]) -> None:
                 module.__dict__[key] = rebound(value, memo)
 
 
-def _copies_itself(kind: Any) -> bool:
+def _copies_itself(kind: object) -> bool:
     """Tell if copying a module of this class is more than copying what it holds."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__copy__", "__slots__")
     return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own)
@@ -119,7 +119,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def check_module(model: Any) -> None:
+def check_module(model: object) -> None:
     """Refuse what is no module, or one that cannot be looked into.
 
     Raises:
@@ -145,7 +145,7 @@ def check_module(model: Any) -> None:
             )
 
 
-def _is_ours(hook: Any) -> bool:
+def _is_ours(hook: object) -> bool:
     return type(hook).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
@@ -158,7 +158,8 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def meta_clone(model: nn.Module, hooks: str = "own") -> nn.Module:
-    """Return a copy on the meta device, in eval mode, with the :data:`HOOK_CHOICES` of its hooks."""
+    """Return a copy on the meta device, in eval mode, with the :data:`HOOK_CHOICES` of its
+    hooks."""
     return _probe(clone(model, _to_meta), hooks)
 
 
@@ -209,16 +210,16 @@ def hook_choices(model: nn.Module) -> tuple[str, ...]:
     return HOOK_CHOICES if len(kinds) == 2 else ("own", "none" if True in kinds else "all")
 
 
-def _computes_weights(hook: Any) -> bool:
+def _computes_weights(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.") or _is_ours(hook)
 
 
-def _initialises(hook: Any) -> bool:
+def _initialises(hook: object) -> bool:
     """Tell if a hook makes the parameters of a lazy module: the caller's have none yet."""
     return getattr(hook, "__module__", None) == "torch.nn.modules.lazy"
 
 
-def _is_own(hook: Any, model: nn.Module) -> bool:
+def _is_own(hook: object, model: nn.Module) -> bool:
     """Tell if a hook is part of a network: it refers to its modules, or comes from the library that
     its modules come from."""
     function = hook

@@ -230,9 +230,9 @@ def _feeds(
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:
-    """Find an input size that the model can take: the one that the caller gave, that for which it was
-    built, or its checkpoint's when that is fixed, else 256; of a network from elsewhere the first of
-    :func:`featnet.tracing.sizes.candidates` that runs."""
+    """Find an input size that the model can take: the one that the caller gave, that for which it
+    was built, or its checkpoint's when that is fixed, else 256; of a network from elsewhere the
+    first of :func:`featnet.tracing.sizes.candidates` that runs."""
     known = sizes.current()
     if known.size is not None:
         return known.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,13 @@ class Used(TorchFunctionMode):
         self.reads: Counter[int] = Counter()
         self.alive: dict[int, torch.Tensor] = {}  # an id is a tensor's only as long as it lives
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         found = shapes.call(func, args, kwargs)
         if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
@@ -47,7 +53,7 @@ class Stop(BaseException):
     ``except Exception`` must not swallow it."""
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors(value: object) -> Iterator[torch.Tensor]:
     """The tensors in an output, however it is nested."""
     if isinstance(value, torch.Tensor):
         yield value
@@ -72,7 +78,7 @@ _PLAIN = frozenset({bool, int, float, str, type(None), torch.Size, torch.dtype, 
 class Seen:
     """Tensors at one moment of a run, and how often each had been read until then."""
 
-    def __init__(self, value: Any, reads: Mapping[int, int]) -> None:
+    def __init__(self, value: object, reads: Mapping[int, int]) -> None:
         self.tensors = list(tensors(value))
         self.reads = self.reads_after = [reads.get(id(t), 0) for t in self.tensors]
         self.versions = [t._version for t in self.tensors]
@@ -102,14 +108,16 @@ class Watch:
         """Tell if all that was waited for has come."""
         return bool(self.until) and not self.waiting
 
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, args: object, kwargs: object) -> None:
         self._begun.append((module, Seen([args, kwargs], self.used.reads)))
         self.waiting.discard((name, "forward_pre"))
         if self.done:  # reached, and then not run
             self.ended.append((name, self._begun[-1][1], Seen((), self.used.reads)))
             raise Stop
 
-    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(
+        self, name: str, module: nn.Module, args: object, kwargs: object, output: object
+    ) -> None:
         begun, given = self._begun.pop()
         while begun is not module:  # an extractor within it stopped early
             begun, given = self._begun.pop()

@@ -156,7 +156,8 @@ def _part(net: nn.Module, until: object) -> tuple[set[int], set[int]]:
         return _named(net, [until] if isinstance(until, str) else until)
     if isinstance(until, bool) or not isinstance(until, int):
         raise ArgumentError(
-            f"until={until!r}: the index of a level, or names of modules or parameters, are expected."
+            f"until={until!r}: the index of a level, or names of modules or parameters, are "
+            "expected."
         )
     levels = levels_of(net)
     indices = {level.index: level for level in levels}

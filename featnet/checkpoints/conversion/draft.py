@@ -62,8 +62,8 @@ class Draft:
                 continue
             if new in self.tensors:
                 raise CheckpointError(
-                    f"{(*origins[key], key)[0]!r} and {(*self._origins[new], new)[0]!r} would both be "
-                    f"{new!r}."
+                    f"{(*origins[key], key)[0]!r} and {(*self._origins[new], new)[0]!r} would both "
+                    f"be {new!r}."
                 )
             self.tensors[new], self._origins[new] = value, origins[key]
             if key in converted:
@@ -115,7 +115,8 @@ class Draft:
             self.tensors[part], self._origins[part], self.converted[part] = tensor, origin, how
 
     def concatenate(self, key: str, parts: Sequence[str]) -> None:
-        """Make one tensor of several, where all of them are there: :meth:`join` along the first axis."""
+        """Make one tensor of several, where all of them are there: :meth:`join` along the first
+        axis."""
         if all(part in self.tensors for part in parts):
             value = torch.cat([self.tensors[part] for part in parts])
             self.join(key, parts, value, f"{len(parts)} tensors as one")

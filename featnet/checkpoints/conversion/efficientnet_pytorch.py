@@ -61,13 +61,14 @@ def convert(draft: Draft, model: nn.Module) -> None:
     other = None if _fits(draft.tensors, own) else _network_of(draft.tensors)
     if other is not None:
         raise CheckpointError(
-            f"A checkpoint of EfficientNet-PyTorch whose blocks are those of {other!r}, not of this "
-            f"{type(model).__name__}. Nothing was loaded."
+            f"A checkpoint of EfficientNet-PyTorch whose blocks are those of {other!r}, not of "
+            f"this {type(model).__name__}. Nothing was loaded."
         )
     if not any(isinstance(module, SamePadding) for module in model.modules()):
         raise CheckpointError(
             "A checkpoint of EfficientNet-PyTorch was trained with TensorFlow's padding and would "
-            f"give other numbers here: build {_network_of(draft.tensors) or 'tf_efficientnet_b0'!r} "
+            "give other numbers here: build "
+            f"{_network_of(draft.tensors) or 'tf_efficientnet_b0'!r} "
             '(the names that start with tf_), or say pad_type="same". Nothing was loaded.'
         )
     draft.rename(lambda key: new_names.get(key, key))

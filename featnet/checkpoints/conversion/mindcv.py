@@ -129,7 +129,8 @@ def _convnext(draft: Draft, model: nn.Module) -> None:
     )
 
 
-# MindSpore names a list in a list after its first parameter: 0.blocks.2.blocks.1 is block 1 of stage 2
+# MindSpore names a list in a list after its first parameter: 0.blocks.2.blocks.1 is block 1 of
+# stage 2
 STAGED = re.compile(r"(?:0\.blocks\.)?(\d+)\.(blocks\.(\d+)|downsample)\.(.*)")
 REGNET = {
     "proj": "downsample.conv",
@@ -156,8 +157,8 @@ def _regnet(draft: Draft, model: nn.Module) -> None:
 
 
 def _swin(draft: Draft, model: nn.Module) -> None:
-    """A stage begins with what halves the size here, where MindCV ends one; queries, keys and values
-    are one."""
+    """A stage begins with what halves the size here, where MindCV ends one; queries, keys and
+    values are one."""
     del model
 
     def new_name(key: str) -> str:
@@ -243,8 +244,8 @@ def network(
     def convert(draft: Draft, model: nn.Module) -> None:
         if need is not None and not any(map(need.holds, model.modules())):
             raise CheckpointError(
-                f"MindCV's {name} {need.what}: build the network with {need.option}, or its outputs "
-                "are others."
+                f"MindCV's {name} {need.what}: build the network with {need.option}, or its "
+                "outputs are others."
             )
         draft.rename(_leaf)
         for step in steps:

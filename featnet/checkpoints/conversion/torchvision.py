@@ -37,8 +37,8 @@ def mobilenetv3(draft: Draft, model: nn.Module) -> None:
     in_order(draft, model)
     if any(key.startswith("classifier.") for key in draft.dropped):
         draft.steps.append(
-            "from a segmentation model: torchvision dilates the convolution that lost its stride as "
-            "well, so that features at output stride 16 are not the same"
+            "from a segmentation model: torchvision dilates the convolution that lost its stride "
+            "as well, so that features at output stride 16 are not the same"
         )
 
 

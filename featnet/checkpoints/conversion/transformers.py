@@ -38,7 +38,8 @@ def resnet(draft: Draft, model: nn.Module) -> None:
 
 
 def _count_from_one(key: str) -> str:
-    """``layer0.1.conv0`` is our ``layer1.1.conv1``; the stem's and shortcuts are counted already."""
+    """``layer0.1.conv0`` is our ``layer1.1.conv1``; the stem's and shortcuts are counted
+    already."""
     parts = key.split(".")
     if not parts[0].startswith("layer"):
         return key
@@ -114,7 +115,8 @@ def _join(draft: Draft) -> None:
 
 
 def vit(draft: Draft, model: nn.Module) -> None:
-    """``ViTForImageClassification``, ``Dinov2...``, ``Dinov2WithRegisters...`` and what is in them."""
+    """``ViTForImageClassification``, ``Dinov2...``, ``Dinov2WithRegisters...`` and what is in
+    them."""
     for root in ("vit.", "dinov2.", "dinov2_with_registers."):
         _unroot(draft, root)
     block = r"(?:encoder\.layer|encoder\.layers|layers)\.(\d+)"

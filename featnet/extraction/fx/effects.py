@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ...size import Size
 from ...tracing import probing, shapes, structure, trace
 from ...tracing import sizes as inputs
-
-Size = tuple[int, int]
 
 
 class Effects:

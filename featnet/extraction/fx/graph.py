@@ -147,15 +147,16 @@ def _extract(
     return _extractor(model, body, graphs, found)
 
 
-def _wanted(both: Any, train: Any, evaluation: Any) -> dict[bool, dict[str, str]]:
+def _wanted(both: object, train: object, evaluation: object) -> dict[bool, dict[str, str]]:
     """Queries to output names, in each mode."""
     if (train is None) != (evaluation is None) or (both is None) == (train is None):
         raise ArgumentError(
             "Give return_nodes, or train_return_nodes and eval_return_nodes together; given are "
-            f"return_nodes={both!r}, train_return_nodes={train!r}, eval_return_nodes={evaluation!r}."
+            f"return_nodes={both!r}, train_return_nodes={train!r}, "
+            f"eval_return_nodes={evaluation!r}."
         )
 
-    def pairs(given: Any) -> dict[str, str]:
+    def pairs(given: object) -> dict[str, str]:
         if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not given:
             raise ArgumentError(f"return_nodes={given!r}: names, or a dict of them, are expected.")
         items = list(given.items() if isinstance(given, Mapping) else ((n, n) for n in given))

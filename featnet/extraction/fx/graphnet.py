@@ -11,11 +11,12 @@ from torch import fx, nn
 
 from ...errors import TraceError
 from ...features import Feature, FeatureInfo
+from ...size import Size
 from ...tracing import trace
 from .. import layout
 from ..extractors import REGISTRIES
 from ..shared import SharedNet
-from .effects import Size, observe, sizes_for
+from .effects import observe, sizes_for
 
 
 class GraphExtractor(SharedNet):
@@ -101,8 +102,8 @@ class GraphExtractor(SharedNet):
         seen = observe(self, self.graph, sizes, channels=self._channels)
         if seen is None or seen.size is None:
             raise TraceError(
-                f"What comes out of this {type(self).__name__} is not known: its graph does not run "
-                f"on a batch of images of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
+                f"What comes out of this {type(self).__name__} is not known: its graph does not "
+                f"run on a batch of images of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
             )
         output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
         return seen.size, {key: seen.shapes[node] for key, node in output.items()}
@@ -124,7 +125,7 @@ class GraphExtractor(SharedNet):
 class GraphExtractorOfSeveral(GraphExtractor):
     """The same of a forward that has several arguments, or one by keyword."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Any]:
         self._check_shared()
         return self._forwards[self.training](self, *args, **kwargs)
 
@@ -155,7 +156,7 @@ def _unpack(rows: list[tuple[Any, ...]]) -> fx.Graph:
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
 
-    def node(value: Any) -> Any:
+    def node(value: object) -> Any:
         return made[value.name] if isinstance(value, _Ref) else value
 
     for op, name, target, args, kwargs in rows:

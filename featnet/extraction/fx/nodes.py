@@ -62,7 +62,9 @@ class PathTracer(fx.Tracer):
         finally:
             self._inside = outer
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+    def getattr(
+        self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]
+    ) -> Any:
         """A parameter as an operation; fx would go through all of them to find its name."""
         name = self._parameters.get(id(attr_val))
         if name is None or self.param_shapes_constant:
