@@ -69,8 +69,7 @@ def check_map(
     """Hold a level of a class to the shape of its map.
 
     A side is that of the input divided by the reduction, rounded up or down. Kernels without
-    padding
-    lose a few positions more: a third may be missing.
+    padding lose a few positions more: a third may be missing.
 
     Args:
         kind: class of what was yielded.

@@ -21,8 +21,8 @@ def reparameterize(model: Model) -> Model:
     """Copy a model in its form for inference: the same function in eval mode, in fewer layers.
 
     Every module that has a method ``reparameterize()``, which takes no argument, is asked, on the
-    copy
-    and children first: it gives the module that takes its place, or changes itself and gives None.
+    copy and children first: it gives the module that takes its place, or changes itself and gives
+    None.
     An extractor keeps its levels, also where a level is such a module. An output stride may be set
     before or afterwards.
 

@@ -1,10 +1,9 @@
 """The à trous law, run: a network and its dilated form on random numbers, in float64.
 
 Sizes alone prove nothing: padding that a module does not tell of, a window that numbers its
-    positions, a
-slice between two modules keep the sizes and change the numbers. What the law is not about is
-silenced: whatever sees the whole map (means, norms over it) and resampling are constants in both
-    networks.
+positions, a slice between two modules keep the sizes and change the numbers. What the law is not
+about is silenced: whatever sees the whole map (means, norms over it) and resampling are constants
+in both networks.
 Borders are left out at each module, and set right behind it, so that what is wrong there goes no
 further.
 """
@@ -187,9 +186,8 @@ class Proof:
         except Exception as error:
             raise OutputStrideError(
                 f"output_stride={self.output_stride}: {type(self.model).__name__} does not run "
-                "with it "
-                f"after {self.last}, so that something in a forward depends on the original sizes: "
-                f"{error}"
+                f"with it after {self.last}, so that something in a forward depends on the "
+                f"original sizes: {error}"
             ) from error
 
     @contextlib.contextmanager

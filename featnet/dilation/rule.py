@@ -106,8 +106,7 @@ def plan(
             raise OutputStrideError(
                 f"output_stride={output_stride}: {place.name} ({type(place.module).__name__}) "
                 f"reads at reduction {place.reads} and writes at {place.writes}, which has no "
-                "whole stride "
-                "there."
+                "whole stride there."
             )
         step = Step(int(density), (int(new), int(new)), scale=1 / new)
         if steps.setdefault(place.name, step) != step:
