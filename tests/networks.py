@@ -61,7 +61,8 @@ def shallow(name: str) -> dict[str, Any]:
 @functools.cache
 def shallow_model(name: str) -> Any:
     """It on the meta device. Nobody may change it."""
-    return featnet.create_model(name, device="meta", **shallow(name)).eval()
+    with torch.inference_mode(False):
+        return featnet.create_model(name, device="meta", **shallow(name)).eval()
 
 
 def create(name: str, **options: Any) -> Any:
@@ -78,14 +79,16 @@ def attends(model: nn.Module) -> bool:
 def full_model(name: str) -> Any:
     """The model on the meta device, built once for the tests that follow each other. Nobody may
     change it."""
-    return featnet.create_model(name, device="meta").eval()
+    with torch.inference_mode(False):  # whichever test comes first
+        return featnet.create_model(name, device="meta").eval()
 
 
 @functools.cache
 def meta_model(name: str) -> Any:
     """The model (small where it can be) on the meta device, built once for all tests. Nobody may
     change it."""
-    return create(name, device="meta").eval() if small(name) else full_model(name)
+    with torch.inference_mode(False):
+        return create(name, device="meta").eval() if small(name) else full_model(name)
 
 
 @functools.cache

@@ -379,10 +379,9 @@ def test_compiled_and_exported(kind: Any) -> None:
     net, x = kind(tiny(), (0, 2), norm=True), image_batch(64, 96, batch=2)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     for other in (x, image_batch(32, 48), image_batch(64, 64, batch=3)):
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(as_list(compiled(other)), as_list(net(other)), strict=True)
-        )
+        # the table of positions is resampled by matrices there, in another order of sums
+        for a, b in zip(as_list(compiled(other)), as_list(net(other)), strict=True):
+            assert torch.equal(a, b) if other.shape[2:] == (64, 64) else error(a, b) < 1e-6
     dim = torch.export.Dim
     shapes = {"x": {0: dim("n"), 2: 16 * dim("h", max=64), 3: 16 * dim("w", max=64)}}
     program = torch.export.export(
