@@ -417,12 +417,12 @@ class Backbone(nn.Module):
             return
         size = trace.probe_size(self)
         try:
-            seen = trace.run(self, size, watched=trace.no_modules)
+            record = trace.run(self, size, watched=trace.no_modules)
         except DeclarationError:
             raise
         except Exception:  # it cannot run (yet): whoever runs it hears why
             return
-        check_run(type(self).__name__, self._levels, seen, size, small=2.0)
+        check_run(type(self).__name__, self._levels, record, size, small=2.0)
         self._checked = self._levels
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -435,9 +435,9 @@ class Backbone(nn.Module):
             (height, width) of each level, finest first.
         """
         with explain_size(self, size):
-            seen = trace.run(self, size, watched=trace.no_modules)
-        check_run(type(self).__name__, self._levels, seen, size)
-        return [(shape[-2], shape[-1]) for shape in seen.levels.values()]
+            record = trace.run(self, size, watched=trace.no_modules)
+        check_run(type(self).__name__, self._levels, record, size)
+        return [(shape[-2], shape[-1]) for shape in record.levels.values()]
 
     def forward_intermediates(
         self,

@@ -14,7 +14,7 @@ from .tracing.levels import undeclared as undeclared
 
 
 def check_run(
-    name: str, levels: Sequence[Feature], seen: trace.Run, size: Size, *, small: float = 16.0
+    name: str, levels: Sequence[Feature], record: trace.Run, size: Size, *, small: float = 16.0
 ) -> None:
     """Hold the levels of a class to what ``forward_levels`` yielded in a run.
 
@@ -30,7 +30,7 @@ def check_run(
     """
     if not levels:
         raise undeclared(name)
-    for level, value in zip(levels, seen.yielded, strict=False):
+    for level, value in zip(levels, record.yielded, strict=False):
         if value.maker is not None:
             raise DeclarationError(
                 f"{name}.forward_levels yields in another order than the levels are declared in: "
@@ -42,13 +42,13 @@ def check_run(
             check_map(name, level, value.shape, size, kind=value.kind, small=small)
 
 
-def check_hooks(name: str, levels: Sequence[Feature], seen: trace.Run) -> None:
+def check_hooks(name: str, levels: Sequence[Feature], record: trace.Run) -> None:
     """Refuse levels that are not what their modules put out, of which hooks read something else.
 
     Raises:
         DeclarationError: names the level.
     """
-    for level, value in zip(levels, seen.yielded, strict=False):
+    for level, value in zip(levels, record.yielded, strict=False):
         if value.shape is not None and not value.own:
             raise DeclarationError(
                 f"{name}: level {level.index}, {level.module!r}, is yielded as something else than "

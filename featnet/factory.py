@@ -152,8 +152,8 @@ def create_model(
             "featnet.pool_features(net(x)) makes vectors of them; the network's own embedding is "
             f"create_model({model_name!r}, num_classes=0, global_pool={global_pool!r})."
         )
-    given = {"out_indices": out_indices, "feature_cls": feature_cls, **overrides}
-    wrap = {k: given[k] for k in FEATURE_ARGUMENTS if given.get(k) is not None}
+    options = {"out_indices": out_indices, "feature_cls": feature_cls, **overrides}
+    wrap = {k: options[k] for k in FEATURE_ARGUMENTS if options.get(k) is not None}
     if wrap and not features_only:
         raise ArgumentError(f"{', '.join(wrap)} need features_only=True: {model_name!r}.")
     row = {k: v for k, v in overrides.items() if v is not None and k not in FEATURE_ARGUMENTS}
@@ -227,23 +227,23 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _weights(
-    entry: registry.Entry, given: str | Mapping[str, Any] | None, overlay: Mapping[str, Any] | None
+    entry: registry.Entry, config: str | Mapping[str, Any] | None, overlay: Mapping[str, Any] | None
 ) -> Weights | None:
     cfg = entry.weights
-    if not isinstance(given, (str, Mapping, type(None))):
+    if not isinstance(config, (str, Mapping, type(None))):
         raise ArgumentError(
-            f"pretrained_cfg={given!r}: a tag or a mapping is expected, not a "
-            f"{type(given).__name__}."
+            f"pretrained_cfg={config!r}: a tag or a mapping is expected, not a "
+            f"{type(config).__name__}."
         )
     if not isinstance(overlay, (Mapping, type(None))):
         raise ArgumentError(
             f"pretrained_cfg_overlay={overlay!r}: a mapping is expected, not a "
             f"{type(overlay).__name__}."
         )
-    if isinstance(given, Weights):
-        cfg = given
-    elif isinstance(given, Mapping):
-        cfg = Weights(architecture=entry.name).replace(**given)
+    if isinstance(config, Weights):
+        cfg = config
+    elif isinstance(config, Mapping):
+        cfg = Weights(architecture=entry.name).replace(**config)
     if overlay:
         cfg = (cfg or Weights(architecture=entry.name)).replace(**overlay)
     return cfg

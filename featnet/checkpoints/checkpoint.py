@@ -398,11 +398,11 @@ def _head(model: object) -> set[str]:
     return {f"{name}.{end}" for name in names for end in ("weight", "bias")}
 
 
-def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+def _castable(stored: torch.dtype, wanted: torch.dtype) -> bool:
     """Between floating-point types values keep their meaning; counters may have become floats."""
-    if given.is_complex or given is torch.bool:
-        return given is wanted
-    return given.is_floating_point or not wanted.is_floating_point
+    if stored.is_complex or stored is torch.bool:
+        return stored is wanted
+    return stored.is_floating_point or not wanted.is_floating_point
 
 
 def _place(

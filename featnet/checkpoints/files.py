@@ -264,10 +264,10 @@ def parse_json(text: bytes) -> Any:
     """As :func:`read_json`, of bytes."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             raise ValueError("a key occurs twice")
-        return found
+        return entries
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")

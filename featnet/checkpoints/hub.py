@@ -158,12 +158,12 @@ def _from_url(url: str, cache_dir: str | Path | None) -> Path:
     file = folder / name
     if file.exists():
         return file
-    found = torch.hub.HASH_REGEX.search(file.name)
+    match = torch.hub.HASH_REGEX.search(file.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # of several processes, one fetches it
             if not file.exists():
-                torch.hub.download_url_to_file(url, str(file), found.group(1) if found else None)
+                torch.hub.download_url_to_file(url, str(file), match.group(1) if match else None)
     except Exception as error:
         raise CheckpointError(f"{url} cannot be fetched: {error}") from error
     return file
@@ -186,11 +186,11 @@ def check_hash(path: Path, sha256: str | None, *, owned: bool = False) -> Path:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    found = digest.hexdigest()
-    if found.startswith(sha256.lower()):
+    computed = digest.hexdigest()
+    if computed.startswith(sha256.lower()):
         return path
     if owned:
         path.resolve().unlink(missing_ok=True)  # the blob, which the snapshot links to
         path.unlink(missing_ok=True)
     gone = " It was removed from the cache." if owned else ""
-    raise CheckpointError(f"{str(path)!r} has the SHA-256 {found}, not {sha256}.{gone}")
+    raise CheckpointError(f"{str(path)!r} has the SHA-256 {computed}, not {sha256}.{gone}")

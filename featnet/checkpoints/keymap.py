@@ -24,10 +24,10 @@ def canonical(name: str) -> str:
 
 def _unique(names: Iterable[str]) -> dict[str, str]:
     """Canonical name to name, where only one has it."""
-    found: dict[str, list[str]] = {}
+    keys: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(canonical(name), []).append(name)
-    return {key: members[0] for key, members in found.items() if len(members) == 1}
+        keys.setdefault(canonical(name), []).append(name)
+    return {key: members[0] for key, members in keys.items() if len(members) == 1}
 
 
 def apply(draft: Draft, target: Mapping[str, torch.Tensor]) -> None:

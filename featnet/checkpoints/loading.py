@@ -55,21 +55,21 @@ def convert_checkpoint(
         raise ArgumentError(f"{model!r} is a function of your own: save its state_dict().")
     contents = files.contents(path)
     choices = checkpoint.Choices(prefix=checkpoint_prefix)
-    given = {**entry.row, **(options or {})}
-    registry.check_arguments(entry.build, given, what=f"convert_checkpoint({model!r})")
-    meta_model = instant.meta_model(lambda: entry.build(**given))
-    found = checkpoint.translate(meta_model, contents, choices).tensors
+    arguments = {**entry.row, **(options or {})}
+    registry.check_arguments(entry.build, arguments, what=f"convert_checkpoint({model!r})")
+    meta_model = instant.meta_model(lambda: entry.build(**arguments))
+    tensors = checkpoint.translate(meta_model, contents, choices).tensors
     row: dict[str, Any] = {"num_classes": 0}
     fc, stem = (
         f"{checkpoint.first(n)}.weight" for n in (meta_model.last_fc, meta_model.first_conv)
     )
-    if fc in found:
-        row["num_classes"] = found[fc].shape[0]
+    if fc in tensors:
+        row["num_classes"] = tensors[fc].shape[0]
     target = meta_model.state_dict()
-    if stem in found and stem in target and found[stem].ndim == target[stem].ndim == 4:
-        row["in_chans"] = meta_model.in_chans * found[stem].shape[1] // target[stem].shape[1]
+    if stem in tensors and stem in target and tensors[stem].ndim == target[stem].ndim == 4:
+        row["in_chans"] = meta_model.in_chans * tensors[stem].shape[1] // target[stem].shape[1]
     with instant.SkipInit():
-        net = entry.build(**{**given, **row})
+        net = entry.build(**{**arguments, **row})
     draft = checkpoint.fit(net, contents, choices)
     report = checkpoint.assign(net, draft, source=contents.source, adopt=True)
     writing.write_safetensors(net.state_dict(), target_file)

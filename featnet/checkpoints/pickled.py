@@ -369,10 +369,10 @@ def _read_old(file: File, stream: IO[bytes], foreign: dict[str, None]) -> Any:
     storages: dict[str, Storage] = {}
 
     def storage(key: str, size: int) -> Storage:
-        found = storages.setdefault(key, Storage(file, size))
-        if found.size != size:
+        first = storages.setdefault(key, Storage(file, size))
+        if first.size != size:
             raise ValueError(f"the storage {key!r} has two sizes")
-        return found
+        return first
 
     head = [_load(stream, storage, foreign) for _ in range(3)]
     if head[:2] != [MAGIC, PROTOCOL] or not isinstance(head[2], dict):

@@ -143,17 +143,17 @@ def entry(
         return registry.find(name, tag=tag)
     if tag is not None:
         raise ArgumentError(f"{name!r} has a config.json; pretrained_cfg={tag!r} contradicts it.")
-    found = config(source, cache_dir=cache_dir)
+    written = config(source, cache_dir=cache_dir)
     try:
-        base = registry.find(found.architecture)
+        base = registry.find(written.architecture)
         if not base.is_function:
-            arguments = {k: v for k, v in found.arguments.items() if k != "reparameterized"}
+            arguments = {k: v for k, v in written.arguments.items() if k != "reparameterized"}
             registry.check_arguments(base.build, arguments, what="model_args")
     except (UnknownModelError, ArgumentError) as error:
-        raise type(error)(f"{str(found.path)!r}: {error}") from error
-    row = {**base.row, **found.arguments}
+        raise type(error)(f"{str(written.path)!r}: {error}") from error
+    row = {**base.row, **written.arguments}
     row.pop("reparameterized", None)  # no argument of the network, but of create_model
-    return dataclasses.replace(base, row=row, weights=found.weights, arguments=found.arguments)
+    return dataclasses.replace(base, row=row, weights=written.weights, arguments=written.arguments)
 
 
 def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None) -> dict[str, Path]:
@@ -181,7 +181,7 @@ def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None)
     """
     listed = [names] if isinstance(names, str) else list(names)
     table = {name: registry.get_weights(name) for name in listed if parse(name) is None}
-    found = {}
+    files = {}
     for name in listed:
         source = parse(name)
         if source is None:
@@ -193,5 +193,5 @@ def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None)
             cfg = config(source).weights
         if cfg is None:
             raise CheckpointError(f"There are no pretrained weights for {name!r}.")
-        found[name] = hub.locate(cfg, cache_dir=cache_dir, refresh=True)
-    return found
+        files[name] = hub.locate(cfg, cache_dir=cache_dir, refresh=True)
+    return files

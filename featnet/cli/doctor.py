@@ -42,9 +42,9 @@ def report() -> dict[str, dict[str, str]]:
     packages = {name: version(name) for name in CORE}
     extras = {}
     for extra, names in EXTRAS.items():
-        found = {name: version(name) for name in names}
-        text = ", ".join(f"{name} {value}" for name, value in found.items())
-        lacks = "missing" in found.values()
+        versions = {name: version(name) for name in names}
+        text = ", ".join(f"{name} {value}" for name, value in versions.items())
+        lacks = "missing" in versions.values()
         extras[extra] = text + (f"  (pip install 'featnet[{extra}]')" if lacks else "")
     return {
         "featnet": {

@@ -135,16 +135,16 @@ _CLASSES: dict[tuple[type, type], Any] = {}
 def mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class of this name whose forward is the mixin's."""
     if (mixin, kind) not in _CLASSES:
-        made = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
-        _CLASSES[mixin, kind] = made
+        combined = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+        _CLASSES[mixin, kind] = combined
     result: type[nn.Module] = _CLASSES[mixin, kind]
     return result
 
 
 def empty(mixin: type[nn.Module], kind: type[nn.Module]) -> nn.Module:
     """Make a module of a mixed class without content, for copies."""
-    made = mixed(mixin, kind)
-    return made.__new__(made)
+    module = mixed(mixin, kind)
+    return module.__new__(module)
 
 
 def make_interleaved(

@@ -103,17 +103,17 @@ class _Change:
     def __init__(self, model: nn.Module, output_stride: int, tensorflow: bool) -> None:
         self.output_stride = output_stride
         self.size = size = trace.probe_size(model)
-        self.seen = seen = Watched(model, size)
+        self.seen = once = Watched(model, size)
         double = _again(model, (size[0] * 2, size[1] * 2))
-        calls = _on_images(seen, double)
-        self.fixed = _fixed(seen, double)
-        places = list(rule.places(seen.modules, calls, size))
+        calls = _on_images(once, double)
+        self.fixed = _fixed(once, double)
+        places = list(rule.places(once.modules, calls, size))
         self.known = {Fraction(1), *(p.reads for p in places), *(p.writes for p in places)}
         reductions = {int(r) for r in self.known if r.denominator == 1}
         allowed = sorted(reductions - {1}) if len(reductions) > 1 else []
-        other, name = _coarser(seen, double, size, max(allowed, default=1))
+        other, name = _coarser(once, double, size, max(allowed, default=1))
         if other:
-            kind = type(seen.modules[name]).__name__
+            kind = type(once.modules[name]).__name__
             if isinstance(output_stride, int) and output_stride in allowed:
                 raise OutputStrideError(
                     f"output_stride={output_stride} cannot be set: {name} ({kind}) puts out maps "
@@ -128,7 +128,7 @@ class _Change:
         self.functions: dict[str, dict[int, nn.Module]] = {}
         self.exempt: set[str] = set()
         if self.needed:
-            self.steps = rule.plan(seen.modules, calls, output_stride, size)
+            self.steps = rule.plan(once.modules, calls, output_stride, size)
             self._plan_pools()
             self._plan_pads(model, tensorflow)
 
@@ -151,9 +151,9 @@ class _Change:
                 self._replace(name, rule.dilate(pool, step))
 
     def _plan_pads(self, model: nn.Module, tensorflow: bool) -> None:
-        seen, size = self.seen, self.size
-        odd = _again(model, (size[0] + 1, size[1] + 1)) if seen.pads else None
-        for name, call in seen.pads.items():
+        once, size = self.seen, self.size
+        odd = _again(model, (size[0] + 1, size[1] + 1)) if once.pads else None
+        for name, call in once.pads.items():
             window = call.within or call.feeds
             other = odd.pads.get(name, call) if odd is not None else call
             if window is None or not self._changes(window):
@@ -162,7 +162,7 @@ class _Change:
                 if window is None and density > 1:
                     self._replace(name, call.padding.scaled(int(density)))
                 continue
-            padding = _rule_of(call, other, seen.modules[window])
+            padding = _rule_of(call, other, once.modules[window])
             if padding is None and call.within is None:
                 raise OutputStrideError(
                     f"output_stride={self.output_stride}: what is padded before {window} depends "
@@ -178,7 +178,7 @@ class _Change:
             else:
                 self.pads.setdefault(window, None)
         for name in self.steps:  # of which torch pads one position more on one side
-            module: Any = seen.modules[name]
+            module: Any = once.modules[name]
             if self._changes(name) and getattr(module, "padding", None) == "same":
                 reach = zip(pair(module.dilation), pair(module.kernel_size), strict=True)
                 if any(d * (k - 1) % 2 for d, k in reach):
@@ -271,10 +271,10 @@ def _again(model: nn.Module, size: Pair) -> Watched | None:
         return None
 
 
-def _on_images(seen: Watched, double: Watched | None) -> list[trace.Call]:
+def _on_images(once: Watched, double: Watched | None) -> list[trace.Call]:
     """Return the calls of windows and upsamplings on maps that grow with the input: what is behind
     an adaptive pool, whose sides are fixed, has no reduction."""
-    calls = [c for c in seen.calls if _slides(seen.modules[c.name]) and _maps(c)]
+    calls = [c for c in once.calls if _slides(once.modules[c.name]) and _maps(c)]
     if double is None:
         return calls
     again = [c for c in double.calls if _slides(double.modules[c.name]) and _maps(c)]
@@ -284,22 +284,22 @@ def _on_images(seen: Watched, double: Watched | None) -> list[trace.Call]:
     return [a for a, b in pairs if a.inputs[0] != b.inputs[0] and a.outputs[0] != b.outputs[0]]
 
 
-def _fixed(seen: Watched, double: Watched | None) -> set[str]:
+def _fixed(once: Watched, double: Watched | None) -> set[str]:
     """Name the modules whose output is of one size, whatever the input's."""
     if double is None:
         return set()
     sizes = {(c.name, shape) for c in double.calls for shape in c.outputs[:1]}
-    return {c.name for c in seen.calls for shape in c.outputs[:1] if (c.name, shape) in sizes}
+    return {c.name for c in once.calls for shape in c.outputs[:1] if (c.name, shape) in sizes}
 
 
 def _coarser(
-    seen: Watched, double: Watched | None, size: Pair, coarsest: int
+    once: Watched, double: Watched | None, size: Pair, coarsest: int
 ) -> tuple[int | None, str]:
     """Find maps that are coarser than all windows make them: (reduction, module), or (None, "")."""
-    if double is None or [c.name for c in seen.calls] != [c.name for c in double.calls]:
+    if double is None or [c.name for c in once.calls] != [c.name for c in double.calls]:
         return None, ""
     reductions: dict[int, str] = {}
-    for a, b in zip(seen.calls, double.calls, strict=True):
+    for a, b in zip(once.calls, double.calls, strict=True):
         if not a.outputs or a.outputs[0] == b.outputs[0] or len(a.outputs[0]) != len(b.outputs[0]):
             continue
         grown = [

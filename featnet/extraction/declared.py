@@ -22,16 +22,16 @@ from . import layout
 Declaration = FeatureInfo | Sequence[Feature | Mapping[str, Any]]
 
 
-def levels(model: nn.Module, given: Declaration | None) -> tuple[Feature, ...]:
+def levels(model: nn.Module, declaration: Declaration | None) -> tuple[Feature, ...]:
     """The levels that a model declares, or that are given for it.
 
     Raises:
         ArgumentError: none are declared, or a row is wrong.
     """
-    if given is None:
+    if declaration is None:
         info = FeatureInfo.of(model)
     else:
-        info = given if isinstance(given, FeatureInfo) else FeatureInfo(given)
+        info = declaration if isinstance(declaration, FeatureInfo) else FeatureInfo(declaration)
     if returns_levels(model):
         return info.info
     modules = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
@@ -55,20 +55,20 @@ def values(output: Any) -> list[torch.Tensor]:
 
 
 def returned(
-    model: nn.Module, seen: trace.Run, declared: Sequence[Feature]
+    model: nn.Module, record: trace.Run, declared: Sequence[Feature]
 ) -> dict[str, torch.Size]:
     """Return the outputs of a rewritten model, as if its modules had put them out.
 
     Raises:
         ArgumentError: not one tensor for each level.
     """
-    if len(seen.levels) != len(declared):
+    if len(record.levels) != len(declared):
         raise ArgumentError(
             f"{type(model).__name__} is_rewritten and declares {len(declared)} levels, but its "
-            f"forward returns {len(seen.levels)} tensors: "
-            f"{[tuple(s) for s in seen.levels.values()]}."
+            f"forward returns {len(record.levels)} tensors: "
+            f"{[tuple(s) for s in record.levels.values()]}."
         )
-    return {f.module: seen.levels[i] for i, f in enumerate(declared)}
+    return {f.module: record.levels[i] for i, f in enumerate(declared)}
 
 
 def check(

@@ -75,20 +75,20 @@ def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
 
 def _run(model: nn.Module, input_size: Sequence[int]) -> tuple[Flow, int, Size]:
     """The run at the size that was given, else at the first that the model takes."""
-    given = None if input_size == () else sizes.check_size(input_size)
+    asked = None if input_size == () else sizes.check_size(input_size)
     if input_size is None:
         raise ArgumentError(f"input_size={input_size!r}: (C, H, W) or (H, W) is expected.")
     channels = input_size[0] if len(input_size) == 3 else trace.channels_of(model)
-    tried = [given] if given is not None else sizes.candidates(model, 224)
+    tried = [asked] if asked is not None else sizes.candidates(model, 224)
     failures: dict[Size, Exception] = {}
     for size in tried:
         try:
             return flow.follow(model, (channels, *size)), channels, size
         except Exception as error:
             failures[size] = error
-    size = given or (224, 224)
+    size = asked or (224, 224)
     reason = failures.get(size) or failures[tried[0]]
-    with sizes.at_size(given):
+    with sizes.at_size(asked):
         failure = trace.does_not_run(model, size, reason)
     text = str(failure).replace(f"{size[0]} x {size[1]}", str((channels, *size)), 1)
     raise TraceError(text) from reason
@@ -253,10 +253,10 @@ class _Levels:
             )
             if image and len(several) > 1:
                 backbones.append((index, several))
-            for backbone, given in backbones:
+            for backbone, inputs in backbones:
                 if backbone in call.outer or backbone == index:
                     continue
-                if len({m.part.ident for m in self.maps[index].reads} & given) > 1:
+                if len({m.part.ident for m in self.maps[index].reads} & inputs) > 1:
                     necks.add(index)
         return necks
 

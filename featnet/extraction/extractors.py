@@ -126,7 +126,7 @@ class FeatureNet(SharedNet):
         self._adopt(structure.view(network) if copy else network)
         body, size = self.body, trace.probe_size(self.body)
         try:
-            seen = source.prepare(body, size)
+            record = source.prepare(body, size)
         except TraceError as error:
             if model is network:
                 raise
@@ -139,9 +139,9 @@ class FeatureNet(SharedNet):
             also = None
             if isinstance(source, Hooked) and not isinstance(body, Backbone):
                 until = source.hooks.places if source.hooks.can_stop else frozenset()
-                also = pruning.in_training(body, seen, size, until)
+                also = pruning.in_training(body, record, size, until)
             again = functools.partial(source.run, body, size, _every_module)
-            pruning.prune(body, seen, again, driven=isinstance(source, Driven), also=also)
+            pruning.prune(body, record, again, driven=isinstance(source, Driven), also=also)
             self._adopt(body)  # of which tables may have been replaced
 
     def _adopt(self, body: nn.Module) -> None:

@@ -241,7 +241,7 @@ class FeatureHooks:
         """True if nothing is missing once every module has run: no tap waits for a last call."""
         return all(tap.which in (None, "first") for tap in self.taps)
 
-    def begin(self, found: dict[Any, Any], *, stop: bool = False) -> Under | None:
+    def begin(self, outputs: dict[Any, Any], *, stop: bool = False) -> Under | None:
         """Start to collect into a dict, on this thread.
 
         Args:
@@ -271,7 +271,7 @@ class FeatureHooks:
                 "use strict=True, as featnet.export does."
             )
         outer = self._local.current
-        self._local.current = (found, len(self.taps) if stop else -1)
+        self._local.current = (outputs, len(self.taps) if stop else -1)
         return outer
 
     def end(self, outer: Under | None) -> None:
@@ -282,7 +282,7 @@ class FeatureHooks:
         """
         self._local.current = outer
 
-    def missing(self, found: Mapping[Any, Any]) -> list[str]:
+    def missing(self, outputs: Mapping[Any, Any]) -> list[str]:
         """List the tapped modules without a feature.
 
         Args:
@@ -291,9 +291,9 @@ class FeatureHooks:
         Returns:
             Names of modules.
         """
-        return [tap.module for tap in self.taps if tap.key not in found]
+        return [tap.module for tap in self.taps if tap.key not in outputs]
 
-    def ordered(self, found: Mapping[Any, Any]) -> dict[Any, Any]:
+    def ordered(self, outputs: Mapping[Any, Any]) -> dict[Any, Any]:
         """Sort features into the order of the taps.
 
         Args:
@@ -305,14 +305,14 @@ class FeatureHooks:
         Raises:
             MissingFeatureError: a tap without a feature.
         """
-        missing = self.missing(found)
+        missing = self.missing(outputs)
         if missing:
             raise MissingFeatureError(
                 f"No feature from {', '.join(map(repr, missing))}: the module did not run in this "
                 "forward, or it runs in a graph that was compiled before it was tapped (then call "
                 "torch.compiler.reset() and compile again)."
             )
-        return {tap.key: found[tap.key] for tap in self.taps}
+        return {tap.key: outputs[tap.key] for tap in self.taps}
 
 
 def _rewritten(model: nn.Module, *, training: bool = False) -> frozenset[tuple[str, str]] | None:
@@ -380,7 +380,7 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
         ArgumentError: no taps, or two of one key.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    found: list[Tap] = []
+    resolved: list[Tap] = []
     if isinstance(taps, (str, Tap)):
         taps = [taps]
     if not isinstance(taps, Iterable):
@@ -404,28 +404,30 @@ def resolve_taps(model: nn.Module, taps: Taps) -> tuple[Tap, ...]:
             )
         for match in matches:
             changed: dict[str, Any] = {"key": None if tap.key == tap.module else tap.key}
-            found.append(
+            resolved.append(
                 tap if match == tap.module else dataclasses.replace(tap, module=match, **changed)
             )
-    keys = [tap.key for tap in found]
+    keys = [tap.key for tap in resolved]
     twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if twice or not found:
-        raise ArgumentError(f"Taps need distinct keys: {twice}." if found else "No taps are given.")
-    return tuple(found)
+    if twice or not resolved:
+        raise ArgumentError(
+            f"Taps need distinct keys: {twice}." if resolved else "No taps are given."
+        )
+    return tuple(resolved)
 
 
-def refuse_beside_taps(given: Mapping[str, Any]) -> None:
+def refuse_beside_taps(options: Mapping[str, Any]) -> None:
     """Refuse an extractor's arguments that are for levels, where taps say what comes out.
 
     Raises:
         ArgumentError: there is one.
     """
     names = ("out_indices", "out_strides", "out_map", "feature_info")
-    clash = [name for name in names if given.get(name) is not None]
+    clash = [name for name in names if options.get(name) is not None]
     if clash:
         raise ArgumentError(f"taps= and {clash[0]}= both say what comes out: give one.")
     for name in ("output_fmt", "norm", "return_prefix_tokens"):
-        if given.get(name, "NCHW") not in ("NCHW", None, False):
+        if options.get(name, "NCHW") not in ("NCHW", None, False):
             raise ArgumentError(
-                f"{name}={given[name]!r} is for levels; taps= gives what the modules put out."
+                f"{name}={options[name]!r} is for levels; taps= gives what the modules put out."
             )

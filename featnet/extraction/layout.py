@@ -226,12 +226,12 @@ def tensor_of(value: object, item: int) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor) and item == 0:
         return value
-    found = list(tensors(value))
-    if item >= len(found):
+    candidates = list(tensors(value))
+    if item >= len(candidates):
         raise MissingFeatureError(
-            f"A module put out {len(found)} tensors, and tensor {item} is the level."
+            f"A module put out {len(candidates)} tensors, and tensor {item} is the level."
         )
-    return found[item]
+    return candidates[item]
 
 
 def _grid(length: int, level: Feature, size: Sequence[int]) -> Size:
@@ -258,12 +258,12 @@ def sides(shape: Sequence[int], level: Feature, size: Size) -> Size:
 
 def feature(shape: Sequence[int], size: Size, *, module: str, index: int) -> Feature:
     """A level for whatever a module or node puts out: maps, tokens, vectors."""
-    found = of_one(shape, size)
-    if found is None:
+    layout = of_one(shape, size)
+    if layout is None:
         channels = shape[1] if len(shape) == 4 else shape[-1] if shape else 1
         side = shape[2] if len(shape) == 4 else 1
         axes = "NCHW" if len(shape) == 4 else "NC"
-        found = Layout(max(1, channels), max(1, round(size[0] / max(1, side))), axes)
+        layout = Layout(max(1, channels), max(1, round(size[0] / max(1, side))), axes)
     return Feature(
-        found.channels, found.reduction, module, index, layout=found.axes, prefix=found.prefix
+        layout.channels, layout.reduction, module, index, layout=layout.axes, prefix=layout.prefix
     )

@@ -23,7 +23,12 @@ Again = Callable[[], trace.Run]
 
 
 def prune(
-    model: nn.Module, seen: trace.Run, again: Again, *, driven: bool, also: trace.Run | None = None
+    model: nn.Module,
+    record: trace.Run,
+    again: Again,
+    *,
+    driven: bool,
+    also: trace.Run | None = None,
 ) -> None:
     """Remove, in place, every module and parameter that a run did not need.
 
@@ -38,21 +43,21 @@ def prune(
             repeated only where containers changed that are read together.
         also: a run in training, whose modules and parameters stay too.
     """
-    runs = [seen] if also is None else [seen, also]
+    runs = [record] if also is None else [record, also]
     called = {call.name for each in runs for call in each.calls}
     cuts = keep(model, called, frozenset().union(*(each.used for each in runs)))
-    if not cuts or (driven and not is_risky(model, cuts)) or _repeats(again, seen):
+    if not cuts or (driven and not is_risky(model, cuts)) or _repeats(again, record):
         return
     for cut in cuts:
         cut.fill()
-    for cut in [] if seen.real else cuts:  # on zeros each run takes a while
+    for cut in [] if record.real else cuts:  # on zeros each run takes a while
         cut.empty()
-        if not _repeats(again, seen):
+        if not _repeats(again, record):
             cut.fill()
 
 
 def in_training(
-    model: nn.Module, seen: trace.Run, size: tuple[int, int], until: trace.Places
+    model: nn.Module, record: trace.Run, size: tuple[int, int], until: trace.Places
 ) -> trace.Run | None:
     """Return a run in training of a network that, cut to what another run needs, fails there: a
     branch that adds noise is gone, for instance. None of any other, and of one that does not run in
@@ -63,7 +68,7 @@ def in_training(
         return trace.run(net, size, until=until, through=not until, real=False, training=True)
 
     trial = structure.clone(model)
-    keep(trial, {call.name for call in seen.calls}, seen.used)
+    keep(trial, {call.name for call in record.calls}, record.used)
     with contextlib.suppress(Exception):
         trained(trial)
         return None
@@ -88,13 +93,13 @@ def is_risky(model: nn.Module, cuts: Collection[Cut]) -> bool:
     return False
 
 
-def _repeats(again: Again, seen: trace.Run) -> bool:
+def _repeats(again: Again, record: trace.Run) -> bool:
     """Say whether the same modules run, on the same sizes."""
     try:
         calls = again().calls
     except Exception:
         return False
-    return [(c.name, c.outputs) for c in calls] == [(c.name, c.outputs) for c in seen.calls]
+    return [(c.name, c.outputs) for c in calls] == [(c.name, c.outputs) for c in record.calls]
 
 
 class Removed(nn.Module):

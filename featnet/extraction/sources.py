@@ -81,9 +81,9 @@ class Driven(Source):
     """A Backbone, whose generator is run up to the last level asked for."""
 
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
-        seen = self.run(body, size)
-        check_run(type(body).__name__, self.levels, seen, size, small=2.0)
-        return seen
+        record = self.run(body, size)
+        check_run(type(body).__name__, self.levels, record, size, small=2.0)
+        return record
 
     def run(self, body: nn.Module, size: Size, watched: trace.Which | None = None) -> trace.Run:
         return run_levels(body, size, self.indices, self.read, watched=watched)
@@ -126,9 +126,9 @@ def shapes_of_levels(body: nn.Module, size: Size, source: Source) -> Shapes:
     there = {name for name, _ in body.named_modules(remove_duplicate=False)}
     last = max(source.indices)
     kept = [f.index for f in source.levels[:last] if f.module in there] + [last]
-    seen = run_levels(body, size, kept, source.read, watched=trace.no_modules)
-    check_run(type(body).__name__, source.levels, seen, size)
-    return seen.levels
+    record = run_levels(body, size, kept, source.read, watched=trace.no_modules)
+    check_run(type(body).__name__, source.levels, record, size)
+    return record.levels
 
 
 # Hooks ------------------------------------------------------------------------------------------
@@ -142,11 +142,11 @@ class Hooked(Source):
     hooks: FeatureHooks
 
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
-        seen = self._attach(body, self._taps(), size)
+        record = self._attach(body, self._taps(), size)
         names = (level.module for level in self._asked)
-        shapes = dict(zip(names, self._read(seen), strict=True))
+        shapes = dict(zip(names, self._read(record), strict=True))
         self.levels = declared.check(self.levels, self.indices, shapes, size=size)
-        return seen
+        return record
 
     @property
     def _asked(self) -> list[Feature]:
@@ -175,10 +175,10 @@ class Hooked(Source):
     def _shortened(self, body: nn.Module, size: Size, whole: trace.Run) -> trace.Run:
         return self.run(body, size) if self.hooks.can_stop else whole
 
-    def _read(self, seen: trace.Run) -> list[torch.Size]:
+    def _read(self, record: trace.Run) -> list[torch.Size]:
         """Shapes of what the hooks read: of each the tensor that is the level, else the first."""
-        before = {call.name: call.inputs for call in seen.calls}
-        after = {call.name: call.outputs for call in seen.calls}
+        before = {call.name: call.inputs for call in record.calls}
+        after = {call.name: call.outputs for call in record.calls}
         items = {level.module: level.item for level in self.levels}
         shapes = []
         for tap in self.hooks.taps:
@@ -222,11 +222,11 @@ class HookedLevels(Hooked):
     """A Backbone, whose levels' modules are hooked: driven, so that its head need not be there."""
 
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
-        seen = self._attach(body, self._taps(), size)
+        record = self._attach(body, self._taps(), size)
         name = type(body).__name__
-        check_run(name, self.levels, seen, size, small=2.0)
-        check_hooks(name, self.levels, seen)
-        return seen
+        check_run(name, self.levels, record, size, small=2.0)
+        check_hooks(name, self.levels, record)
+        return record
 
     def _whole(self, body: nn.Module, size: Size, taps: Sequence[Tap]) -> trace.Run:
         # what a module is given is there after its level was yielded
@@ -273,15 +273,15 @@ class Tapped(Hooked):
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
         taps, self._asked_for = self._asked_for, None
         assert taps is not None
-        seen = self._attach(body, taps, size)
+        record = self._attach(body, taps, size)
         self.levels = tuple(
             layout.feature(shape, size, module=tap.module, index=index)
             for index, (tap, shape) in enumerate(
-                zip(self.hooks.taps, self._read(seen), strict=True)
+                zip(self.hooks.taps, self._read(record), strict=True)
             )
         )
         self.indices = tuple(range(len(self.levels)))
-        return seen
+        return record
 
     def maps(self, body: nn.Module, x: torch.Tensor) -> list[Any]:
         return list(self.collect(body, x).values())
@@ -343,10 +343,10 @@ class Returned(Source):
     """A module that was rewritten to return its levels."""
 
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
-        seen = self.run(body, size)
-        shapes = declared.returned(body, seen, self.levels)
+        record = self.run(body, size)
+        shapes = declared.returned(body, record, self.levels)
         self.levels = declared.check(self.levels, self.indices, shapes, size=size)
-        return seen
+        return record
 
     def run(self, body: nn.Module, size: Size, watched: trace.Which | None = None) -> trace.Run:
         return trace.run(body, size, watched=watched)

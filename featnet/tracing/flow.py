@@ -128,10 +128,10 @@ class _Watch(TorchFunctionMode):
         return value
 
     def _parts(self, value: object) -> tuple[Part, ...]:
-        found = list(tensors(value))
-        if all(t.is_meta for t in found):
-            self.alive += found
-        return tuple(Part(t.shape, origin_of(t), (id(t), t._version)) for t in found)
+        values = list(tensors(value))
+        if all(t.is_meta for t in values):
+            self.alive += values
+        return tuple(Part(t.shape, origin_of(t), (id(t), t._version)) for t in values)
 
     def _enter(self, name: str, module: nn.Module, args: object, kwargs: object) -> None:
         outer = (*self.begun[-1].outer, self.begun[-1].index) if self.begun else ()

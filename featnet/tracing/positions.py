@@ -152,13 +152,13 @@ def follow(
         >>> follow(net, (3, 4, 4), [("1", 0)])["1", 0].tolist()
         [[[0, 2, 8, 10]]]
     """
-    found: dict[tuple[str, int], torch.Tensor] = {}
+    shadows: dict[tuple[str, int], torch.Tensor] = {}
 
     def note(name: str, output: object) -> None:
         for item, tensor in enumerate(tensors(output)):
             place = _place(tensor)
             if (name, item) in wanted and place is not None:
-                found[name, item] = place
+                shadows[name, item] = place
 
     def work(copied: nn.Module, x: torch.Tensor) -> None:
         for name in {name for name, _ in wanted}:
@@ -172,4 +172,4 @@ def follow(
 
     with torch.inference_mode(False):
         probing.first(model, (1, *shape), work, real=False)
-    return found
+    return shadows

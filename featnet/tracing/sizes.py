@@ -98,10 +98,10 @@ def claimed(model: nn.Module) -> list[Size]:
         >>> claimed(net)
         [(320, 320)]
     """
-    found: list[Size] = []
+    sizes: list[Size] = []
     for module in model.modules():
-        found += _sizes_in(module, 2)
-    return list(dict.fromkeys(found))
+        sizes += _sizes_in(module, 2)
+    return list(dict.fromkeys(sizes))
 
 
 def _sizes_in(owner: object, depth: int) -> Iterator[Size]:

@@ -110,10 +110,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if kind is dict or kind is OrderedDict:
-        made = memo[id(value)] = kind()
+        duplicate = memo[id(value)] = kind()
         for key, held in value.items():
-            made[key] = held if type(held) in _VALUES else _copied(held, memo)
-        return made
+            duplicate[key] = held if type(held) in _VALUES else _copied(held, memo)
+        return duplicate
     if kind is tuple and all(type(held) in _VALUES for held in value):
         return value
     return copy.deepcopy(value, memo)

@@ -79,11 +79,11 @@ class Run:
 
 def names_of(model: nn.Module) -> dict[int, str]:
     """id of every parameter and buffer to its name; the first one where it is shared."""
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in named:
-        found.setdefault(id(tensor), name)
-    return found
+        names.setdefault(id(tensor), name)
+    return names
 
 
 def channels_of(model: nn.Module) -> int:
@@ -146,17 +146,17 @@ def run(
     shape = (1 + training, channels_of(model) if channels is None else channels, *size)
     if hasattr(model, "forward_levels"):
         real = False
-    seen, zeros = probing.first(
+    record, zeros = probing.first(
         model,
         shape,
         lambda copied, x: _run(copied, x, **how),
         real=(True if id(model) in known.zeros else None) if real else False,
         training=training,
     )
-    seen = dataclasses.replace(seen, real=zeros)
+    record = dataclasses.replace(record, real=zeros)
     if plain and zeros:  # a whole forward
-        known.runs[key] = seen
-    return seen
+        known.runs[key] = record
+    return record
 
 
 def _run(
@@ -183,17 +183,21 @@ def _run(
                 read = {i: t.shape for i, t in enumerate(tensors(kept))}
         else:
             network = cast(Network, copied)
-            seen = LevelWatch(network, watch, wanted=levels, norm=norm, onward=through)
+            watched_levels = LevelWatch(network, watch, wanted=levels, norm=norm, onward=through)
             with contextlib.suppress(Stop):
                 if until or through:
-                    drive(network, x, seen)
+                    drive(network, x, watched_levels)
                 else:
                     generator = start(network, x)
-                    follow(network, generator, seen)
-            kept, read, yielded = seen.kept, seen.shapes, tuple(seen.yielded)
+                    follow(network, generator, watched_levels)
+            kept, read, yielded = (
+                watched_levels.kept,
+                watched_levels.shapes,
+                tuple(watched_levels.yielded),
+            )
     calls = tuple(
-        Call(name, given.shapes, gave.shapes, gave.changed, given.changed)
-        for name, given, gave in watch.ended
+        Call(name, inputs.shapes, gave.shapes, gave.changed, inputs.changed)
+        for name, inputs, gave in watch.ended
     )
     if closely:
         reads = watch.used.reads
@@ -213,20 +217,20 @@ def _feeds(
     """See :attr:`Run.feeds`; ``kept`` are ids of tensors that left the network."""
     count = Counter(name for name, _, _ in ended)
     makers: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for name, given, gave in ended:  # what is inside ends before what is around it
-        ids = [id(t) for t in given.tensors]
-        made = [id(t) for t in gave.tensors]
+    feeds: dict[str, str] = {}
+    for name, inputs, gave in ended:  # what is inside ends before what is around it
+        ids = [id(t) for t in inputs.tensors]
+        outputs = [id(t) for t in gave.tensors]
         maker = makers.get(ids[0]) if len(ids) == 1 else None
-        first = maker and given.reads[0] == 0 < given.reads_after[0]
+        first = maker and inputs.reads[0] == 0 < inputs.reads_after[0]
         if maker and first and count[maker] == count[name] == 1:
             # changed in place it is the second one's output, which anybody may read
-            alone = reads[ids[0]] == given.reads_after[0] and ids[0] not in kept
-            if alone or made == ids:
-                found.setdefault(maker, name)
-        if len(made) == 1:
-            makers.setdefault(made[0], name)
-    return found
+            alone = reads[ids[0]] == inputs.reads_after[0] and ids[0] not in kept
+            if alone or outputs == ids:
+                feeds.setdefault(maker, name)
+        if len(outputs) == 1:
+            makers.setdefault(outputs[0], name)
+    return feeds
 
 
 def probe_size(model: nn.Module) -> tuple[int, int]:

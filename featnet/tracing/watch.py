@@ -37,15 +37,15 @@ class Used(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        found = shapes.call(func, args, kwargs)
-        if func.__name__ in _QUESTIONS and not isinstance(found, torch.Tensor):
-            return found  # a shape, not a view as Tensor.T is
+        result = shapes.call(func, args, kwargs)
+        if func.__name__ in _QUESTIONS and not isinstance(result, torch.Tensor):
+            return result  # a shape, not a view as Tensor.T is
         for value in (*args, *kwargs.values()):
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(item, torch.Tensor):
                     self.reads[id(item)] += 1
                     self.alive[id(item)] = item
-        return found
+        return result
 
 
 class Stop(BaseException):
@@ -118,11 +118,11 @@ class Watch:
     def _leave(
         self, name: str, module: nn.Module, args: object, kwargs: object, output: object
     ) -> None:
-        begun, given = self._begun.pop()
+        begun, inputs = self._begun.pop()
         while begun is not module:  # an extractor within it stopped early
-            begun, given = self._begun.pop()
-        given.reads_after = [self.used.reads[id(t)] for t in given.tensors]
-        self.ended.append((name, given, Seen(output, self.used.reads)))
+            begun, inputs = self._begun.pop()
+        inputs.reads_after = [self.used.reads[id(t)] for t in inputs.tensors]
+        self.ended.append((name, inputs, Seen(output, self.used.reads)))
         self.waiting.discard((name, "forward"))
         if self.done:
             raise Stop

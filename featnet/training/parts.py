@@ -39,14 +39,14 @@ def up_to(net: nn.Module, level: Feature) -> tuple[set[int], set[int]]:
     body = net.body if isinstance(net, FeatureNet) else net
     size = trace.probe_size(body)
     if isinstance(body, Backbone):
-        seen = trace.run(body, size, levels={level.index})
+        record = trace.run(body, size, levels={level.index})
     else:
-        seen = trace.run(body, size, until=frozenset({(level.module, level.hook_type)}))
+        record = trace.run(body, size, until=frozenset({(level.module, level.hook_type)}))
     modules = dict(net.named_modules(remove_duplicate=False))
     parameters = dict(net.named_parameters(remove_duplicate=False))
     return (
-        {id(modules[call.name]) for call in seen.calls if call.name},
-        {id(parameters[name]) for name in seen.used if name in parameters},
+        {id(modules[call.name]) for call in record.calls if call.name},
+        {id(parameters[name]) for name in record.used if name in parameters},
     )
 
 

@@ -148,8 +148,8 @@ def guess(model: nn.Module, graph: fx.Graph) -> Effects:
     effects = Effects()
     modules = dict(model.named_modules(remove_duplicate=False))
     for index, node in enumerate(graph.nodes):
-        given = [effects.holds[each] for each in node.all_input_nodes]
-        every = frozenset[int]().union(*given)
+        read = [effects.holds[each] for each in node.all_input_nodes]
+        every = frozenset[int]().union(*read)
         first = node.args[0] if node.args else None
         one = effects.holds[first] if isinstance(first, fx.Node) else every
         # A module or an attribute that is used twice may give the same tensor twice
@@ -220,16 +220,16 @@ class _Watch(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
-        given = [t for each in n.all_input_nodes for t in trace.tensors(self.env[each])]
-        versions = [t._version for t in given]
+        arguments = [t for each in n.all_input_nodes for t in trace.tensors(self.env[each])]
+        versions = [t._version for t in arguments]
         value = super().run_node(n)
-        found = list(trace.tensors(value))
+        outputs = list(trace.tensors(value))
         if isinstance(value, torch.Tensor):
             self.effects.plain.add(n)
-        self.effects.shapes[n] = found[0].shape if found else torch.Size()
-        self.effects.holds[n] = frozenset(map(_storage, found))
+        self.effects.shapes[n] = outputs[0].shape if outputs else torch.Size()
+        self.effects.holds[n] = frozenset(map(_storage, outputs))
         self.effects.writes[n] = frozenset(
-            _storage(t) for t, old in zip(given, versions, strict=True) if t._version != old
+            _storage(t) for t, old in zip(arguments, versions, strict=True) if t._version != old
         )
         return value
 
@@ -240,8 +240,8 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def sizes_for(model: nn.Module) -> tuple[Size, ...]:
     """Input sizes at which a model may run, the one that it says it was built for first."""
-    given = inputs.current().size
-    return (given,) if given is not None else tuple(inputs.candidates(model))
+    wanted = inputs.current().size
+    return (wanted,) if wanted is not None else tuple(inputs.candidates(model))
 
 
 @torch.inference_mode(False)  # whose tensors have no version counter

@@ -55,13 +55,13 @@ def get_graph_node_names(
         (['input', '0', '1'], ['input', '0', '1'])
     """
     body = structure.clone(model)
-    found = [
+    names = [
         list(nodes.trace(structure.in_mode(body, mode), tracer_kwargs, concrete_args)[1])
         for mode in (True, False)
     ]
     if not suppress_diff_warning:
-        _warn_of_difference(*found)
-    return found[0], found[1]
+        _warn_of_difference(*names)
+    return names[0], names[1]
 
 
 def create_feature_extractor(
@@ -137,14 +137,14 @@ def _extract(
         )
     if not suppress_diff_warning:
         _warn_of_difference(list(names[True]), list(names[False]))
-    found = {
+    by_mode = {
         mode: {
             key: nodes.find(query, names[mode], model=type(model).__name__)
             for query, key in wanted[mode].items()
         }
         for mode in (True, False)
     }
-    return _extractor(model, body, graphs, found)
+    return _extractor(model, body, graphs, by_mode)
 
 
 def _wanted(both: object, train: object, evaluation: object) -> dict[bool, dict[str, str]]:
@@ -156,13 +156,13 @@ def _wanted(both: object, train: object, evaluation: object) -> dict[bool, dict[
             f"eval_return_nodes={evaluation!r}."
         )
 
-    def pairs(given: object) -> dict[str, str]:
-        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not given:
-            raise ArgumentError(f"return_nodes={given!r}: names, or a dict of them, are expected.")
-        items = list(given.items() if isinstance(given, Mapping) else ((n, n) for n in given))
+    def pairs(nodes: object) -> dict[str, str]:
+        if isinstance(nodes, (str, bytes)) or not isinstance(nodes, Iterable) or not nodes:
+            raise ArgumentError(f"return_nodes={nodes!r}: names, or a dict of them, are expected.")
+        items = list(nodes.items() if isinstance(nodes, Mapping) else ((n, n) for n in nodes))
         chosen = {str(query): str(key) for query, key in items}
         if len(set(chosen.values())) < len(items):
-            raise ArgumentError(f"return_nodes={given!r}: each needs an output name of its own.")
+            raise ArgumentError(f"return_nodes={nodes!r}: each needs an output name of its own.")
         return chosen
 
     if train is None:
@@ -216,13 +216,13 @@ def _extractor(
     model: nn.Module,
     body: nn.Module,
     graphs: dict[bool, fx.Graph],
-    found: dict[bool, dict[str, fx.Node]],
+    nodes: dict[bool, dict[str, fx.Node]],
 ) -> GraphExtractor:
     called: set[str] = set()
     used: set[str] = set()
     modules = dict(body.named_modules(remove_duplicate=False))
     for mode, graph in graphs.items():
-        _cut(structure.in_mode(body, mode), graph, found[mode])
+        _cut(structure.in_mode(body, mode), graph, nodes[mode])
     every = [node for graph in graphs.values() for node in graph.nodes]
     used |= {str(node.target) for node in every if node.op == "get_attr"}
     for target in {str(node.target) for node in every if node.op == "call_module"}:
@@ -244,31 +244,32 @@ def _extractor(
     return extractor
 
 
-def _cut(body: nn.Module, graph: fx.Graph, found: Mapping[str, fx.Node]) -> None:
+def _cut(body: nn.Module, graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> None:
     """Let a graph put out the nodes found, and nothing else be in it."""
-    wanted = set(found.values())
+    wanted = set(nodes.values())
     for node in reversed(list(graph.nodes)):  # what is behind the last one
         if node in wanted:
             break
         if node.op != "placeholder":
             graph.erase_node(node)
     before = list(graph.nodes)
-    seen = guess(body, graph)
-    if not seen.idle(before, wanted):  # a run knows better
+    effects = guess(body, graph)
+    if not effects.idle(before, wanted):  # a run knows better
         channels = trace.channels_of(body)
-        seen = observe(body, graph, sizes_for(body), channels=channels) or seen
-    live = seen.needed(before, wanted)
+        effects = observe(body, graph, sizes_for(body), channels=channels) or effects
+    live = effects.needed(before, wanted)
     run = [node for node in before if node in live]
     outputs = {
-        node: _apart(graph, node, seen) if seen.overwritten(node, run) else node for node in wanted
+        node: _apart(graph, node, effects) if effects.overwritten(node, run) else node
+        for node in wanted
     }
-    graph.output({key: outputs[node] for key, node in found.items()})
+    graph.output({key: outputs[node] for key, node in nodes.items()})
     for node in reversed(before):
         if node not in live and node.op != "placeholder":
             graph.erase_node(node)
 
 
-def _apart(graph: fx.Graph, node: fx.Node, seen: Effects) -> fx.Node:
+def _apart(graph: fx.Graph, node: fx.Node, effects: Effects) -> fx.Node:
     """Put :func:`keep_apart` behind a node whose tensors something overwrites later.
 
     Returns:
@@ -276,12 +277,12 @@ def _apart(graph: fx.Graph, node: fx.Node, seen: Effects) -> fx.Node:
     """
     users = set(node.users)
     with graph.inserting_after(node):
-        if node not in seen.plain:
+        if node not in effects.plain:
             pair = graph.call_function(keep_apart, (node, list(node.all_input_nodes)))
             with graph.inserting_after(pair):
                 outer = graph.call_function(operator.getitem, (pair, 0))
                 onwards = graph.call_function(operator.getitem, (pair, 1))
-        elif seen.shares(node):
+        elif effects.shares(node):
             outer, onwards = graph.call_method("clone", (node,)), node
             with graph.inserting_after(outer):
                 graph.call_method("copy_", (node, outer))

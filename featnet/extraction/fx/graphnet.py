@@ -99,14 +99,14 @@ class GraphExtractor(SharedNet):
 
     def _run(self, sizes: Sequence[Size]) -> tuple[Size, dict[str, torch.Size]]:
         """The first of the sizes that the graph takes, and what comes out then."""
-        seen = observe(self, self.graph, sizes, channels=self._channels)
-        if seen is None or seen.size is None:
+        observed = observe(self, self.graph, sizes, channels=self._channels)
+        if observed is None or observed.size is None:
             raise TraceError(
                 f"What comes out of this {type(self).__name__} is not known: its graph does not "
                 f"run on a batch of images of {' or '.join(f'{h} x {w}' for h, w in sizes)}."
             )
         output: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
-        return seen.size, {key: seen.shapes[node] for key, node in output.items()}
+        return observed.size, {key: observed.shapes[node] for key, node in output.items()}
 
     # Graphs hold functions that pickle does not know: they go by their names
 
@@ -154,15 +154,15 @@ def _pack(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 def _unpack(rows: list[tuple[Any, ...]]) -> fx.Graph:
     graph = fx.Graph()
-    made: dict[str, fx.Node] = {}
+    items: dict[str, fx.Node] = {}
 
     def node(value: object) -> Any:
-        return made[value.name] if isinstance(value, _Ref) else value
+        return items[value.name] if isinstance(value, _Ref) else value
 
     for op, name, target, args, kwargs in rows:
         target = _by_name(target) if op == "call_function" and isinstance(target, str) else target
         args, kwargs = fx.node.map_aggregate((args, kwargs), node)
-        made[name] = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
+        items[name] = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
     return graph
 
 

@@ -116,14 +116,17 @@ def tracer_for(model: nn.Module, options: Mapping[str, Any] | None) -> PathTrace
     Raises:
         ArgumentError: an option that a tracer has not.
     """
-    given = dict(options or {})
-    for name in given:
+    arguments = dict(options or {})
+    for name in arguments:
         if name not in OPTIONS:
             raise ArgumentError(
                 f"tracer_kwargs has {name!r}; it can have {', '.join(OPTIONS)}."
                 + nearest(name, OPTIONS)
             )
-    modules, leaves = [math, *given.pop("autowrap_modules", ())], [*given.pop("leaf_modules", ())]
+    modules, leaves = (
+        [math, *arguments.pop("autowrap_modules", ())],
+        [*arguments.pop("leaf_modules", ())],
+    )
     if "torchvision.ops" in sys.modules:
         ops: Any = sys.modules["torchvision.ops"]
         modules.append(ops)
@@ -133,8 +136,8 @@ def tracer_for(model: nn.Module, options: Mapping[str, Any] | None) -> PathTrace
     strange = [leaf for leaf in leaves if not isinstance(leaf, type)]
     if strange:
         raise ArgumentError(f"tracer_kwargs: leaf_modules are classes, and {strange[0]!r} is none.")
-    given["autowrap_functions"] = tuple(given.get("autowrap_functions", ()))
-    return PathTracer(leaves, model, autowrap_modules=tuple(dict.fromkeys(modules)), **given)
+    arguments["autowrap_functions"] = tuple(arguments.get("autowrap_functions", ()))
+    return PathTracer(leaves, model, autowrap_modules=tuple(dict.fromkeys(modules)), **arguments)
 
 
 def trace(
