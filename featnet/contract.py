@@ -21,7 +21,7 @@ def check_run(
     Args:
         name: of the class.
         levels: all that it declares; those read under a final norm as they are under it.
-        seen: the run.
+        record: the run.
         size: (H, W) of its input.
         small: see :func:`check_map`.
 

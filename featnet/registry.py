@@ -421,7 +421,8 @@ def list_models(
     with_tags = pretrained if include_tags is None else include_tags
     modules = {*_patterns(module), *_patterns(family)}
     licences = {word.lower() for word in _patterns(licence)}
-    _check_words("family", modules, list_modules())
+    _check_words("module", _patterns(module), list_modules())
+    _check_words("family", _patterns(family), list_modules())
     _check_words("licence", licences, _licences() if licences else ())
     _check_words("sort", {sort}, SORTS)
     sizes = {

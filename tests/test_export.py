@@ -79,7 +79,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "levels.pt2"
     assert main(["export", "test_resnet", "--out-indices", "0", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "weights are random (seed 0)" in said and "image -> act1; free: batch, height" in said
+    assert "weights: random, seed 0" in said and "image -> act1; free: batch, height" in said
     assert out.is_file()
     assert main(["export", "test_resnet", "--out", str(tmp_path / "x.bin")]) == 2
     assert ".onnx, .pt2" in capsys.readouterr().err

@@ -87,7 +87,8 @@ def test_list_models_is_in_natural_order() -> None:
 
 
 def test_list_models_by_module() -> None:
-    assert featnet.list_models(module="nothing") == []
+    with pytest.raises(ArgumentError, match=r"module='resnets': one of beit, .* 'resnet'"):
+        featnet.list_models(module="resnets")
     by_module = [n for m in featnet.list_modules() for n in featnet.list_models(module=m)]
     assert sorted(by_module) == sorted(featnet.list_models())
     assert featnet.list_models("*18", module=["resnet"]) == featnet.list_models(

@@ -8,12 +8,13 @@ from .network import build
 
 
 def export_model(args: argparse.Namespace) -> int:
-    """Build, export, run the file against the model; one line says what was written.
+    """Build, export, run the file against the model; two lines say what was written, with
+    which weights.
 
     Raises:
         FeatnetError: see :func:`featnet.export`.
     """
-    net, _ = build(args, features_only=not args.classifier)
+    net, weights = build(args, features_only=not args.classifier)
 
     import torch
 
@@ -24,4 +25,5 @@ def export_model(args: argparse.Namespace) -> int:
         example = torch.randn(2, net.in_chans, *args.input_size)
     dynamic = ("batch",) if args.fixed_size else ("batch", "height", "width")
     print(export(net.eval(), args.out, format=args.format, example=example, dynamic=dynamic))
+    print(f"weights: {weights}")
     return 0

@@ -245,7 +245,7 @@ class FeatureHooks:
         """Start to collect into a dict, on this thread.
 
         Args:
-            found: the dict.
+            outputs: the dict.
             stop: end the forward by :class:`featnet.tracing.trace.Stop` as soon as nothing is
                 missing, unless a tap waits for the last call of its module.
 
@@ -286,7 +286,7 @@ class FeatureHooks:
         """List the tapped modules without a feature.
 
         Args:
-            found: the features so far.
+            outputs: the features so far.
 
         Returns:
             Names of modules.
@@ -297,7 +297,7 @@ class FeatureHooks:
         """Sort features into the order of the taps.
 
         Args:
-            found: the features, by key.
+            outputs: the features, by key.
 
         Returns:
             A new dict.

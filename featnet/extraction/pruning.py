@@ -37,7 +37,7 @@ def prune(
 
     Args:
         model: the network, whose tensors' names and keys stay.
-        seen: the run.
+        record: the run.
         again: repeats it.
         driven: the network yields its levels and goes no further than the last of them; its run is
             repeated only where containers changed that are read together.
