@@ -765,3 +765,178 @@ def test_a_conversion_replaces_no_file_of_another_kind(
     assert main(["convert", *arguments]) == 2
     assert re.search(why, capsys.readouterr().err)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# transformers' networks with names of their own: its class, its config, our name and arguments, and
+# the largest relative difference, where an epsilon differs
+SMALL_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
+OUR_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 4.0, "img_size": 64}
+FAMILIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], float]] = {
+    "DINOv3": (
+        "DINOv3ViTModel",
+        {**SMALL_VIT, "num_register_tokens": 4},
+        "vit_base_patch16_dinov3_qkvb",
+        {**OUR_VIT, "num_classes": 0},
+        1e-5,
+    ),
+    "DINOv3, gated": (
+        "DINOv3ViTModel",
+        {**SMALL_VIT, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
+        "vit_huge_plus_patch16_dinov3_qkvb",
+        {**OUR_VIT, "num_classes": 0},
+        1e-5,
+    ),
+    "DINOv3 ConvNeXt": (
+        "DINOv3ConvNextModel",
+        {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},
+        "convnext_atto",
+        {"num_classes": 0, "conv_mlp": False},
+        1e-5,
+    ),
+    "CLIP": (
+        "CLIPVisionModelWithProjection",
+        {**SMALL_VIT, "projection_dim": 10, "hidden_act": "gelu"},
+        "vit_base_patch16_clip_224",
+        {**OUR_VIT, "num_classes": 10},
+        1e-10,
+    ),
+    "SigLIP": (
+        "SiglipVisionModel",
+        {**SMALL_VIT, "hidden_act": "gelu"},
+        "vit_base_patch16_siglip_224",
+        OUR_VIT,
+        1e-10,
+    ),
+    "BEiT": (
+        "BeitForImageClassification",
+        {**SMALL_VIT, "use_relative_position_bias": True, "layer_norm_eps": 1e-6},
+        "beit_base_patch16_224",
+        {**OUR_VIT, "num_classes": 10},
+        1e-10,
+    ),
+    "DeiT": (
+        "DeiTForImageClassificationWithTeacher",
+        {**SMALL_VIT, "layer_norm_eps": 1e-6},
+        "deit_tiny_distilled_patch16_224",
+        {**OUR_VIT, "num_classes": 10},
+        1e-10,
+    ),
+    "RegNetY": (
+        "RegNetForImageClassification",
+        {
+            "embedding_size": 32,
+            "hidden_sizes": [48, 104, 208, 440],
+            "depths": [1, 3, 6, 6],
+            "groups_width": 8,
+            "layer_type": "y",
+            "num_labels": 10,
+        },
+        "regnety_004",
+        {"num_classes": 10},
+        1e-10,
+    ),
+    "RegNetX": (
+        "RegNetForImageClassification",
+        {
+            "embedding_size": 32,
+            "hidden_sizes": [32, 64, 160, 400],
+            "depths": [1, 2, 7, 12],
+            "groups_width": 16,
+            "layer_type": "x",
+            "num_labels": 10,
+        },
+        "regnetx_004_tv",
+        {"num_classes": 10},
+        1e-10,
+    ),
+    "MobileNetV2": (
+        "MobileNetV2ForImageClassification",
+        {"num_labels": 10},
+        "mobilenetv2_100",
+        {"num_classes": 10, "pad_type": "same"},
+        1e-6,  # variances that hold its other epsilon, in float32
+    ),
+    "PVTv2": (
+        "PvtV2ForImageClassification",
+        {
+            "hidden_sizes": [32, 64, 160, 256],
+            "depths": [2, 2, 2, 2],
+            "num_attention_heads": [1, 2, 5, 8],
+            "mlp_ratios": [8, 8, 4, 4],
+            "num_labels": 10,
+        },
+        "pvt_v2_b0",
+        {"num_classes": 10},
+        1e-5,  # norms of patches have an epsilon of 1e-6 there
+    ),
+    "Hiera": (
+        "HieraForImageClassification",
+        {
+            "embed_dim": 16,
+            "depths": [1, 2, 3, 1],
+            "num_heads": [1, 2, 4, 8],
+            "image_size": [64, 64],
+            "num_labels": 10,
+        },
+        "hiera_tiny_224",
+        {"embed_dim": 16, "stages": (1, 2, 3, 1), "img_size": 64, "num_classes": 10},
+        1e-10,
+    ),
+}
+
+
+def one_of_transformers(kind: str) -> Any:
+    library = helpers.peer("transformers")
+    cls, options, *_ = FAMILIES[kind]
+    config = getattr(library, cls).config_class(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return noisy(getattr(library, cls)(config))
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_transformers_families(kind: str, where: str, tmp_path: Path) -> None:
+    theirs = one_of_transformers(kind)
+    _, _, name, options, tolerance = FAMILIES[kind]
+    path = tmp_path / "model.safetensors"
+    if where == "memory":
+        saved(theirs.state_dict(), path)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs.save_pretrained(tmp_path)
+    theirs = theirs.double()
+    model = create_model(name, checkpoint_path=path, **options, **DOUBLE).eval()
+    assert not model.load_report.initial and any(
+        "layout of transformers'" in step for step in model.load_report.steps
+    )
+    with torch.no_grad():
+        output = theirs(X)
+        wanted: Any = next(
+            value
+            for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state")
+            if (value := getattr(output, name, None)) is not None
+        )
+        ours = model(X)
+        if "DINOv3ViT" in FAMILIES[kind][0]:  # which pools otherwise
+            ours, wanted = model.forward_features(X), output.last_hidden_state
+        assert helpers.error(ours.reshape(wanted.shape), wanted) < tolerance
+    net = create_model(name, features_only=True, checkpoint_path=path, **options, **DOUBLE)
+    kept = net.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items() if k in kept)
+
+
+def test_padding_that_a_file_does_not_tell(tmp_path: Path) -> None:
+    path = saved(one_of_transformers("MobileNetV2").state_dict(), tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match='Google.*pad_type="same"'):
+        create_model("mobilenetv2_100", num_classes=10, checkpoint_path=path)
+
+
+@pytest.mark.parametrize("kind", ["BEiT", "DeiT"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_relatives_of_a_vit_are_none(kind: str, features_only: bool, tmp_path: Path) -> None:
+    path = saved(one_of_transformers(kind).state_dict(), tmp_path / "m.safetensors")
+    options: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 10}
+    with pytest.raises(CheckpointError, match="build the network by its name"):
+        create_model("vit_base_patch16_224", checkpoint_path=path, **OUR_VIT, **options)

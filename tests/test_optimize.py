@@ -524,7 +524,7 @@ def test_a_state_that_is_not_whole_is_refused() -> None:
         assert torch.equal(second(x), before)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.trace")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("use", "words"),
     [

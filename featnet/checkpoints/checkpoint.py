@@ -308,7 +308,7 @@ def assign(
     target, network = net.state_dict(), net.__dict__.get("body", net)  # an extractor's network
     for key in [key for key in draft.tensors if key in pruned]:
         draft.drop(key, "no level needs it")
-    if headless:
+    if headless and not draft.layout:  # of another library's names none may be left over
         _drop_heads(draft, network, {*target, *pruned})
     tensors = draft.tensors
     missing = [key for key in _missing(network, draft, target, cfg) if key not in optional]

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from ...errors import CheckpointError
-from . import efficientnet_pytorch, jax, mindcv, originals, torchvision, transformers
+from . import (
+    efficientnet_pytorch,
+    jax,
+    mindcv,
+    originals,
+    torchvision,
+    transformers,
+    transformers_families,
+)
 from .draft import Draft, Layout, one_error
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
 
 _LAYOUTS: tuple[Layout, ...] = (
     *torchvision.LAYOUTS,
+    *transformers_families.LAYOUTS,
     *transformers.LAYOUTS,
     *originals.LAYOUTS,
     *efficientnet_pytorch.LAYOUTS,
@@ -95,6 +104,7 @@ def apply(draft: Draft, model: nn.Module, layout: Layout, root: str) -> None:
     if root:
         draft.rename(lambda key: root + key)
     layout.convert(draft, model)
+    draft.layout = layout.name
     draft.steps.append(f"layout of {layout.name}")
     target = model.state_dict()
     _reshape(draft, target)

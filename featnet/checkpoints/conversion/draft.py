@@ -30,11 +30,13 @@ class Draft:
         steps: what was done to the file as a whole.
         names: what the file calls its tensors.
         mapped: the tensors are not read but mapped.
+        layout: the name of another library's layout, which its names were.
     """
 
     def __init__(self, tensors: Mapping[str, Leaf], steps: Sequence[str] = ()) -> None:
         self.tensors: dict[str, Any] = dict(tensors)
         self.mapped = False
+        self.layout = ""
         self.names = tuple(tensors)
         self.steps = list(steps)
         self.converted: dict[str, str] = {}
@@ -96,6 +98,10 @@ class Draft:
         self.tensors[key] = value
         self._origins.setdefault(key, ())
         self.converted[key] = f"{self.converted[key]}; {how}" if key in self.converted else how
+
+    def move(self, old: str, new: str) -> None:
+        """Rename one tensor."""
+        self.rename(lambda key: new if key == old else key)
 
     def join(self, key: str, parts: Sequence[str], value: torch.Tensor, how: str) -> None:
         """Make one tensor of several."""

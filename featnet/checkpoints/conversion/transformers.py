@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ...errors import CheckpointError
 from .draft import Draft, Layout
 from .originals import convnext_block
 
@@ -119,6 +120,13 @@ def vit(draft: Draft, model: nn.Module) -> None:
     them."""
     for root in ("vit.", "dinov2.", "dinov2_with_registers."):
         _unroot(draft, root)
+    others = (".lambda_1", "embeddings.distillation_token")
+    if any(key.endswith(others) for key in draft.tensors):
+        raise CheckpointError(
+            "A checkpoint of transformers' BEiT or distilled DeiT is not of "
+            f"{type(model).__name__}: build the network by its name, such as "
+            "deit_base_distilled_patch16_224."
+        )
     block = r"(?:encoder\.layer|encoder\.layers|layers)\.(\d+)"
     draft.substitute(
         [
