@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ArgumentError, DeclarationError, InputSizeError, nearest
+from .errors import ArgumentError, FeatnetError, InputSizeError, nearest
 from .tracing import trace
 
 FORMATS = ("NCHW", "NHWC", "NLC")
@@ -34,10 +34,10 @@ class explain_size:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not isinstance(error, (RuntimeError, ValueError)):
-            return
-        if isinstance(error, (DeclarationError, InputSizeError)):
-            return
+        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, FeatnetError):
+            return  # ours say themselves what is wrong
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return  # a run would become a part of the trace
         height, width = self.size
 
         def fails(size: tuple[int, int]) -> bool:
