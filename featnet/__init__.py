@@ -126,7 +126,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name == "adapters":  # a module, under the name that users know it by
-        return importlib.import_module(".extraction.adapters", __name__)
+        return importlib.import_module(".adapters", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'featnet' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -16,14 +16,21 @@ FORMATS = ("NCHW", "NHWC", "NLC")
 
 
 class explain_size:
-    """Context: a RuntimeError that is due to the input's size becomes an InputSizeError.
+    """Context: a RuntimeError that is due to the input's size or type becomes an error of ours.
 
     The message has the smallest square that the network takes, found on the meta device, so that
     nothing is paid when all is well.
+
+    Args:
+        model: the network.
+        size: (height, width) of the input.
+        dtype: of the input, where there is one.
     """
 
-    def __init__(self, model: nn.Module, size: Sequence[int]) -> None:
-        self.model, self.size = model, size
+    def __init__(
+        self, model: nn.Module, size: Sequence[int], dtype: torch.dtype | None = None
+    ) -> None:
+        self.model, self.size, self.dtype = model, size, dtype
 
     def __enter__(self) -> None:
         return None
@@ -38,6 +45,8 @@ class explain_size:
             return  # ours say themselves what is wrong
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return  # a run would become a part of the trace
+        if self.dtype is not None:
+            _explain_dtype(self.model, self.dtype, error)
         height, width = self.size
 
         def fails(size: tuple[int, int]) -> bool:
@@ -61,6 +70,23 @@ class explain_size:
         raise InputSizeError(
             f"{type(self.model).__name__} cannot take an input of {height} x {width}.{smallest}"
         ) from error
+
+
+def _explain_dtype(model: nn.Module, dtype: torch.dtype, error: Exception) -> None:
+    """Raise an ArgumentError where the input's type is to blame."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtype in dtypes or not dtypes:
+        return
+    autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    if autocast and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return  # it converts these
+    ours = " and ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+    advice = "use featnet.create_transform, or x.float() / 255"
+    if dtype.is_floating_point:
+        advice = "convert one of them with .to(dtype=...)"
+    raise ArgumentError(
+        f"The input is {str(dtype).removeprefix('torch.')} and the network {ours}: {advice}."
+    ) from error
 
 
 def check_format(output_fmt: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import importlib.metadata
 import sys
@@ -104,6 +105,98 @@ def test_one_map_needs_no_neck(x: torch.Tensor) -> None:
     assert backbone.out_channels == 256 and list(backbone(x)) == ["map"]
     with pytest.raises(ArgumentError, match=r"\[64, 128, 256, 512\] channels"):
         adapters.TorchvisionBackbone(net())
+
+
+class Sums(nn.Module):
+    """A neck that gives a list."""
+
+    def forward(self, maps: Any) -> list[torch.Tensor]:
+        return [y.sum(1, keepdim=True) for y in maps.values()]
+
+
+class Raises(nn.Module):
+    def forward(self, maps: Any) -> Any:
+        raise KeyError("no such level")
+
+
+@pytest.mark.parametrize("options", [{}, {"feature_cls": "dict"}, {"return_prefix_tokens": True}])
+def test_a_pyramid_behind_a_vit(options: dict[str, Any]) -> None:
+    """Of a list, a dict, and beside prefix tokens; a detector's step reaches every parameter."""
+    helpers.peer("torchvision")
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    body = featnet.create_model(
+        "vit_tiny_patch16_224",
+        features_only=True,
+        out_indices=(1,),
+        depth=2,
+        img_size=64,
+        **options,
+    )
+    pyramid = featnet.SimplePyramid(body.feature_info, out_channels=8)
+    backbone = adapters.TorchvisionBackbone(body, neck=pyramid)
+    assert backbone.out_channels == 8 and backbone.names == ("0", "1", "2", "3")
+    x = torch.rand(1, 3, 64, 96)
+    sizes = [tuple(y.shape[-2:]) for y in backbone(x).values()]
+    assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    for info in (backbone.feature_info, pyramid.feature_info):
+        assert info.channels() == [8] * 4 and info.reduction() == [4, 8, 16, 32]
+        assert info.sizes((64, 96)) == sizes
+    detector = FasterRCNN(
+        backbone,
+        num_classes=3,
+        min_size=64,
+        max_size=64,
+        rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 4),
+        box_roi_pool=MultiScaleRoIAlign(backbone.names, 7, 2),
+    ).train()
+    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    sum(detector([torch.rand(3, 64, 64)], [target]).values()).backward()
+    idle = {name for name, p in backbone.named_parameters() if p.grad is None}
+    assert not idle
+    assert copy.deepcopy(pyramid).feature_info.channels() == [8] * 4
+
+
+def test_strides_of_a_pyramid_may_be_fractions() -> None:
+    body = featnet.create_model(
+        "vit_small_patch14_dinov2", features_only=True, out_indices=1, depth=2, img_size=56
+    )
+    pyramid = featnet.SimplePyramid(body.feature_info, scales=(4, 1))
+    assert pyramid.feature_info.reduction() == [3.5, 14]
+    assert pyramid.feature_info.sizes((56, 70)) == [(16, 20), (4, 5)]
+    backbone = adapters.Detectron2Backbone(body, neck=pyramid)
+    assert [s.stride for s in backbone.output_shape().values()] == [3.5, 14]
+
+
+@pytest.mark.parametrize("adapter", ["Detectron2Backbone", "TransformersBackbone"])
+def test_any_neck(adapter: str, x: torch.Tensor) -> None:
+    body = net()
+    backbone = getattr(adapters, adapter)(body, neck=Sums())
+    assert backbone.feature_info.channels() == [1] * 4 and backbone.names == ("0", "1", "2", "3")
+    assert backbone.feature_info.reduction() == body.feature_info.reduction()
+    outputs = backbone(x)
+    maps = outputs.values() if isinstance(outputs, dict) else outputs.feature_maps
+    assert [tuple(y.shape[-2:]) for y in maps] == backbone.feature_info.sizes((64, 64))
+
+
+@pytest.mark.parametrize(
+    ("neck", "words"),
+    [
+        (Raises, "Raises does not take .* 'no such level'"),
+        (nn.Identity, r"The maps have \[64, 128, 256, 512\] channels"),
+        (
+            lambda: featnet.SimplePyramid(featnet.feature_info("test_vit")),
+            "512 channels; .* for 64",
+        ),
+    ],
+)
+def test_a_pair_that_cannot_work(neck: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        adapters.TorchvisionBackbone(net(), neck=neck())
+    with pytest.raises(ArgumentError, match="out_channels=7: The maps have"):
+        adapters.TorchvisionBackbone(net(), neck=Sums(), out_channels=7)
 
 
 def test_detectron2s_interface(x: torch.Tensor) -> None:

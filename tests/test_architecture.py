@@ -29,7 +29,7 @@ ORDER = (
     {"contract", "inputs", "registry"},
     {"backbone"},
     {"checkpoints", "extraction", "models"},
-    {"deploy", "dilation", "images", "training"},
+    {"adapters", "deploy", "dilation", "images", "training"},
     {"assembly"},
     {"factory"},
     {"cli", "compat", "survey"},

@@ -79,10 +79,7 @@ def public() -> dict[str, Any]:
                 members = ((m, v) for m, v in vars(cls).items() if not m.startswith("_"))
                 names |= {f"{name}.{m}": v for m, v in members if is_method(v)}
     for name, value in vars(featnet.adapters).items():
-        if (
-            not name.startswith("_")
-            and getattr(value, "__module__", "") == featnet.adapters.__name__
-        ):
+        if name in featnet.adapters.__all__:
             names[f"adapters.{name}"] = value
     return names
 

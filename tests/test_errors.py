@@ -524,3 +524,23 @@ def test_a_family_whose_table_does_not_fit_its_constructor() -> None:
 def test_no_checkpoint_to_load_says_so() -> None:
     call = lambda: create_model("resnet18", pretrained=True, pretrained_cfg={"tag": "mine"})  # noqa: E731
     refusal(CheckpointError, call, "no pretrained weights", "resnet18.mine")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "list", "hook"])
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (torch.uint8, "input is uint8 and the network float32: use featnet.create_transform"),
+        (torch.int64, "input is int64 and the network float32: use featnet.create_transform"),
+        (torch.float64, r"input is float64 and the network float32: .*\.to\(dtype="),
+        (torch.bfloat16, r"input is bfloat16 and the network float32: .*\.to\(dtype="),
+    ],
+)
+def test_an_input_of_another_type(kind: str, dtype: torch.dtype, words: str) -> None:
+    options = {} if kind == "classifier" else {"features_only": True, "feature_cls": kind}
+    net = featnet.create_model("test_resnet", **options)
+    with pytest.raises(ArgumentError, match=words):
+        net(torch.zeros(2, 3, 64, 64, dtype=dtype))
+    if dtype == torch.bfloat16:
+        with torch.autocast("cpu", torch.bfloat16):
+            net(torch.zeros(2, 3, 64, 64, dtype=dtype))

@@ -1,12 +1,13 @@
 """Extractors with the interface that other libraries expect of a backbone.
 
 None of those libraries is imported: they need a few attributes and a certain form of the output.
-    Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
+Each adapter is a module around an extractor (``create_model(..., features_only=True)``,
 ``FeatureListNet(model, ...)``, ``create_feature_extractor(...)``), whose ``feature_info`` it reads.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..features import FeatureInfo
+from ..size import Size
+from .necks import input_size_for, levels_behind, maps_of, run_neck, try_neck
 
 
 class ShapeSpec(NamedTuple):
@@ -40,42 +43,54 @@ class ShapeSpec(NamedTuple):
 
 
 class _Adapter(nn.Module):
-    """An extractor, and names for its maps.
+    """An extractor, perhaps a neck behind it, and names for the maps that come out.
 
     Args:
         net: an extractor.
-        names: of the maps, in their order.
+        neck: a module that makes maps of the extractor's maps: a :class:`featnet.SimplePyramid`,
+            torchvision's ``FeaturePyramidNetwork``, any module from an OrderedDict of maps (or a
+            list) to one.
+        names: of the extractor's maps, in their order.
 
     Raises:
-        ArgumentError: no extractor, not as many distinct names as maps, or maps of layouts other
-            than (N, C, H, W).
+        ArgumentError: no extractor, not as many distinct names as maps, maps of layouts other than
+            (N, C, H, W), or a neck that does not take them.
     """
 
-    def __init__(self, net: nn.Module, names: Sequence[str] | None, prefix: str) -> None:
+    def __init__(
+        self, net: nn.Module, neck: nn.Module | None, names: Sequence[str] | None, prefix: str = ""
+    ) -> None:
         super().__init__()
-        info = getattr(net, "feature_info", None)
-        if not isinstance(info, FeatureInfo) or not callable(getattr(net, "forward", None)):
-            raise ArgumentError(
-                f"{type(net).__name__} is no extractor: create_model(..., features_only=True) or "
-                "featnet.extract(model) makes one."
-            )
-        if getattr(net, "output_fmt", "NCHW") != "NCHW":
-            raise ArgumentError(f"output_fmt={net.output_fmt!r}: an adapter takes NCHW.")
+        info = _info_of(net)
         keys = [f"{prefix}{i}" for i in range(len(info))] if names is None else list(names)
         if isinstance(names, str) or len(set(keys)) != len(info) or len(keys) != len(info):
             raise ArgumentError(f"names={names!r}: {len(info)} distinct names are expected.")
-        self.net, self.names = net, tuple(keys)
+        self.net, self.neck = net, neck
+        self._levels = tuple(keys)
+        self.names = self._levels
+        self._behind: FeatureInfo | None = None
+        size = None if neck is None else input_size_for(net, info)
+        if neck is not None and size is not None:
+            maps = try_neck(neck, info, keys, size)
+            self.names = tuple(maps)
+            self._behind = FeatureInfo(levels_behind(neck, maps, size), measure=self._measure)
+
+    def _measure(self, size: Size) -> list[Size]:
+        info, neck = _info_of(self.net), self.neck
+        assert neck is not None
+        maps = try_neck(neck, info, self._levels, size).values()
+        return [(y.shape[-2], y.shape[-1]) for y in maps]
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """The levels of the extractor."""
-        info: FeatureInfo = self.net.feature_info  # type: ignore[assignment]
-        return info
+        """The maps that come out: the extractor's levels, or those behind the neck."""
+        return _info_of(self.net) if self._behind is None else self._behind
 
     @property
     def size_divisibility(self) -> int:
         """The coarsest reduction: an input whose sides it divides has maps that fit each other."""
-        return max(self.feature_info.reduction())
+        reductions = [*_info_of(self.net).reduction(), *self.feature_info.reduction()]
+        return max(math.ceil(r) for r in reductions)
 
     def maps(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
         """Compute the maps of images.
@@ -86,9 +101,25 @@ class _Adapter(nn.Module):
         Returns:
             Names to maps, in the order of ``names``.
         """
-        maps = self.net(x)
-        values = maps.values() if isinstance(maps, dict) else maps
-        return OrderedDict(zip(self.names, values, strict=True))
+        maps = OrderedDict(zip(self._levels, maps_of(self.net(x)), strict=True))
+        return maps if self.neck is None else run_neck(self.neck, maps)
+
+
+def _info_of(net: nn.Module) -> FeatureInfo:
+    """Return the levels of an extractor.
+
+    Raises:
+        ArgumentError: it is none, or gives other layouts than (N, C, H, W).
+    """
+    info = getattr(net, "feature_info", None)
+    if not isinstance(info, FeatureInfo) or not callable(getattr(net, "forward", None)):
+        raise ArgumentError(
+            f"{type(net).__name__} is no extractor: create_model(..., features_only=True) or "
+            "featnet.extract(model) makes one."
+        )
+    if getattr(net, "output_fmt", "NCHW") != "NCHW":
+        raise ArgumentError(f"output_fmt={net.output_fmt!r}: an adapter takes NCHW.")
+    return info
 
 
 class TorchvisionBackbone(_Adapter):
@@ -96,14 +127,14 @@ class TorchvisionBackbone(_Adapter):
 
     Args:
         net: an extractor.
-        neck: a module ``OrderedDict -> OrderedDict`` behind it, such as
+        neck: a module behind it, such as :class:`featnet.SimplePyramid` or
             ``torchvision.ops.FeaturePyramidNetwork(net.feature_info.channels(), 256)``.
-        out_channels: of each map behind the neck. By default it is read from the neck, or without
-            a neck from the maps.
-        names: of the maps, which ``MultiScaleRoIAlign`` needs; "0", "1", ... by default.
+        out_channels: of each map that comes out; by default as the maps have it.
+        names: of the extractor's maps, which ``MultiScaleRoIAlign`` needs; "0", "1", ... by
+            default. Behind a neck the names are the neck's, or "0", "1", ... for a list.
 
     Raises:
-        ArgumentError: ``out_channels`` is not given, and the maps have several.
+        ArgumentError: the maps have several numbers of channels, or another than ``out_channels``.
 
     Example:
         >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(4,))
@@ -120,23 +151,23 @@ class TorchvisionBackbone(_Adapter):
         out_channels: int | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(net, names, "")
-        self.neck = neck
-        channels = set(self.feature_info.channels())
-        if out_channels is None and neck is not None:
-            own = getattr(neck, "out_channels", None)
-            blocks = [m for m in neck.modules() if isinstance(m, nn.Conv2d)]
-            channels = {own} if isinstance(own, int) else {b.out_channels for b in blocks}
-        if out_channels is None and len(channels) != 1:
+        super().__init__(net, neck, names)
+        known = neck is None or self._behind is not None
+        channels = sorted(set(self.feature_info.channels())) if known else [out_channels]
+        if len(channels) != 1 or (out_channels is not None and out_channels != channels[0]):
+            given = "" if out_channels is None else f"out_channels={out_channels!r}: "
             raise ArgumentError(
-                f"The maps have {sorted(channels)} channels: give out_channels, or a neck that "
-                "makes them one number."
+                f"{given}The maps have {channels} channels. A detector needs one number: give a "
+                "neck that makes them one, or one level."
             )
-        self.out_channels = channels.pop() if out_channels is None else out_channels
+        if channels[0] is None:
+            raise ArgumentError(
+                f"Give out_channels: what {type(neck).__name__} makes of these maps is not known."
+            )
+        self.out_channels: int = channels[0]
 
     def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        maps = self.maps(x)
-        return maps if self.neck is None else self.neck(maps)
+        return self.maps(x)
 
 
 class Detectron2Backbone(_Adapter):
@@ -144,8 +175,9 @@ class Detectron2Backbone(_Adapter):
 
     Args:
         net: an extractor.
-        names: of the maps; by default "res1", "res2", ... after their reductions (``res2`` is at
-            4), which detectron2's FPN and heads ask for.
+        neck: a module behind it that makes maps of the maps.
+        names: of the extractor's maps; by default "res1", "res2", ... after their reductions
+            (``res2`` is at 4), which detectron2's FPN and heads ask for.
 
     Example:
         >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2))
@@ -154,12 +186,13 @@ class Detectron2Backbone(_Adapter):
         (['res2', 'res3'], 8)
     """
 
-    def __init__(self, net: nn.Module, *, names: Sequence[str] | None = None) -> None:
-        info = getattr(net, "feature_info", None)
-        if names is None and isinstance(info, FeatureInfo):
-            names = [f"res{max(0, level.reduction.bit_length() - 1)}" for level in info]
+    def __init__(
+        self, net: nn.Module, *, neck: nn.Module | None = None, names: Sequence[str] | None = None
+    ) -> None:
+        if names is None:
+            names = [f"res{max(0, level.reduction.bit_length() - 1)}" for level in _info_of(net)]
             names = names if len(set(names)) == len(names) else None
-        super().__init__(net, names, "p")
+        super().__init__(net, neck, names, "p")
         self._out_features = list(self.names)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -212,7 +245,8 @@ class TransformersBackbone(_Adapter):
 
     Args:
         net: an extractor.
-        names: of the stages; "stage1", "stage2", ... by default.
+        neck: a module behind it that makes maps of the maps.
+        names: of the extractor's stages; "stage1", "stage2", ... by default.
 
     Example:
         >>> net = featnet.create_model("resnet18", features_only=True, out_indices=(1, 2))
@@ -221,11 +255,12 @@ class TransformersBackbone(_Adapter):
         ([64, 128], 2)
     """
 
-    def __init__(self, net: nn.Module, *, names: Sequence[str] | None = None) -> None:
-        info = getattr(net, "feature_info", None)
-        if names is None and isinstance(info, FeatureInfo):
-            names = [f"stage{i + 1}" for i in range(len(info))]
-        super().__init__(net, names, "stage")
+    def __init__(
+        self, net: nn.Module, *, neck: nn.Module | None = None, names: Sequence[str] | None = None
+    ) -> None:
+        if names is None:
+            names = [f"stage{i + 1}" for i in range(len(_info_of(net)))]
+        super().__init__(net, neck, names)
         self.stage_names = ["stem", *self.names]
         self.out_features = list(self.names)
         self.out_indices = list(range(1, len(self.names) + 1))

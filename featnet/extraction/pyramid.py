@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..features import FeatureInfo
+from ..features import Feature, FeatureInfo
 from ..layers import LayerNorm2d
+from ..size import Size
+from .necks import maps_of
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 
@@ -45,6 +48,7 @@ class SimplePyramid(nn.Module):
         level, strange = info[-1], [scale for scale in scales if scale not in SCALES]
         if strange or not scales:
             raise ArgumentError(f"scales={scales!r}: some of {SCALES} are expected.")
+        self._info, self.scales = info, tuple(scales)
         self.channels = [out_channels] * len(scales)
         self.strides = [level.reduction / scale for scale in scales]
         self.branches = nn.ModuleList(
@@ -58,10 +62,45 @@ class SimplePyramid(nn.Module):
             for scale in scales
         )
 
-    def forward(self, maps: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
-        """Compute maps (N, out_channels, s H, s W) from the network's maps, or from the last
-        one."""
-        x = maps if isinstance(maps, torch.Tensor) else maps[-1]
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """The maps that come out: channels, reductions (fractions over patches of 14), sizes."""
+        levels = [
+            Feature(channels, int(s) if s == int(s) else s, f"branches.{i}", i)  # type: ignore[arg-type]
+            for i, (channels, s) in enumerate(zip(self.channels, self.strides, strict=True))
+        ]
+        return FeatureInfo(levels, measure=self._measure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy does not carry the network along that the levels measure themselves with."""
+        info = FeatureInfo(self._info.info, self._info.out_indices)
+        return {**self.__dict__, "_info": info}
+
+    def _measure(self, size: Size) -> list[Size]:
+        height, width = self._info.sizes(size)[-1]
+        return [(int(height * s), int(width * s)) for s in self.scales]
+
+    def forward(
+        self, maps: Mapping[str, torch.Tensor] | Sequence[object] | torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Compute maps (N, out_channels, s H, s W) from an extractor's output.
+
+        Args:
+            maps: a list or a dict of maps, of which the last is used, or one map; prefix tokens
+                beside a map are left out.
+
+        Returns:
+            A map for each scale.
+
+        Raises:
+            ArgumentError: no map, or another number of channels.
+        """
+        x = maps_of(maps)[-1]
+        if x.shape[1] != self._info[-1].channels:
+            raise ArgumentError(
+                f"The last map has {x.shape[1]} channels; this pyramid was made for "
+                f"{self._info[-1].channels}."
+            )
         return [branch(x) for branch in self.branches]
 
 
