@@ -338,6 +338,35 @@ class FeatureInfo(Sequence[Feature]):
         every = self._measure((int(height), int(width)))
         return [every[i] for i in self._selected]
 
+    def to_input(self, points: Any, idx: int, *, size: tuple[int, int]) -> Any:
+        """Bring positions (x, y) of a map to the pixels of the input that they stand for.
+
+        Pixels count from the input's left and upper border, so that the middle of the first pixel
+        is at (0.5, 0.5); :meth:`featnet.ImageTransform.to_source` leads on to the image.
+
+        Args:
+            points: a tensor or array (..., 2) of columns and rows of the map, from 0.
+            idx: position of the map among what comes out.
+            size: (height, width) of the input in pixels.
+
+        Returns:
+            A tensor or array (..., 2): the middle of each position's share of the input.
+
+        Raises:
+            ArgumentError: the levels belong to no network.
+            InputSizeError: the network cannot take this size.
+
+        Example:
+            >>> info = featnet.feature_info("resnet18", out_indices=(3,))
+            >>> info.to_input(torch.tensor([[0, 0], [2, 1]]), 0, size=(64, 96)).tolist()
+            [[8.0, 8.0], [40.0, 24.0]]
+        """
+        height, width = self.sizes(size)[idx]
+        pixels = points + 0.5
+        pixels[..., 0] *= size[1] / width
+        pixels[..., 1] *= size[0] / height
+        return pixels
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FeatureInfo):
             return NotImplemented
