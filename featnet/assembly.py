@@ -51,8 +51,11 @@ def make_place(device: Any, dtype: Any) -> Place:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ArgumentError(f"dtype={dtype!r}: a floating-point torch.dtype is expected.")
     try:
-        return Place(None if device is None else torch.device(device), dtype)
-    except (RuntimeError, TypeError) as error:
+        place = Place(None if device is None else torch.device(device), dtype)
+        if place.device is not None and place.device.type not in ("cpu", "meta"):
+            torch.empty(0, device=place.device)  # tells at once that it is not there
+        return place
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ArgumentError(f"device={device!r}: {str(error).splitlines()[0]}") from error
 
 

@@ -318,7 +318,7 @@ class Backbone(nn.Module):
             A map (N, num_features, H', W'), or tokens (N, L, num_features).
         """
         check_input(x, self.in_chans)
-        with explain_size(self, x.shape[-2:], x.dtype):
+        with explain_size(self, x.shape[-2:], x):
             return self.finish(trace.visit(self, x, lambda index, y: False)[0])
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
@@ -479,7 +479,7 @@ class Backbone(nn.Module):
                 maps[index] = read(self, y, index, size=None if recorded else size)
             return index == last and (stop_early or intermediates_only)
 
-        with explain_size(self, x.shape[-2:], x.dtype):
+        with explain_size(self, x.shape[-2:], x):
             y, _ = trace.visit(self, x, enough)
             ordered = [maps[index] for index in wanted]
             if intermediates_only:

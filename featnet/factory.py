@@ -181,6 +181,7 @@ def create_model(
                 row.setdefault("img_size", cfg.input_size[1:])
         what = f"create_model({model_name!r})"
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
+        registry.check_values(entry.build, {k: row[k] for k in overrides if k in row}, what=what)
         build = functools.partial(entry.build, **{**entry.row, **row})
         model = build_network(build, source, place)
         if isinstance(model, Backbone):
@@ -363,6 +364,8 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
         >>> featnet.build_model_with_cfg(Net, pretrained=False, num_classes=7).conv.out_channels
         7
     """
+    if not callable(model_cls):
+        raise ArgumentError(f"{model_cls!r} builds no network: a class or function is expected.")
     variant, pretrained, cfg = "", kwargs.pop("pretrained", False), kwargs.pop("default_cfg", None)
     for value in args:
         if isinstance(value, str):

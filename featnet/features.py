@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex, overload
 
 from .errors import ArgumentError, OutIndexError, nearest
+from .values import check_size
 
 # Both vocabularies of declared levels: timm's (num_chs, module) and MindCV's (chs, name).
 _ALIASES = {"num_chs": "channels", "chs": "channels", "name": "module"}
@@ -147,6 +148,8 @@ class FeatureInfo(Sequence[Feature]):
         input_size: tuple[int, int] | None = None,
     ) -> None:
         self.input_size = input_size
+        if isinstance(levels, (str, bytes)) or not isinstance(levels, Iterable):
+            raise ArgumentError(f"levels={levels!r}: the levels of a network are expected.")
         self.info: tuple[Feature, ...] = tuple(Feature.of(row, i) for i, row in enumerate(levels))
         self._selected = resolve(out_indices, self.info)
         self.out_indices: tuple[int, ...] = (
@@ -231,6 +234,10 @@ class FeatureInfo(Sequence[Feature]):
         Returns:
             The value at a single position, otherwise a list of values.
 
+        Raises:
+            ArgumentError: ``idx`` is no position.
+            OutIndexError: a position at which nothing comes out.
+
         Example:
             >>> info = featnet.feature_info("resnet18")
             >>> info.get("num_chs"), info.get("module", 0)
@@ -238,9 +245,16 @@ class FeatureInfo(Sequence[Feature]):
         """
         if idx is None:
             return [level[key] for level in self]
-        if isinstance(idx, int):
-            return self[idx][key]
-        return [self[i][key] for i in idx]
+        if isinstance(idx, str) or not isinstance(idx, (int, Sequence)):
+            raise ArgumentError(f"idx={idx!r}: a position, several, or None for all, is expected.")
+        positions = [idx] if isinstance(idx, int) else idx
+        if not all(-len(self) <= i < len(self) for i in positions):
+            raise OutIndexError(
+                f"idx={idx!r}: {len(self)} levels come out, positions {-len(self)} to "
+                f"{len(self) - 1}."
+            )
+        values = [self[i][key] for i in positions]
+        return values[0] if isinstance(idx, int) else values
 
     def get_dicts(
         self, keys: Iterable[str] | None = None, idx: int | Sequence[int] | None = None
@@ -334,8 +348,7 @@ class FeatureInfo(Sequence[Feature]):
                 "sizes() needs a network: take feature_info from a model or an extractor, "
                 "or featnet.feature_info(name)."
             )
-        height, width = size
-        every = self._measure((int(height), int(width)))
+        every = self._measure(check_size(size))
         return [every[i] for i in self._selected]
 
     def to_input(self, points: Any, idx: int, *, size: tuple[int, int]) -> Any:
@@ -353,7 +366,7 @@ class FeatureInfo(Sequence[Feature]):
             A tensor or array (..., 2): the middle of each position's share of the input.
 
         Raises:
-            ArgumentError: the levels belong to no network.
+            ArgumentError: the levels belong to no network, or no points.
             InputSizeError: the network cannot take this size.
 
         Example:
@@ -362,6 +375,8 @@ class FeatureInfo(Sequence[Feature]):
             [[8.0, 8.0], [40.0, 24.0]]
         """
         height, width = self.sizes(size)[idx]
+        if getattr(points, "shape", (0,))[-1] != 2:
+            raise ArgumentError(f"points={points!r}: a tensor or array (..., 2) is expected.")
         pixels = points + 0.5
         pixels[..., 0] *= size[1] / width
         pixels[..., 1] *= size[0] / height

@@ -24,13 +24,13 @@ class explain_size:
     Args:
         model: the network.
         size: (height, width) of the input.
-        dtype: of the input, where there is one.
+        x: the input, where there is one.
     """
 
     def __init__(
-        self, model: nn.Module, size: Sequence[int], dtype: torch.dtype | None = None
+        self, model: nn.Module, size: Sequence[int], x: torch.Tensor | None = None
     ) -> None:
-        self.model, self.size, self.dtype = model, size, dtype
+        self.model, self.size, self.x = model, size, x
 
     def __enter__(self) -> None:
         return None
@@ -45,8 +45,8 @@ class explain_size:
             return  # ours say themselves what is wrong
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return  # a run would become a part of the trace
-        if self.dtype is not None:
-            _explain_dtype(self.model, self.dtype, error)
+        if self.x is not None:
+            _explain_place(self.model, self.x, error)
         height, width = self.size
 
         def fails(size: tuple[int, int]) -> bool:
@@ -72,9 +72,15 @@ class explain_size:
         ) from error
 
 
-def _explain_dtype(model: nn.Module, dtype: torch.dtype, error: Exception) -> None:
-    """Raise an ArgumentError where the input's type is to blame."""
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+def _explain_place(model: nn.Module, x: torch.Tensor, error: Exception) -> None:
+    """Raise an ArgumentError where the input's device or type is to blame."""
+    devices = {p.device.type for p in model.parameters()}
+    if devices and x.device.type not in devices:
+        raise ArgumentError(
+            f"The input is on {x.device} and the network on {' and '.join(sorted(devices))}: move "
+            "one of them with .to(device)."
+        ) from error
+    dtypes, dtype = {p.dtype for p in model.parameters() if p.is_floating_point()}, x.dtype
     if dtype in dtypes or not dtypes:
         return
     autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
@@ -142,6 +148,12 @@ def check_input(x: object, in_chans: int) -> None:
         )
 
 
+def _check_images(x: object) -> None:
+    if not isinstance(x, torch.Tensor) or x.ndim < 2:
+        what = f"{x.ndim} dimensions" if isinstance(x, torch.Tensor) else repr(x)
+        raise ArgumentError(f"A tensor (N, C, H, W) is expected, not {what}.")
+
+
 def pad_to_divisor(x: torch.Tensor, net: nn.Module) -> torch.Tensor:
     """Pad images with zeros, after the last row and column, so that a network takes them.
 
@@ -156,13 +168,14 @@ def pad_to_divisor(x: torch.Tensor, net: nn.Module) -> torch.Tensor:
         Images (N, C, H', W'), with H' >= H and W' >= W.
 
     Raises:
-        ArgumentError: the network has no ``size_divisibility``.
+        ArgumentError: no images, or the network has no ``size_divisibility``.
 
     Example:
         >>> net = featnet.create_model("vit_tiny_patch16_224", features_only=True, device="meta")
         >>> featnet.pad_to_divisor(torch.ones(1, 3, 50, 64), net).shape
         torch.Size([1, 3, 64, 64])
     """
+    _check_images(x)
     step = getattr(net, "size_divisibility", None)
     if not isinstance(step, int):
         raise ArgumentError(f"{type(net).__name__} has no size_divisibility.")
@@ -181,11 +194,16 @@ def unpad(y: torch.Tensor, x: torch.Tensor, *, padded: torch.Tensor) -> torch.Te
     Returns:
         The part of the map, a view, that the images themselves reach.
 
+    Raises:
+        ArgumentError: not tensors.
+
     Example:
         >>> x, padded = torch.ones(1, 3, 50, 64), torch.ones(1, 3, 64, 64)
         >>> featnet.unpad(torch.ones(1, 8, 16, 16), x, padded=padded).shape
         torch.Size([1, 8, 13, 16])
     """
+    for each in (y, x, padded):
+        _check_images(each)
     (height, width), (tall, wide) = x.shape[-2:], padded.shape[-2:]
     rows, columns = y.shape[-2:]
     return y[..., : -(-rows * height // tall), : -(-columns * width // wide)]

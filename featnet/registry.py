@@ -9,13 +9,14 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import aliases
 from .capabilities import Capabilities, read_table
 from .errors import ArgumentError, UnknownModelError, nearest
+from .values import check_value
 from .weights import Weights
 
 MODELS = Path(__file__).parent / "models"
@@ -101,6 +102,25 @@ def check_arguments(
                 f"{what}: {getattr(function, '__name__', function)} got an unexpected keyword "
                 f"argument {name!r}.{_hint(name, {*allowed, *near})} It takes {', '.join(allowed)}."
             )
+
+
+def check_values(function: Callable[..., Any], values: Mapping[str, Any], *, what: str) -> None:
+    """Refuse values that a function's annotations do not allow.
+
+    Args:
+        function: a class or function.
+        values: arguments by name.
+        what: of what the arguments are, as the message begins.
+
+    Raises:
+        ArgumentError: names the argument, its value, and what is expected.
+    """
+    for parameter in _parameters(function) if values else ():
+        if parameter.name in values and parameter.annotation is not parameter.empty:
+            written = parameter.annotation
+            annotation = written if isinstance(written, str) else inspect.formatannotation(written)
+            value = values[parameter.name]
+            check_value(parameter.name, value, annotation, where=f"{what}: ")
 
 
 def _hint(name: str, allowed: Collection[str]) -> str:
@@ -456,7 +476,11 @@ SORTS = ("name", "params", "macs", "levels")
 
 
 def _patterns(value: str | Sequence[str]) -> list[str]:
-    return [value] * bool(value) if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        return [value] * bool(value)
+    if not isinstance(value, Iterable) or not all(isinstance(each, str) for each in value):
+        raise ArgumentError(f"{value!r}: a pattern of names, or several, is expected.")
+    return list(value)
 
 
 def _matches(name: str, pattern: str) -> bool:

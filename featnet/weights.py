@@ -14,6 +14,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# Fields that decide what is built and what its input is; the others are for people
+_CHECKED = {"input_size", "test_input_size", "min_input_size", "fixed_input_size", "pool_size"}
+_CHECKED |= {"interpolation", "crop_pct", "test_crop_pct", "crop_mode", "mean", "std"}
+_CHECKED |= {"num_classes", "label_offset", "first_conv", "classifier"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights(Mapping[str, Any]):
     """One checkpoint of one architecture; also readable as a mapping (``weights["mean"]``).
@@ -114,9 +120,10 @@ class Weights(Mapping[str, Any]):
             A new record; this one stays as it is.
 
         Raises:
-            ArgumentError: a field that does not exist.
+            ArgumentError: a field that does not exist, or a value that it cannot have.
         """
         from .errors import ArgumentError, nearest
+        from .values import check_value
 
         names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
@@ -125,6 +132,9 @@ class Weights(Mapping[str, Any]):
                     f"{name!r} is not a field of pretrained_cfg; it has {', '.join(names)}."
                     + nearest(name, names)
                 )
+        for field in dataclasses.fields(self):
+            if field.name in _CHECKED and field.name in changes:
+                check_value(field.name, changes[field.name], str(field.type))
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:

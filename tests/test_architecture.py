@@ -25,6 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Within a folder nothing imports in circles.
 ORDER = (
     {"errors", "size"},
+    {"values"},
     {"aliases", "capabilities", "features", "layers", "tracing", "weights"},
     {"contract", "inputs", "registry"},
     {"backbone"},

@@ -512,7 +512,10 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
         b'{"architecture": "resnet18", "model_args": [3]}',
         "is no config.json",
     ),
-    "classes": (b'{"architecture": "resnet18", "num_classes": "ten"}', "num_classes is 'ten'"),
+    "classes": (
+        b'{"architecture": "resnet18", "num_classes": "ten"}',
+        "num_classes='ten': an int from 0",
+    ),
 }
 
 

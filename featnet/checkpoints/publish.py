@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,8 @@ def save_for_hub(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'config.json', 'model.safetensors']
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ArgumentError(f"folder={folder!r}: a path is expected.")
     folder = Path(folder)
     return _save(model, folder, model_args, source=f"local-dir:{folder}")
 

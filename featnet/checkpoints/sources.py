@@ -89,9 +89,10 @@ def config(source: Source, *, cache_dir: str | Path | None = None) -> Config:
     try:
         return _config(files.read_json(path), path, where)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        if isinstance(error, (CheckpointError, ArgumentError)):
+        if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{str(path)!r} is no config.json of a model: {error!r}.") from error
+        why = error if isinstance(error, ArgumentError) else repr(error)
+        raise CheckpointError(f"{str(path)!r} is no config.json of a model: {why}") from error
 
 
 def _config(content: object, path: Path, where: Mapping[str, Any]) -> Config:
@@ -118,12 +119,9 @@ def _config(content: object, path: Path, where: Mapping[str, Any]) -> Config:
     sources = ("url", "file", "hf_hub_id", "hf_hub_filename", "custom_load", "architecture")
     known = {f.name for f in dataclasses.fields(Weights)} - set(sources)
     kept = {k: _tuples(v) for k, v in fields.items() if k in known and v is not None}
-    if not isinstance(kept.get("num_classes", 0), int):
-        raise TypeError(f"num_classes is {kept['num_classes']!r}")
     kept.setdefault("tag", tag)
-    return Config(
-        architecture, arguments, Weights(architecture=architecture, **{**kept, **where}), path
-    )
+    weights = Weights(architecture=architecture, **where).replace(**kept)
+    return Config(architecture, arguments, weights, path)
 
 
 def _tuples(value: object) -> Any:
@@ -170,6 +168,7 @@ def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None)
         Names to local files.
 
     Raises:
+        ArgumentError: no names.
         UnknownModelError: there is no such model. All names are looked up before one is fetched.
         CheckpointError: it has no checkpoint, or the hub does not give it.
 
@@ -179,6 +178,8 @@ def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None)
         >>> featnet.prefetch("local-dir:mine")["local-dir:mine"].name
         'model.safetensors'
     """
+    if not isinstance(names, Iterable):
+        raise ArgumentError(f"names={names!r}: the name of a model, or several, is expected.")
     listed = [names] if isinstance(names, str) else list(names)
     table = {name: registry.get_weights(name) for name in listed if parse(name) is None}
     files = {}

@@ -45,6 +45,8 @@ class SimplePyramid(nn.Module):
         self, info: FeatureInfo, *, out_channels: int = 256, scales: Sequence[float] = SCALES
     ) -> None:
         super().__init__()
+        if not isinstance(info, FeatureInfo) or not len(info):
+            raise ArgumentError(f"{info!r} is no feature_info: give that of an extractor.")
         level, strange = info[-1], [scale for scale in scales if scale not in SCALES]
         if strange or not scales:
             raise ArgumentError(f"scales={scales!r}: some of {SCALES} are expected.")

@@ -99,7 +99,7 @@ class Driven(Source):
                 maps[index] = read(network, y, index)
             return index == last
 
-        with explain_size(network, x.shape[-2:], x.dtype):
+        with explain_size(network, x.shape[-2:], x):
             trace.visit(network, x, enough)
         return [maps[index] for index in wanted]
 
@@ -313,7 +313,7 @@ def collect_driven(
     outer = hooks.begin(values, stop=not between)
     try:
         check_input(x, body.in_chans)
-        with explain_size(body, x.shape[-2:], x.dtype):
+        with explain_size(body, x.shape[-2:], x):
             trace.drive(body, x, enough)
     except trace.Stop:
         pass
