@@ -103,7 +103,8 @@ def test_our_own_with_their_declaration_hidden(name: str) -> None:
         for call in calls
         if call.outputs and len(call.outputs[0]) == 4
     }
-    assert found.keys() == declared.keys()
+    assert found.keys() >= declared.keys()
+    assert all(r < min(declared) for r in found.keys() - declared.keys())  # a stem's own map
     for reduction, level in declared.items():
         mine = found[reduction]
         if mine.channels != level.channels:
