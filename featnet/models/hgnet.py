@@ -253,10 +253,7 @@ class HgNet(Backbone):
             yield x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        within = [
-            (r"^stages\.(\d+)\.downsample", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-        ]
+        within = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else within}
 
 
