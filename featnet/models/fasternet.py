@@ -35,12 +35,11 @@ class PartialConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.sizes = [channels // PART, channels - channels // PART]
-        self.partial_conv3 = nn.Conv2d(self.sizes[0], self.sizes[0], 3, padding=1, bias=False)
+        self.first = channels // PART
+        self.partial_conv3 = nn.Conv2d(self.first, self.first, 3, padding=1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, rest = x.split(self.sizes, 1)
-        return torch.cat((self.partial_conv3(first), rest), 1)
+        return torch.cat((self.partial_conv3(x[:, : self.first]), x[:, self.first :]), 1)
 
 
 class FasterBlock(nn.Module):
