@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +131,9 @@ def test_registered_models(name: str) -> None:
     assert len(deployed.state_dict()) < len(model.state_dict()) / 2
 
 
-@pytest.mark.parametrize("name", ["mobileone_s4", "ghostnetv3_050"])
+@pytest.mark.parametrize(
+    "name", ["mobileone_s4", "ghostnetv3_050", "lcnetv2_small", "repghostnet_050"]
+)
 def test_keys_of_the_deploy_form_are_the_peers(timm: Any, name: str) -> None:
     from timm.utils.model import reparameterize_model
 
@@ -138,6 +141,31 @@ def test_keys_of_the_deploy_form_are_the_peers(timm: Any, name: str) -> None:
         wanted = reparameterize_model(peer_model(name)).state_dict()
         deployed = reparameterize(featnet.create_model(name)).state_dict()
     assert {k: v.shape for k, v in deployed.items()} == {k: v.shape for k, v in wanted.items()}
+
+
+@pytest.mark.parametrize("name", ["lcnetv2_small", "repghostnet_050"])
+def test_deploy_checkpoints_of_the_peer_load(timm: Any, name: str, tmp_path: Path) -> None:
+    """Its re-parameterised network's file, into ours of that form; under an output stride, folded
+    by optimize, and re-parameterised here it is the same function."""
+    from timm.utils.model import reparameterize_model
+
+    theirs: Any = fill_noise(peer_model(name)).eval()
+    state, x = theirs.state_dict(), image_batch(64, 96)
+    torch.save(reparameterize_model(theirs).state_dict(), tmp_path / "deploy.pth")
+    loaded: Any = featnet.create_model(
+        name, reparameterized=True, checkpoint_path=str(tmp_path / "deploy.pth")
+    ).eval()
+    ours: Any = featnet.create_model(name).eval()
+    ours.load_state_dict(state)
+    branches = [n for n, _ in ours.named_parameters() if "dw_conv_list" in n or "fusion_bn" in n]
+    assert branches and not set(branches) & {n for n, _ in loaded.named_parameters()}
+    with torch.no_grad():
+        assert_same([loaded(x)], [theirs(x)])
+    for form in (loaded, reparameterize(ours), featnet.optimize(ours)):
+        assert_same(levels(form, x), levels(ours, x))
+    dense: Any = copy.deepcopy(ours)
+    set_output_stride(dense, 8)
+    assert_same(levels(reparameterize(dense), x), levels(dense, x))
 
 
 def test_what_cannot_be_is_said() -> None:

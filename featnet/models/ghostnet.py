@@ -242,7 +242,8 @@ class BranchedBottleneck(Bottleneck):
 # The network ------------------------------------------------------------------------------------
 
 # Rows of (kernel, width inside, width, squeeze-excite, stride); a stage ends where the next strides
-STAGES: tuple[tuple[tuple[int, int, int, float, int], ...], ...] = (
+Stages = tuple[tuple[tuple[int, int, int, float, int], ...], ...]
+STAGES: Stages = (
     ((3, 16, 16, 0, 1),),
     ((3, 48, 24, 0, 2),),
     ((3, 72, 24, 0, 1),),
@@ -269,6 +270,8 @@ class GhostNet(Backbone):
         width: factor on all channels.
         block: ``Bottleneck`` or ``BranchedBottleneck``.
         long_range: gate all blocks but the first two.
+        stages: the blocks, before their channels are scaled.
+        last_ratio: width of the final features by that inside of the last block.
 
     The other arguments are every Backbone's.
     """
@@ -283,6 +286,8 @@ class GhostNet(Backbone):
         *,
         block: type[Bottleneck] = Bottleneck,
         long_range: bool = False,
+        stages: Stages = STAGES,
+        last_ratio: int = 1,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -296,14 +301,14 @@ class GhostNet(Backbone):
         self.bn1 = nn.BatchNorm2d(in_chs)
         self.act1 = nn.ReLU(inplace=True)
         self.blocks = nn.Sequential()
-        mid_chs = in_chs
-        for i, rows in enumerate(STAGES):
+        mid = 16
+        for i, rows in enumerate(stages):
             stage = Blocks()
             for kernel, mid, out, se_ratio, stride in rows:
-                mid_chs, out_chs = scaled(mid * width), scaled(out * width)
+                out_chs = scaled(out * width)
                 layer = block(
                     in_chs,
-                    mid_chs,
+                    scaled(mid * width),
                     out_chs,
                     kernel=kernel,
                     stride=stride,
@@ -315,6 +320,7 @@ class GhostNet(Backbone):
             self.blocks.append(stage)
             if rows[-1][-1] > 1:
                 self.add_level(f"blocks.{i}", channels=in_chs, reduction=reduction)
+        mid_chs = scaled(mid * width * last_ratio)
         last = conv_norm(pointwise(in_chs, mid_chs), ("act1", nn.ReLU(inplace=True)))
         self.blocks.append(nn.Sequential(last))
         self.add_head(
