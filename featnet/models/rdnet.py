@@ -60,14 +60,7 @@ class DenseBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        growth: int,
-        *,
-        gated: bool,
-        act: Layer,
-        norm: Layer,
-        drop_path: float,
+        self, channels: int, growth: int, *, gated: bool, act: Layer, norm: Layer, drop_path: float
     ) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((growth,), GAMMA))
