@@ -143,12 +143,12 @@ class FasterNet(Backbone):
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else within}
 
 
-LARGE = (3, 4, 18, 3)
+SMALL, LARGE = (1, 2, 8, 2), (3, 4, 18, 3)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fasternet_t0": dict(embed_dim=40, drop_path_rate=0.0, act_layer="gelu"),
-    "fasternet_t1": dict(embed_dim=64, drop_path_rate=0.02, act_layer="gelu"),
-    "fasternet_t2": dict(embed_dim=96, drop_path_rate=0.05),
+    "fasternet_t0": dict(embed_dim=40, depths=SMALL, drop_path_rate=0.0, act_layer="gelu"),
+    "fasternet_t1": dict(embed_dim=64, depths=SMALL, drop_path_rate=0.02, act_layer="gelu"),
+    "fasternet_t2": dict(embed_dim=96, depths=SMALL, drop_path_rate=0.05),
     "fasternet_s": dict(embed_dim=128, depths=(1, 2, 13, 2), drop_path_rate=0.1),
     "fasternet_m": dict(embed_dim=144, depths=LARGE, drop_path_rate=0.2),
     "fasternet_l": dict(embed_dim=192, depths=LARGE, drop_path_rate=0.3),
