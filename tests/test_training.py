@@ -375,3 +375,43 @@ def test_a_gradient_penalty(name: str) -> None:
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert float((found[key] - value).norm()) <= 1e-6 * float(value.norm()), key
+
+
+def test_accelerate() -> None:
+    """Its prepare wraps the network and the optimiser."""
+    accelerate = helpers.peer("accelerate")
+    net = featnet.create_model("test_resnet", features_only=True)
+    freeze(net, until=1)
+    accelerator = accelerate.Accelerator(cpu=True)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    prepared, optimizer = accelerator.prepare(net, torch.optim.AdamW(trained, weight_decay=0.1))
+    before = snapshot(net)
+    prepared.train()
+    accelerator.backward(sum(y.square().mean() for y in prepared(image_batch(32, 32, batch=2) + 3)))
+    optimizer.step()
+    changed = moved(before, net)
+    assert changed and not any(n.startswith(("conv1", "bn1", "layer1")) for n in changed)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
+def test_taps_inside_of_blocks_that_are_recomputed(name: str) -> None:
+    """A block that is recomputed runs twice; its tap gives the first output, with its gradient."""
+    model = featnet.create_model(name, **helpers.shallow(name)).eval()
+    tap = next(
+        n
+        for n, m in model.named_modules()
+        if n.count(".") >= 2 and isinstance(m, nn.Linear | nn.Conv2d)
+    )
+    x = helpers.image_batch(*helpers.sizes(name)[0])
+    results = []
+    for recompute in (False, True):
+        net = featnet.FeatureHookNet(model, taps=[tap])
+        net.set_grad_checkpointing(recompute)
+        (y,) = net(x).values()
+        results.append(
+            [y, *torch.autograd.grad(y.square().sum(), list(net.parameters()), allow_unused=True)]
+        )
+    for plain, recomputed in zip(*results, strict=True):
+        assert (plain is None) == (recomputed is None)
+        if plain is not None:
+            torch.testing.assert_close(recomputed, plain)
