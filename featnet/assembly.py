@@ -55,7 +55,7 @@ def make_place(device: Any, dtype: Any) -> Place:
         if place.device is not None and place.device.type not in ("cpu", "meta"):
             torch.empty(0, device=place.device)  # tells at once that it is not there
         return place
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ArgumentError(f"device={device!r}: {str(error).splitlines()[0]}") from error
 
 

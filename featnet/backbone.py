@@ -597,6 +597,10 @@ class LevelReader:
         self.output_fmt = check_format(output_fmt)
         if not (norm is None or isinstance(norm, bool)):
             raise ArgumentError(f"norm={norm!r}: True, False or None is expected.")
+        if not isinstance(prefix_tokens, bool):
+            raise ArgumentError(
+                f"return_prefix_tokens={prefix_tokens!r}: True or False is expected."
+            )
         own = isinstance(model, Backbone)
         if norm and not own:
             raise ArgumentError(f"norm=True: {type(model).__name__} is no featnet.Backbone.")
@@ -606,7 +610,7 @@ class LevelReader:
                 f"return_prefix_tokens=True: {type(model).__name__} has no prefix tokens (of a "
                 "class, registers) as it was built."
             )
-        self.prefix_tokens = bool(prefix_tokens)
+        self.prefix_tokens = prefix_tokens
 
     def level(self, model: Any, level: Feature) -> Feature:
         """Describe a level as it comes out."""

@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .assembly import (
 from .backbone import Backbone
 from .checkpoints import files, hub, instant, sources
 from .checkpoints.checkpoint import Choices
-from .errors import ArgumentError, CheckpointError, UnknownModelError
+from .errors import ArgumentError, CheckpointError, FeatnetError, UnknownModelError
 from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
 from .weights import Weights
@@ -183,7 +183,8 @@ def create_model(
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
         registry.check_values(entry.build, {k: row[k] for k in overrides if k in row}, what=what)
         build = functools.partial(entry.build, **{**entry.row, **row})
-        model = build_network(build, source, place)
+        with _blamed(what, {k: v for k, v in overrides.items() if k in row}):
+            model = build_network(build, source, place)
         if isinstance(model, Backbone):
             model.architecture, model.model_args = entry.name, arguments
     load = None
@@ -197,7 +198,22 @@ def create_model(
     finish = functools.partial(
         _finish, features_only=features_only, wrap=wrap, new_classes=num_classes is not None
     )
-    return finish_deployed(model, load, finish) if deployed else finish(model, load)
+    with _blamed(f"create_model({model_name!r})", {k: v for k, v in overrides.items() if k in row}):
+        return finish_deployed(model, load, finish) if deployed else finish(model, load)
+
+
+@contextlib.contextmanager
+def _blamed(what: str, overrides: Mapping[str, Any]) -> Iterator[None]:
+    """Context: an error of another library is due to the arguments that a caller overrides."""
+    try:
+        yield
+    except (FeatnetError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not overrides:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
+        raise ArgumentError(f"{what} cannot be built with {given}: {error}") from error
 
 
 def _finish(

@@ -53,6 +53,10 @@ def check_value(name: str, value: object, annotation: str, *, where: str = "") -
         ArgumentError: with the value, and what is expected.
     """
     options = re.split(r" \| (?![^\[]*\])", annotation)
+    if name.endswith("_rate") and "float" in options and _is_float(value):
+        if not 0 <= value < 1:  # type: ignore[operator]
+            raise ArgumentError(f"{where}{name}={value!r}: a number from 0 to below 1 is expected.")
+        return
     verdicts = [_allows(option, value, name in _POSITIVE) for option in options]
     if None in verdicts or True in verdicts:
         return

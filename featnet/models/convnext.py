@@ -90,7 +90,7 @@ class Block(nn.Module):
         self.conv_dw = nn.Conv2d(chs, chs, kernel_size, padding=kernel_size // 2, groups=chs)
         self.norm = settings.norm(chs)
         self.mlp = settings.mlp(chs)
-        self.gamma = nn.Parameter(torch.full((chs,), scale)) if scale is not None else None
+        self.gamma = nn.Parameter(torch.full((chs,), float(scale))) if scale is not None else None
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
