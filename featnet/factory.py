@@ -161,8 +161,10 @@ def create_model(
     row |= {k: v for k, v in common.items() if v is not None}
     deployed = _flag("reparameterized", reparameterized)
 
-    tag = pretrained_cfg if isinstance(pretrained_cfg, str) else None
-    entry = sources.entry(model_name, tag=tag, cache_dir=cache_dir)
+    what, tag = f"create_model({model_name!r})", pretrained_cfg
+    entry = sources.entry(
+        model_name, tag=tag if isinstance(tag, str) else None, cache_dir=cache_dir
+    )
     cfg = _weights(entry, pretrained_cfg, pretrained_cfg_overlay)
     place = make_place(device, dtype)
     # a function of one's own knows its checkpoint itself
@@ -175,15 +177,11 @@ def create_model(
         deployed = deployed or bool(entry.arguments.get("reparameterized"))
         arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
         if cfg is not None:
-            row.setdefault("num_classes", cfg.num_classes)
-            built_for = inspect.signature(entry.build).parameters.keys() - entry.row.keys()
-            if cfg.fixed_input_size and "img_size" in built_for:
-                row.setdefault("img_size", cfg.input_size[1:])
-        what = f"create_model({model_name!r})"
+            _follow(cfg, entry, row)
         registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
         registry.check_values(entry.build, {k: row[k] for k in overrides if k in row}, what=what)
         build = functools.partial(entry.build, **{**entry.row, **row})
-        with _blamed(what, {k: v for k, v in overrides.items() if k in row}):
+        with _blamed(what, overrides, row):
             model = build_network(build, source, place)
         if isinstance(model, Backbone):
             model.architecture, model.model_args = entry.name, arguments
@@ -198,22 +196,30 @@ def create_model(
     finish = functools.partial(
         _finish, features_only=features_only, wrap=wrap, new_classes=num_classes is not None
     )
-    with _blamed(f"create_model({model_name!r})", {k: v for k, v in overrides.items() if k in row}):
+    with _blamed(what, overrides, row):
         return finish_deployed(model, load, finish) if deployed else finish(model, load)
 
 
+def _follow(cfg: Weights, entry: registry.Entry, row: dict[str, Any]) -> None:
+    """Let a checkpoint say the number of classes and the input size that nobody else says."""
+    row.setdefault("num_classes", cfg.num_classes)
+    built_for = inspect.signature(entry.build).parameters.keys() - entry.row.keys()
+    if cfg.fixed_input_size and "img_size" in built_for:
+        row.setdefault("img_size", cfg.input_size[1:])
+
+
 @contextlib.contextmanager
-def _blamed(what: str, overrides: Mapping[str, Any]) -> Iterator[None]:
-    """Context: an error of another library is due to the arguments that a caller overrides."""
+def _blamed(what: str, overrides: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[None]:
+    """Context: an error of another library is due to the overrides that are in a model's row."""
     try:
         yield
     except (FeatnetError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if not overrides:
+        changes = ", ".join(f"{k}={v!r}" for k, v in overrides.items() if k in row)
+        if not changes:
             raise
-        given = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
-        raise ArgumentError(f"{what} cannot be built with {given}: {error}") from error
+        raise ArgumentError(f"{what} cannot be built with {changes}: {error}") from error
 
 
 def _finish(
