@@ -7,7 +7,7 @@ was given, what is allowed, and the nearest right value.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FeatnetError(Exception):
@@ -62,6 +62,22 @@ def check_rate(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ArgumentError(f"{name}={value!r}: a number from 0 to below 1 is expected.")
+
+
+def check_stages(count: int | None = None, **values: Sequence[object]) -> None:
+    """Refuse arguments that do not have a value for each stage.
+
+    Args:
+        count: number of stages; by default as many as there are values.
+        **values: the arguments by name.
+
+    Raises:
+        ArgumentError: one has more or fewer values than there are stages.
+    """
+    if len({*map(len, values.values()), *([] if count is None else [count])}) > 1:
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        number = "equally many" if count is None else str(count)
+        raise ArgumentError(f"{shown}: one value for each stage, {number}, are expected.")
 
 
 def nearest(name: object, choices: Iterable[str], *, count: int = 3) -> str:

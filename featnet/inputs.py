@@ -56,7 +56,8 @@ class explain_size:
                 return True
             return False
 
-        single = self.model.training and height * width <= 64 * 64 and "per channel" in str(error)
+        small = self.model.training and height * width <= 64 * 64
+        single = small and "1 value per channel" in str(error)
         if not single and not fails((height, width)):
             return  # the size is not to blame
         step = next((s for s in (1, 2, 4, 8, 16, 32, 64, 128) if not fails((s, s))), None)

@@ -484,6 +484,29 @@ def test_batch_norm_in_training_explains_itself() -> None:
     refusal(InputSizeError, lambda: model(torch.zeros(1, 3, 32, 32, device="cpu")), "batch norm")
 
 
+def test_only_batch_norm_is_told_so_in_training() -> None:
+    """Layers that are larger than their map speak of sizes "per channel", too."""
+    said = "The smallest square that works is 32 x 32."
+    for name in ("rdnet_tiny", "convnext_atto"):
+        with torch.device("meta"):
+            model = create_model(name).train()
+        refusal(InputSizeError, lambda model=model: model(torch.empty(1, 3, 16, 16)), said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("convnext_atto", "depths=(1, 1), dims=(40, 80, 160, 320), kernel_sizes=(7, 7, 7, 7): one"),
+        ("hgnetv2_b0", "depths=(1, 1), mid_chs=(16, 32, 64, 128), out_chs=(64, 256, 512, 1024): "),
+        ("lcnetv2_base", "depths=(1, 1): one value for each stage, 4, are expected."),
+        ("rdnet_tiny", "depths=(1, 1): one value for each stage, equally many, are expected."),
+        ("ese_vovnet19b_dw", "out_chs=(256, 512, 768, 1024): one value for each stage, equally"),
+    ],
+)
+def test_as_many_depths_as_stages(name: str, said: str) -> None:
+    refusal(ArgumentError, lambda: create_model(name, depths=(1, 1)), said)
+
+
 class OutOfMemory(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not x.is_meta:

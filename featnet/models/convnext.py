@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_stages, nearest
 from ..layers import (
     Blocks,
     DropPath,
@@ -201,11 +201,7 @@ class ConvNeXt(Backbone):
     ) -> None:
         super().__init__(in_chans=in_chans)
         kernels = (kernel_sizes,) * len(dims) if isinstance(kernel_sizes, int) else kernel_sizes
-        if not len(depths) == len(dims) == len(kernels):
-            raise ArgumentError(
-                f"depths={depths!r}, dims={dims!r}, kernel_sizes={kernel_sizes!r}: one for each "
-                "stage, equally many, are expected."
-            )
+        check_stages(depths=depths, dims=dims, kernel_sizes=kernels)
         act, norm = get_act(act_layer), get_norm(norm_layer)
         if norm_eps is not None:
             norm = partial(norm, eps=norm_eps)

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..errors import check_stages
 from ..layers import (
     Blocks,
     DropPath,
+    GlobalPool,
     Head,
     Layer,
     drop_path_rates,
@@ -206,6 +208,7 @@ class HgNet(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
+        check_stages(depths=depths, mid_chs=mid_chs, out_chs=out_chs)
         if v2:
             self.stem: nn.Module = TwoWayStem(in_chans, stem_chs, affine=affine)
         else:
@@ -236,11 +239,12 @@ class HgNet(Backbone):
             self.add_stage(f"stages.{i}", stage, channels=out, reduction=4 * 2**i)
         head = None
         if head_hidden_size:
-            hidden = nn.Conv2d(width, head_hidden_size, 1, bias=False)
+            pooled = width * GlobalPool(global_pool).multiplier
+            hidden = nn.Conv2d(pooled, head_hidden_size, 1, bias=False)
             more = [Affine()] if affine else []
             layers = nn.Sequential(hidden, nn.ReLU(inplace=True), *more)
             self.head = nn.Sequential(OrderedDict(last_conv=layers))
-            head = Head("head.last_conv", gives=head_hidden_size)
+            head = Head("head.last_conv", takes=pooled, gives=head_hidden_size)
         self.add_head(
             width, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, head=head
         )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..errors import check_stages
 from ..layers import (
     Blocks,
     ConvHead,
@@ -140,6 +141,7 @@ class LcNetV2(Backbone):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
+        check_stages(len(STAGES), depths=depths)
         act = get_act(act_layer)
         conv = partial(ConvNormAct, norm=get_norm(norm_layer), act=act)
         block = partial(SeparableBlock, conv=conv, act=act)

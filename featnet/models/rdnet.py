@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..errors import check_stages
 from ..layers import (
     Blocks,
     DropPath,
@@ -107,6 +108,7 @@ class RdNet(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
+        check_stages(growth_rates=growth_rates, depths=depths)
         act, norm = get_act(act_layer), get_norm(norm_layer)
         self.stem = nn.Sequential(nn.Conv2d(in_chans, stem_chs, 4, 4), norm(stem_chs))
         width, reduction, count = stem_chs, 4, len(growth_rates)

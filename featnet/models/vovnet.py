@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..errors import check_stages
 from ..layers import (
     Blocks,
     ConvNormAct,
@@ -135,6 +136,7 @@ class VovNet(Backbone):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
+        check_stages(depths=depths, mid_chs=mid_chs, out_chs=out_chs)
         pointwise = partial(ConvNormAct, norm=get_norm(norm_layer), act=get_act(act_layer))
         full: Layer = partial(pointwise, kernel_size=3)
         conv = partial(SeparableConvNormAct, **pointwise.keywords) if depthwise else full
