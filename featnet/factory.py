@@ -34,6 +34,7 @@ from .checkpoints.checkpoint import Choices
 from .errors import ArgumentError, CheckpointError, FeatnetError, UnknownModelError
 from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
+from .values import check_value
 from .weights import Weights
 
 # Arguments that only mean something with features_only
@@ -143,9 +144,9 @@ def create_model(
             "scriptable=True: torch.jit.script is not supported; every model goes through "
             "torch.export, torch.jit.trace and torch.compile."
         )
-    del exportable, no_jit  # nothing to do
     features_only = _flag("features_only", features_only)
     pretrained = _flag("pretrained", pretrained)
+    check_value("global_pool", global_pool, "str | None")
     if features_only and global_pool:
         raise ArgumentError(
             f"global_pool={global_pool!r} with features_only=True: maps are not pooled. "
@@ -191,12 +192,12 @@ def create_model(
             mmap = not _is_given(checkpoint_path) and cfg is not None and hub.is_immutable(cfg)
         choices = Choices(cfg, checkpoint_prefix, bool(mmap), auto_mapping is not False)
         load = Load(source, choices, place, build)
-    describe(model, cfg)
-    dilate(model, output_stride)
     finish = functools.partial(
         _finish, features_only=features_only, wrap=wrap, new_classes=num_classes is not None
     )
     with _blamed(what, overrides, row):
+        describe(model, cfg)
+        dilate(model, output_stride)
         return finish_deployed(model, load, finish) if deployed else finish(model, load)
 
 

@@ -15,6 +15,9 @@ from .tracing import trace
 FORMATS = ("NCHW", "NHWC", "NLC")
 
 
+_OF_SIZES = (RuntimeError, ValueError, ZeroDivisionError)  # what a wrong size may end in
+
+
 class explain_size:
     """Context: a RuntimeError that is due to the input's size or type becomes an error of ours.
 
@@ -41,18 +44,20 @@ class explain_size:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, FeatnetError):
+        if not isinstance(error, _OF_SIZES) or isinstance(error, FeatnetError):
             return  # ours say themselves what is wrong
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return  # a run would become a part of the trace
         if self.x is not None:
+            if not isinstance(self.x, torch.Tensor):
+                return  # a trace of torch.fx: neither size nor type are known
             _explain_place(self.model, self.x, error)
         height, width = self.size
 
         def fails(size: tuple[int, int]) -> bool:
             try:
                 trace.run(self.model, size, watched=trace.no_modules)
-            except (RuntimeError, ValueError):
+            except _OF_SIZES:
                 return True
             return False
 

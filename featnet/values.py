@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from .errors import ArgumentError, InputSizeError
 from .size import Size
@@ -76,9 +76,11 @@ def _allows(option: str, value: object, positive: bool) -> bool | None:
     kinds = items[2].removesuffix(", ...").split(", ")
     if not all({*kind.split(" | ")} <= _SCALARS.keys() for kind in kinds):
         return None
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, Set)):
         return False
     values = list(value)
+    if positive and not values:
+        return False
     if items[1] == "tuple" and not items[2].endswith("..."):
         same_length, positive = len(values) == len(kinds), True
     else:

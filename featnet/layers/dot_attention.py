@@ -40,7 +40,9 @@ def attend(
     if fused and _has_kernel(q, bias, windows=windows):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate, scale=scale)
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        if torch.is_grad_enabled() and y.requires_grad and not rate and not graph:
+        if graph or rate or not torch.is_grad_enabled() or not isinstance(y, torch.Tensor):
+            return y
+        if y.requires_grad:
             return _TwiceDifferentiable.apply(y, q, k, v, bias, scale)  # type: ignore[no-untyped-call]
         return y
     shares = _shares(q, k, bias, scale)
@@ -99,7 +101,9 @@ def _has_kernel(q: torch.Tensor, bias: torch.Tensor | None, *, windows: bool) ->
     own explicit form takes twice as long in bfloat16, where it counts in float32), and where the
     backward of the kernel it has takes up to six times as long for windows in bfloat16.
     """
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return True
+    if not isinstance(q, torch.Tensor) or q.device.type != "cpu":  # torch.fx has proxies
         return True
     if bias is not None and bias.requires_grad:
         return False

@@ -140,7 +140,7 @@ class Head:
             as_map = x.ndim == 4
             x = chain(layers, x.permute(0, 2, 3, 1) if as_map else x)
             return x.permute(0, 3, 1, 2) if as_map else x
-        pooled = x.ndim == 2
+        pooled = bool(model.global_pool.pool_type)
         x = chain(layers, x[..., None, None] if pooled else x)
         return x.flatten(1) if pooled else x
 

@@ -15,7 +15,7 @@ Resize = Callable[[torch.Tensor, Size], torch.Tensor]
 
 def bicubic(maps: torch.Tensor, size: Size) -> torch.Tensor:
     """Resample (N, C, h, w) to another size, smoothed where it shrinks."""
-    if maps.requires_grad and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and maps.requires_grad:
         return _bicubic_by_matrices(maps, size)
     return F.interpolate(maps, size=size, mode="bicubic", antialias=True)
 
