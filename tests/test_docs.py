@@ -59,9 +59,11 @@ def test_python_blocks(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPa
     if "demo_weights" in page.read_text(encoding="utf-8"):
         photographs.trained()  # or skip
     namespace: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
+    before = sorted(workplace.rglob("*"))
     for line, source in blocks(page, "python"):
         # Empty lines in front, so that a traceback has the page's line numbers
         exec(compile("\n" * line + source, str(page), "exec"), namespace)
+    assert sorted(workplace.rglob("*")) == before, "blocks leave files in the reader's folder"
 
 
 @pytest.mark.parametrize("command", commands())
