@@ -4,6 +4,8 @@ seen."""
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,28 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     with pytest.raises(FeatnetError, match="Branches cannot be exported.*free: "):
         featnet.export(Branches().eval(), tmp_path / "a.pt2", example=image_batch(8, 8, batch=2))
     assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, signal, sys, torch, featnet
+net = featnet.create_model("test_resnet", features_only=True, out_indices=(0,)).eval()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    featnet.export(net, sys.argv[1], example=torch.randn(2, 3, 64, 64))
+except featnet.errors.OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+@pytest.mark.parametrize("suffix", [".pt2"])
+def test_a_file_that_does_not_fit(suffix: str, tmp_path: Path) -> None:
+    """A limit of the file's size stands for a full disk: the process lives, and nothing is left."""
+    out = tmp_path / f"net{suffix}"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "cannot be written: File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []

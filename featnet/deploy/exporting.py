@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -267,7 +268,9 @@ def _write_onnx(
 def _write_pt2(
     program: ExportedProgram, x: torch.Tensor, path: Path, outputs: Sequence[str]
 ) -> None:
-    torch.export.save(program, path)
+    content = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _write_aoti(
