@@ -139,6 +139,24 @@ def test_dynamic_quantisation(name: str) -> None:
     same(name, quantise, tolerance=0.3)
 
 
+@pytest.mark.parametrize("name", helpers.families())
+def test_fx_quantisation(name: str) -> None:
+    """What is put in to observe changes no number, where torch.fx traces the network at all."""
+    try:
+        torch.fx.symbolic_trace(helpers.create(name, device="meta").eval())
+    except (torch.fx.proxy.TraceError, TypeError, NameError) as error:
+        pytest.skip(f"torch.fx does not go through Python that looks at sizes: {error}")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_fx
+
+        model = noisy(lambda: helpers.create(name)).eval().double()
+        x = image_batch(*helpers.sizes(name)[0]).double()
+        observed = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("onednn"), (x,))
+        assert helpers.error(observed(x), model(x)) < 1e-9
+
+
 ATTENTIVE = tuple(name for name in helpers.families() if helpers.attends(helpers.meta_model(name)))
 
 
