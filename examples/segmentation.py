@@ -69,9 +69,10 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     args = parser.parse_args()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch_size % world:
+        parser.error(f"--batch-size {args.batch_size} is no multiple of {world} processes")
     if world > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    assert args.batch_size % world == 0, "each process gets the same share of a batch"
     args.out.mkdir(parents=True, exist_ok=True)
     model, source = build()
     transform = featnet.create_transform(model.backbone, input_size=SIDE)
@@ -80,10 +81,9 @@ def main() -> None:
     rates = [group["lr"] for group in groups]
     optimizer, first, saved = torch.optim.SGD(groups, momentum=0.9), 0, args.out / "last.pt"
     if args.resume and saved.exists():
-        state = torch.load(saved)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, weights, moments = torch.load(saved)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
     net = (DistributedDataParallel(model) if world > 1 else model).train()
     share, started = args.batch_size // world, time.monotonic()
     for step in range(first, args.steps):
@@ -105,8 +105,8 @@ def main() -> None:
             rate = (step + 1 - first) * args.batch_size / (time.monotonic() - started)
             print(f"step {step + 1}/{args.steps}  loss {loss:.8f}  {rate:.1f} images/s", flush=True)
             if (step + 1) % 5 == 0 or step + 1 == args.steps:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save({**state, "step": step + 1}, saved.with_suffix(".part"))
+                state = (step + 1, model.state_dict(), optimizer.state_dict())
+                torch.save(state, saved.with_suffix(".part"))
                 saved.with_suffix(".part").replace(saved)  # whole, or not at all
     if rank == 0:
         iou = evaluate(model, transform, args.out / "found.png")

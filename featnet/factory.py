@@ -98,8 +98,7 @@ def create_model(
         checkpoint_path: a local ``.safetensors``, ``.pth``, index of shards or the folder with it,
             to load; or a state dict.
         checkpoint_prefix: of several networks in one file, the dictionary or the start of names
-            that
-            is meant: ``"teacher"``.
+            that is meant: ``"teacher"``.
         mmap: True maps the file instead of reading it: nothing is read before it is used, but who
             writes into the file later changes the model, or crashes the process. By default only
             the hub's cache is mapped, where files are named by their contents and never written

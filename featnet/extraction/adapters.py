@@ -155,9 +155,9 @@ class TorchvisionBackbone(_Adapter):
         known = neck is None or self._behind is not None
         channels = sorted(set(self.feature_info.channels())) if known else [out_channels]
         if len(channels) != 1 or (out_channels is not None and out_channels != channels[0]):
-            given = "" if out_channels is None else f"out_channels={out_channels!r}: "
+            wish = "" if out_channels is None else f"out_channels={out_channels!r}: "
             raise ArgumentError(
-                f"{given}The maps have {channels} channels. A detector needs one number: give a "
+                f"{wish}The maps have {channels} channels. A detector needs one number: give a "
                 "neck that makes them one, or one level."
             )
         if channels[0] is None:

@@ -33,7 +33,7 @@ HEAT = (
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One picture of a sheet, and what is written below it."""
+    """One image of a sheet, and what is written below it."""
 
     image: Image
     caption: str = ""

@@ -79,8 +79,7 @@ _MUTABLE = (MutableMapping, MutableSequence, MutableSet)
 @contextlib.contextmanager
 def caches_kept(model: nn.Module) -> Iterator[None]:
     """Take out again, at the end, the meta tensors that a run leaves in caches of the model's
-    classes
-    and of the Python modules in which they are written: a later run would use them.
+    classes and of the Python modules in which they are written: a later run would use them.
 
     Example:
         >>> class Grid(nn.Module):
