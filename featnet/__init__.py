@@ -129,7 +129,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".adapters", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'featnet' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    from .collector import uncollected
+
+    with uncollected():
+        value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -29,8 +29,9 @@ from .assembly import (
     make_place,
 )
 from .backbone import Backbone
-from .checkpoints import files, hub, instant, sources
+from .checkpoints import files, hub, sources
 from .checkpoints.checkpoint import Choices
+from .collector import uncollected
 from .errors import ArgumentError, CheckpointError, FeatnetError, UnknownModelError
 from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
@@ -52,7 +53,7 @@ FEATURE_ARGUMENTS = (
 )
 
 
-@instant.uncollected()
+@uncollected()
 def create_model(
     model_name: str,
     pretrained: bool = False,

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A folder, or a file that is none's, may import those of the rows above its own, and its own.
 # Within a folder nothing imports in circles.
 ORDER = (
-    {"errors", "size"},
+    {"collector", "errors", "size"},
     {"values"},
     {"aliases", "capabilities", "features", "layers", "tracing", "weights"},
     {"contract", "inputs", "registry"},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +10,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Context: Python's collector of cycles waits.
-
-    A network is thousands of objects that stay. Making them starts a collection, which walks over
-    all of torch and takes longer than the network.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class SkipInit(TorchFunctionMode):
