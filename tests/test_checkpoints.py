@@ -96,6 +96,9 @@ WAYS: dict[str, Callable[[State, Path], Path]] = {
     "npz": _npz,
     "shards": _shards,
     "folder": _folder,
+    "ckpt": lambda s, f: saved(
+        {"state_dict": {"model." + k: v for k, v in s.items()}}, f / "last.ckpt"
+    ),
 }
 HARM: dict[str, Callable[[Path], None]] = {
     "overwritten": lambda p: p.write_bytes(os.urandom(p.stat().st_size)),
@@ -141,6 +144,21 @@ def test_what_was_loaded_is_the_process_own(
     for model, wanted in zip(models, before, strict=True):
         assert same(model, wanted)
     assert same(models[0], state) and same(models[1], state) and same(models[2], state)
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_converted_is_a_file_of_its_own(
+    way: str, harm: str, state: State, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    path = WAYS[way](state, source)
+    out = tmp_path / "out.safetensors"
+    featnet.convert_checkpoint(path, out, model=NAME, options={"num_classes": 10})
+    for file in [p for p in source.iterdir() if p.suffix != ".json"]:
+        HARM[harm](file)
+    assert same(_classifier(out), state)
 
 
 def test_a_file_is_saved_over_by_the_model_that_came_from_it(state: State, tmp_path: Path) -> None:

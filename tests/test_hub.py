@@ -105,6 +105,25 @@ def test_a_name_of_the_tables(
     assert server.count("GET", "/cdn/") == 1, "the file is large: behind a redirect"
 
 
+def _replace(file: Path) -> None:
+    other = file.with_suffix(".new")
+    other.write_bytes(b"x")
+    os.replace(other, file)
+
+
+@pytest.mark.parametrize("harm", [os.unlink, _replace])
+def test_what_came_from_the_hub_outlives_the_cache(
+    harm: Any, server: hubserver.Hub, weights: bytes, donor: Any, tmp_path: Path
+) -> None:
+    server.add(REPO, {"model.safetensors": weights})
+    model = create_model(NAME, pretrained=True)
+    blobs = [p for p in (tmp_path / "cache").rglob("blobs/*") if p.stat().st_size == len(weights)]
+    assert blobs
+    for blob in blobs:
+        harm(blob)
+    assert same(model, donor)
+
+
 def test_a_repository_with_a_config(server: hubserver.Hub, weights: bytes, donor: Any) -> None:
     server.add("me/mine", {"config.json": config(), "model.safetensors": weights})
     for name in ("hf-hub:me/mine", "hf_hub:me/mine", "HF-Hub:me/mine"):
@@ -172,6 +191,21 @@ def test_pytorchs_files_where_there_are_no_safetensors(
     before = len(server.log)
     assert same(create_model("hf-hub:me/old", pretrained=True), donor)
     assert len(server.log) == before, "that there is no model.safetensors is cached as well"
+
+
+def test_offline_pytorchs_file_alone_is_enough(
+    server: hubserver.Hub, donor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cache that another program filled, nothing says that there are no safetensors."""
+    from huggingface_hub import constants, hf_hub_download
+
+    torch.save(donor.state_dict(), tmp_path / "m.bin")
+    content = (tmp_path / "m.bin").read_bytes()
+    server.add("me/old", {"config.json": config(), "pytorch_model.bin": content})
+    for file in ("config.json", "pytorch_model.bin"):
+        hf_hub_download("me/old", file)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(create_model("hf-hub:me/old", pretrained=True), donor)
 
 
 def test_a_flat_config_of_old(server: hubserver.Hub, weights: bytes, donor: Any) -> None:

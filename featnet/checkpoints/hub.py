@@ -10,7 +10,7 @@ import errno
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from ..weights import Weights
 from . import files
 
 ON_THE_HUB = files.WEIGHTS[:4]
+
+
+class _UnreachableError(CheckpointError):
+    """A file that is not in the cache, of a hub that does not answer."""
 
 
 def locate(weights: Weights, *, cache_dir: str | Path | None = None, refresh: bool = False) -> Path:
@@ -50,10 +54,17 @@ def is_immutable(weights: Weights) -> bool:
     return bool(weights.hf_hub_id) and not weights.file
 
 
-def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, refresh: bool) -> Path:
+def _from_hub(repo: str, names: Sequence[str], cache_dir: str | Path | None, refresh: bool) -> Path:
     fetch = functools.partial(hub_file, repo, cache_dir=cache_dir, refresh=refresh, missing_ok=True)
     for name in names:
-        path = fetch(name)
+        try:
+            path = fetch(name)
+        except _UnreachableError:
+            # which of the files the repository has is not known, but which of them are here
+            kept = (_cached(repo, other, cache_dir) for other in names if not refresh)
+            name, path = next(((p.name, p) for p in kept if isinstance(p, Path)), (name, None))
+            if path is None:
+                raise
         if path is None:
             continue
         if name.endswith(".index.json"):
@@ -65,6 +76,16 @@ def _from_hub(repo: str, names: Iterable[str], cache_dir: str | Path | None, ref
     raise CheckpointError(f"The hub's {repo!r} has none of {', '.join(names)}.")
 
 
+def _cached(repo: str, name: str, cache_dir: str | Path | None) -> Any:
+    """Return the path of a file in the cache, ``_CACHED_NO_EXIST`` where the repository is known
+    not to have it, else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo_id, _, revision = repo.partition("@")
+    cached = try_to_load_from_cache(repo_id, name, revision=revision or None, cache_dir=cache_dir)
+    return Path(cached) if isinstance(cached, str) else cached
+
+
 def hub_file(
     repo: str,
     name: str,
@@ -74,7 +95,7 @@ def hub_file(
 ) -> Any:
     """One file of a repository, from the cache or else from the hub; None where there is none and
     that is allowed."""
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HFValidationError,
@@ -84,9 +105,9 @@ def hub_file(
     repo_id, _, revision = repo.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
     try:
-        cached = None if refresh else try_to_load_from_cache(repo_id, name, **options)
-        if isinstance(cached, str):
-            return Path(cached)
+        cached = None if refresh else _cached(repo, name, cache_dir)
+        if isinstance(cached, Path):
+            return cached
         if cached is _CACHED_NO_EXIST and missing_ok:
             return None
         return Path(hf_hub_download(repo_id, name, library_name="featnet", **options))
@@ -113,7 +134,7 @@ def _unreachable(
 ) -> CheckpointError:
     why = error.__cause__ or error
     reason = str(why).strip().split("\n")[0] or type(why).__name__
-    return CheckpointError(
+    return _UnreachableError(
         f"{name} of {repo!r} is not in the local cache ({_cache(cache_dir)}) and the hub cannot be "
         f"reached: {reason} Fetch it where there is a network (featnet prefetch 'hf-hub:{repo}'), "
         "or give a file: checkpoint_path=."
