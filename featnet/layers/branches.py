@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import nn
@@ -60,11 +61,7 @@ class Branches(nn.Module):
 
 def add_branches(branches: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """Return the sum of what branches make of the same map; the map itself where there are none."""
-    first, *others = [*branches] or [nn.Identity()]
-    y: torch.Tensor = first(x)
-    for branch in others:
-        y = y + branch(x)
-    return y
+    return reduce(torch.add, [branch(x) for branch in branches] or [x])
 
 
 def merge_parallel(branches: Iterable[nn.Module]) -> nn.Conv2d:

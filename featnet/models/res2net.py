@@ -61,12 +61,12 @@ class ScaleBottleneck(Residual):
         self.add_end(out_chs, shortcut, settings, drop_path)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
-        *parts, last = self.relu(self.bn1(self.conv1(x))).split(self.width, 1)
+        parts = self.relu(self.bn1(self.conv1(x))).split(self.width, 1)
         done: list[torch.Tensor] = []
-        for part, conv, bn in zip(parts, self.convs, self.bns, strict=True):
-            if done and self.chained:
-                part = done[-1] + part
+        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            part = done[-1] + parts[i] if done and self.chained else parts[i]
             done.append(self.relu(bn(conv(part))))
+        last = parts[len(self.convs)]
         done.append(last if self.pool is None else self.pool(last))
         return self.bn3(self.conv3(self.drop_block(torch.cat(done, 1))))
 

@@ -50,14 +50,13 @@ class SplitAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.act0(self.drop(self.bn0(self.conv(x))))
         splits = torch.unflatten(x, 1, (self.radix, -1))  # (N, radix, C, H, W)
-        gate = _sum(splits).mean((2, 3), keepdim=True)
+        gate = self.sum(splits).mean((2, 3), keepdim=True)
         gate = self.fc2(self.act1(self.bn1(self.fc1(gate))))
-        return _sum(splits * self.attend(gate))
+        return self.sum(splits * self.attend(gate))
 
-
-def _sum(splits: torch.Tensor) -> torch.Tensor:
-    """(N, radix, C, H, W) -> (N, C, H, W), whose channels lie as those of the splits do."""
-    return reduce(torch.add, splits.unbind(1))
+    def sum(self, splits: torch.Tensor) -> torch.Tensor:
+        """(N, radix, C, H, W) -> (N, C, H, W), whose channels lie as those of the splits do."""
+        return reduce(torch.add, (splits[:, i] for i in range(self.radix)))
 
 
 class SplitBottleneck(Residual):

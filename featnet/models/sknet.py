@@ -107,9 +107,9 @@ class SelectiveKernel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = torch.split(x, self.split, 1) if self.split else (x,) * len(self.paths)
-        maps = [path(part) for path, part in zip(self.paths, parts, strict=True)]
-        shares = self.attn(*maps).unbind(1)
-        return reduce(torch.add, map(torch.mul, maps, shares))
+        maps = [path(parts[i]) for i, path in enumerate(self.paths)]
+        shares = self.attn(*maps)  # (N, paths, C, 1, 1)
+        return reduce(torch.add, (y * shares[:, i] for i, y in enumerate(maps)))
 
 
 class SelectiveBasic(Residual):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
@@ -25,6 +26,15 @@ from ..registry import Family, weights_table
 
 MAP = 7  # side of the last map for an input of 224
 HIDDEN = 4096  # width of the classifier
+
+
+@torch.fx.wrap  # one operation to torch.fx, which cannot go through what looks at sizes
+def at_least_map(x: torch.Tensor) -> torch.Tensor:
+    """Return a map that is at least as large as the kernel of the classifier's first layer."""
+    height, width = x.shape[-2:]
+    if height < MAP or width < MAP:
+        return F.adaptive_avg_pool2d(x, (max(MAP, height), max(MAP, width)))
+    return x
 
 
 class ConvMlp(nn.Module):
@@ -48,9 +58,7 @@ class ConvMlp(nn.Module):
         self.act2 = act(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[-2:]
-        if height < MAP or width < MAP:
-            x = F.adaptive_avg_pool2d(x, (max(MAP, height), max(MAP, width)))
+        x = at_least_map(x)
         return self.act2(self.fc2(self.drop(self.act1(self.fc1(x)))))
 
 
