@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..layers import (
@@ -49,6 +48,17 @@ def distances(window: Size, *, like: torch.Tensor) -> torch.Tensor:
     return torch.stack(torch.meshgrid(down, right, indexing="ij"), -1)
 
 
+def unit(x: torch.Tensor, *, eps: float = 1e-12) -> torch.Tensor:
+    """Return vectors of length one; one of length zero stays.
+
+    As ``F.normalize``, whose second derivative is NaN where a vector is zero, as keys in the padded
+    part of a window are.
+    """
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    length = wide.square().sum(-1, keepdim=True).clamp_min(eps * eps).sqrt()
+    return (wide / length).to(x.dtype)
+
+
 class CosineAttention(WindowAttention):
     """Within windows, by the angle of queries and keys, times a learnt factor up to 100."""
 
@@ -57,7 +67,7 @@ class CosineAttention(WindowAttention):
 
     def compare(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         factor = self.logit_scale.clamp(max=math.log(100)).exp().reshape(-1, 1, 1)
-        return F.normalize(q, dim=-1) * factor, F.normalize(k, dim=-1)
+        return unit(q) * factor, unit(k)
 
 
 class ContinuousAttention(CosineAttention):
