@@ -24,6 +24,7 @@ from .errors import ArgumentError, CheckpointError, nearest
 from .extraction.extractors import FeatureDictNet, FeatureListNet, FeatureNet
 from .extraction.fx.graphnet import GraphExtractor
 from .extraction.hooknet import FeatureHookNet
+from .values import checked
 from .weights import Weights
 
 Source = str | Path | Mapping[str, Any]  # of weights: a file, or a state dict
@@ -166,6 +167,8 @@ def finish_extractor(model: nn.Module, load: Load | None, wrap: Mapping[str, Any
     """
     options = dict(wrap)
     kind = _extractor(options.pop("feature_cls", FeatureListNet))
+    if isinstance(kind, nn.Module):
+        raise ArgumentError(f"feature_cls={kind!r}: a class is expected, not a module.")
     registry.check_arguments(kind, options, what=f"feature_cls={kind!r}")
     ours = isinstance(kind, type) and issubclass(kind, FeatureNet)
     if not ours:
@@ -200,6 +203,7 @@ def finish_deployed(
             raise error from None
 
 
+@checked
 def load_checkpoint(
     model: nn.Module, path: Source, *, checkpoint_prefix: str | None = None, mmap: bool = False
 ) -> LoadReport:

@@ -35,7 +35,7 @@ from .collector import uncollected
 from .errors import ArgumentError, CheckpointError, FeatnetError, UnknownModelError
 from .extraction.extractors import FeatureNet
 from .features import FeatureInfo
-from .values import check_value
+from .values import check_value, checked
 from .weights import Weights
 
 # Arguments that only mean something with features_only
@@ -53,6 +53,7 @@ FEATURE_ARGUMENTS = (
 )
 
 
+@checked
 @uncollected()
 def create_model(
     model_name: str,
@@ -358,6 +359,7 @@ def _call_features_only(build: Callable[..., Any]) -> Any:
     return build()
 
 
+@checked
 def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Any:
     """Build a model inside a function that ``@register_model`` adds, timm's and MindCV's way.
 
@@ -427,6 +429,7 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     return _finish(model, load, features_only=features_only, wrap=wrap)
 
 
+@checked
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
     """Describe the outputs of ``create_model(model_name, features_only=True, **arguments)``.
 
@@ -455,6 +458,7 @@ def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
     return info
 
 
+@checked
 def model_entrypoint(model_name: str) -> Callable[..., Any]:
     """Return the function that builds a model.
 

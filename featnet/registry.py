@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from . import aliases
 from .capabilities import Capabilities, read_table
 from .errors import ArgumentError, UnknownModelError, nearest
-from .values import check_value
+from .values import check_value, checked
 from .weights import Weights
 
 MODELS = Path(__file__).parent / "models"
@@ -169,6 +169,7 @@ def _claim(name: str, entry: Family | Callable[..., Any], *, override: bool) -> 
     _registered[name] = entry
 
 
+@checked
 def register(family: Family, *, override: bool = False) -> Family:
     """Add the variants of a family under their names.
 
@@ -194,6 +195,7 @@ def register(family: Family, *, override: bool = False) -> Family:
     return family
 
 
+@checked
 def register_model(
     function: Function | None = None, *, override: bool = False
 ) -> Function | Callable[[Function], Function]:
@@ -322,6 +324,7 @@ def _rows(variant: str) -> dict[str, Weights]:
     return {key.partition(".")[2]: table[key] for key in keys}
 
 
+@checked
 def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
     """Look up the record of a checkpoint. Imports neither torch nor a family.
 
@@ -354,6 +357,7 @@ def get_weights(name: str, *, tag: str | None = None) -> Weights | None:
     return rows[tag] if tag else next(iter(rows.values()), None)
 
 
+@checked
 def is_model(name: str) -> bool:
     """Tell if a model of this name exists.
 
@@ -388,6 +392,7 @@ def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
+@checked
 def list_models(
     filter: str | Sequence[str] = "",
     *,
@@ -568,6 +573,7 @@ def papers_of(variant: str) -> dict[str, str]:
     return own or papers
 
 
+@checked
 def list_pretrained(filter: str | Sequence[str] = "", **options: Any) -> list[str]:
     """List the names, with tags, of everything that has weights.
 
@@ -585,6 +591,7 @@ def list_pretrained(filter: str | Sequence[str] = "", **options: Any) -> list[st
     return list_models(filter, pretrained=True, **options)
 
 
+@checked
 def list_modules() -> list[str]:
     """List the names of the family files, which ``list_models(module=...)`` takes.
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from .. import registry
 from ..errors import ArgumentError
+from ..values import checked
 from . import checkpoint, files, instant, writing
 
 
+@checked
 def convert_checkpoint(
     path: str | Path | Mapping[str, Any],
     out: str | Path,
@@ -86,7 +88,7 @@ def _check_out(path: str | Path | Mapping[str, Any], out: str | Path) -> Path:
     if file.suffix != ".safetensors":
         raise ArgumentError(
             f"out={str(out)!r}: safetensors are written, *.safetensors is expected: "
-            f"{file.with_suffix('.safetensors').name!r} for instance."
+            f"{file.stem + '.safetensors'!r} for instance."
         )
     read = None if isinstance(path, Mapping) else files.local(path)
     if read is not None and read.exists() and file.exists() and file.samefile(read):

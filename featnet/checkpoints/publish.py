@@ -12,6 +12,7 @@ from typing import Any
 from .. import registry
 from ..backbone import Backbone
 from ..errors import ArgumentError, CheckpointError
+from ..values import checked
 from ..weights import Weights
 from . import instant, writing
 from .files import some
@@ -41,6 +42,7 @@ The same files are read by `timm.create_model("{source}", pretrained=True)`.
 """
 
 
+@checked
 def save_for_hub(
     model: Backbone, folder: str | Path, *, model_args: Mapping[str, Any] | None = None
 ) -> Path:
@@ -137,6 +139,7 @@ def _check_rebuild(model: Backbone, arguments: dict[str, Any]) -> None:
     entry = registry.find(model.architecture)
     if entry.is_function or arguments.get("reparameterized"):
         return
+    registry.check_arguments(entry.build, arguments, what=f"model_args of {model.architecture!r}")
     near = model.global_pool.pool_type
     row = {**entry.row, **arguments, "num_classes": model.num_classes}
     again = instant.meta_model(lambda: entry.build(**row))
@@ -169,6 +172,7 @@ def make_card(model: Backbone, config: Mapping[str, Any], source: str) -> str:
     )
 
 
+@checked
 def push_to_hub(
     model: Backbone,
     repo_id: str,

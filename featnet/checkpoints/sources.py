@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import ArgumentError, CheckpointError, UnknownModelError, nearest
+from ..values import checked
 from ..weights import Weights
 from . import files, hub
 
@@ -154,6 +155,7 @@ def entry(
     return dataclasses.replace(base, row=row, weights=written.weights, arguments=written.arguments)
 
 
+@checked
 def prefetch(names: str | Iterable[str], *, cache_dir: str | Path | None = None) -> dict[str, Path]:
     """Fetch checkpoints, so that ``create_model(name, pretrained=True)`` needs no network later.
 

@@ -19,6 +19,7 @@ from ..checkpoints.writing import staged
 from ..errors import ArgumentError, FeatnetError, InputSizeError, nearest
 from ..extraction.extractors import FeatureNet
 from ..tracing import trace
+from ..values import checked
 from .packed import Packed
 
 FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
@@ -68,6 +69,7 @@ class ExportReport:
         )
 
 
+@checked
 def export(
     net: nn.Module,
     path: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import ArgumentError, FeatnetError, nearest
 from ..extraction.extractors import FeatureNet
 from ..tracing import trace
+from ..values import checked
 from .folding import fold
 from .packing import can_pack, channels_last, pack, pointwise
 from .reparam import reparameterizable, reparameterize
@@ -85,6 +86,7 @@ class OptimizeReport:
         return "\n".join(lines)
 
 
+@checked
 def optimize(
     net: Model, *, example: torch.Tensor | None = None, compile: bool | str = False
 ) -> Model:

@@ -13,10 +13,12 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, MissingFeatureError
 from ..extraction.hooks import FeatureHooks
+from ..values import checked
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checked
 def reparameterize(model: Model) -> Model:
     """Copy a model in its form for inference: the same function in eval mode, in fewer layers.
 

@@ -135,7 +135,10 @@ class Watched:
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         shape = (1, trace.channels_of(model), *size)
-        probing.first(model, shape, lambda copied, x: self._run(model, copied, x))
+        try:
+            probing.first(model, shape, lambda copied, x: self._run(model, copied, x))
+        except Exception as error:
+            raise trace.does_not_run(model, size, error) from error
 
     def _run(self, model: nn.Module, copied: nn.Module, x: torch.Tensor) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))

@@ -13,6 +13,7 @@ from ..backbone import Backbone
 from ..errors import ArgumentError, OutputStrideError
 from ..extraction.extractors import FeatureNet
 from ..tracing import sizes, structure, trace
+from ..values import checked
 from . import rule
 from .functions import PadCall, Watched, refunction
 from .interleaved import Padding, make_interleaved
@@ -22,6 +23,7 @@ from .rule import Step
 from .windows import Pair, is_window, pair, stride_of
 
 
+@checked
 def set_output_stride(
     model: nn.Module,
     output_stride: int,

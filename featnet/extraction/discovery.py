@@ -14,10 +14,12 @@ from ..features import Feature, FeatureInfo
 from ..size import Size
 from ..tracing import flow, positions, sizes, structure, trace
 from ..tracing.flow import Flow, FlowCall, Part
+from ..values import checked
 from . import layout
 from .layout import Layout
 
 
+@checked
 def discover(model: nn.Module, input_size: Sequence[int] = ()) -> FeatureInfo:
     """Find the levels of any model: at each resolution the last module whose output is a map of it.
 

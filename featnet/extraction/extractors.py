@@ -16,6 +16,7 @@ from ..errors import ArgumentError, TraceError, nearest
 from ..features import FeatureInfo, output_keys, resolve, resolve_strides
 from ..inputs import explain_size
 from ..tracing import sizes, structure, trace
+from ..values import checked
 from . import declared, layout, pruning
 from .declared import Declaration
 from .shared import SharedNet
@@ -71,6 +72,7 @@ class FeatureNet(SharedNet):
 
     body: nn.Module
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

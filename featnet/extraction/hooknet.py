@@ -11,6 +11,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..tracing import sizes, structure
+from ..values import checked
 from .extractors import FeatureNet
 from .hooks import FeatureHooks, Taps, refuse_beside_taps
 from .sources import Hooked, HookedLevels, Source, Tapped, TappedBackbone
@@ -34,6 +35,7 @@ class FeatureHookNet(FeatureNet):
         ['layer1.0.bn2', 'layer1.1.bn2']
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

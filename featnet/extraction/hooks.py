@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import ArgumentError, FeatnetError, MissingFeatureError, nearest
 from ..tracing import sizes, structure, trace
+from ..values import checked
 from .apart import keep_apart
 
 
@@ -166,6 +167,7 @@ class FeatureHooks:
         torch.Size([1, 8, 4, 4])
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

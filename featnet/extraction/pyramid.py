@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..features import Feature, FeatureInfo
 from ..layers import LayerNorm2d
 from ..size import Size
+from ..values import checked
 from .necks import maps_of
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
@@ -41,6 +42,7 @@ class SimplePyramid(nn.Module):
         [(1, 32, 16, 16), (1, 32, 8, 8), (1, 32, 4, 4), (1, 32, 2, 2)]
     """
 
+    @checked
     def __init__(
         self, info: FeatureInfo, *, out_channels: int = 256, scales: Sequence[float] = SCALES
     ) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ArgumentError
 from ..features import FeatureInfo
 from ..tracing import sizes, structure, trace
+from ..values import checked
 from .discovery import discover
 from .extractors import FeatureDictNet
 from .hooknet import FeatureHookNet
@@ -32,6 +33,7 @@ class FeatureOutputNet(FeatureHookNet):
         return hooks.ordered(values), output
 
 
+@checked
 def extract(
     model: nn.Module,
     taps: Taps | FeatureInfo | None = None,
@@ -81,6 +83,7 @@ def extract(
     return FeatureHookNet(model, taps=taps, return_dict=True, input_size=input_size)
 
 
+@checked
 def list_taps(
     model: nn.Module, *, input_size: tuple[int, int] | None = None, depth: int | None = None
 ) -> None:

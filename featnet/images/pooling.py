@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import ArgumentError, nearest
+from ..values import checked
 
 POOLS = ("avg", "max", "gem", "cls")
 _POWER, _LEAST = 3.0, 1e-6  # of the generalised mean
 
 
+@checked
 def pool_features(maps: object, pool: str = "avg", *, normalize: bool = True) -> torch.Tensor:
     """Make one vector of each image's maps; of several levels, the vectors one after the other.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ArgumentError, nearest
+from ..values import checked
 from .components import FeatureBasis
 from .pooling import as_levels
 from .reading import require_pillow, to_pil
@@ -39,6 +40,7 @@ class Panel:
     caption: str = ""
 
 
+@checked
 def render_features(
     maps: object,
     image: object = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import sources
 from ..errors import ArgumentError, nearest
+from ..values import checked
 from ..weights import Weights
 from .fits import FITS, Placement
 from .reading import ImageError, to_pil
@@ -246,6 +247,7 @@ class ImageTransform:
 # From a network to its transform ----------------------------------------------------------------
 
 
+@checked
 def create_transform(
     source: object,
     *,

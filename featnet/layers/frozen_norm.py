@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..values import checked
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm with constant statistics and weights, as detectors are trained with.
@@ -34,6 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
+    @checked
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_features, self.eps = num_features, eps

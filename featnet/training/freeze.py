@@ -12,6 +12,7 @@ from ..errors import ArgumentError, MissingFeatureError, nearest
 from ..extraction.extractors import FeatureNet
 from ..extraction.hooks import matching
 from ..tracing import structure
+from ..values import checked
 from .parts import levels_of, up_to
 
 Norm = Literal["freeze", "eval", "train"]
@@ -26,6 +27,7 @@ NORMS = (
 )
 
 
+@checked
 def freeze(
     net: nn.Module, until: int | str | Sequence[str] | None = None, *, norm: Norm = "freeze"
 ) -> list[str]:
@@ -89,6 +91,7 @@ def freeze(
     return frozen
 
 
+@checked
 def unfreeze(net: nn.Module, last: int | None = None) -> list[str]:
     """Undo :func:`freeze`, in place, for all or for the last levels.
 

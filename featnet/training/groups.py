@@ -13,12 +13,14 @@ from ..errors import ArgumentError, MissingFeatureError, nearest
 from ..extraction.extractors import FeatureNet
 from ..extraction.hooks import matching
 from ..tracing import structure
+from ..values import checked
 from .parts import levels_of, up_to
 
 Group = dict[str, Any]
 JOINS_THE_ONE_BEFORE = 99999.0  # in a group matcher, as timm writes it
 
 
+@checked
 def param_groups(
     net: nn.Module | Mapping[str, nn.Module],
     *,

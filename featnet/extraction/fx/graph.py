@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from ...errors import ArgumentError, MissingFeatureError, TraceError
 from ...tracing import sizes, structure, trace
+from ...values import checked
 from .. import pruning
 from ..apart import keep_apart
 from ..hooknet import FeatureHookNet
@@ -28,6 +29,7 @@ from .graphnet import GraphExtractor, GraphExtractorOfSeveral
 Nodes = Sequence[str] | Mapping[str, str]
 
 
+@checked
 def get_graph_node_names(
     model: nn.Module,
     tracer_kwargs: Mapping[str, Any] | None = None,
@@ -64,6 +66,7 @@ def get_graph_node_names(
     return names[0], names[1]
 
 
+@checked
 def create_feature_extractor(
     model: nn.Module,
     return_nodes: Nodes | None = None,
