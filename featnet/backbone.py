@@ -378,8 +378,8 @@ class Backbone(nn.Module):
         )
         linear: dict[str, nn.Module] = {}
         for name in classifiers(self):
-            new = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
-            linear[name] = new.train(self.training)
+            make = self.head_spec.classifier if num_classes else nn.Identity
+            linear[name] = make(width, num_classes, **place).train(self.training)
         self.global_pool = pool.train(self.training)
         self.head_spec.replace(self, linear)
         self.num_classes = num_classes

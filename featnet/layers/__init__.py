@@ -22,6 +22,7 @@ from .fuse import fold_norm, identity_kernel, merge_branches
 from .heads import (
     AttentionPoolHead,
     ChannelsLast,
+    ConvClassifier,
     ConvHead,
     DistilledHead,
     Head,
@@ -76,6 +77,7 @@ __all__ = [
     "CentredRotaryEmbedding",
     "ChannelsLast",
     "CondConv2d",
+    "ConvClassifier",
     "ConvHead",
     "ConvNormAct",
     "DistilledHead",

@@ -46,6 +46,16 @@ class ChannelsLast(nn.Sequential):
         return chain(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class ConvClassifier(nn.Conv2d):
+    """A linear layer with the weights of a 1x1 convolution; (N, C) -> (N, classes)."""
+
+    def __init__(self, channels: int, num_classes: int, **place: Any) -> None:
+        super().__init__(channels, num_classes, 1, **place)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[..., None, None]).flatten(1)
+
+
 class Head:
     """Pooling, what is named behind it, dropout, a linear layer.
 
@@ -59,6 +69,7 @@ class Head:
             default ``channels``.
         gives: channels that they give; by default as many.
         channels_last: they are for (..., C), not for (N, C, H, W).
+        classifier: ``f(channels, classes, device=, dtype=)``.
 
     Example:
         >>> import torch
@@ -78,8 +89,9 @@ class Head:
         takes: int | None = None,
         gives: int | None = None,
         channels_last: bool = False,
+        classifier: Layer = nn.Linear,
     ) -> None:
-        self.after, self.before = after, tuple(before)
+        self.after, self.before, self.classifier = after, tuple(before), classifier
         self.channels, self.takes, self.gives = channels, takes, gives
         self.channels_last = channels_last
 
