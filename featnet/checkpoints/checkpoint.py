@@ -151,7 +151,13 @@ def _adapt_input(draft: Draft, model: object, target: Mapping[str, torch.Tensor]
         if old is None or new is None or old.ndim != 4 or new.ndim != 4:
             continue
         if old.shape[1] != new.shape[1] and old.shape[0] == new.shape[0] and old.shape[1]:
-            adapted = adapt_input_conv(old, new.shape[1])
+            # behind a stem that makes channels of pixels, the image's channels lie innermost
+            chans = getattr(model, "in_chans", new.shape[1])
+            pixels = new.shape[1] // chans
+            if old.shape[1] % pixels:
+                continue
+            apart = torch.unflatten(old, 1, (pixels, -1)).flatten(0, 1)
+            adapted = torch.unflatten(adapt_input_conv(apart, chans), 0, (-1, pixels)).flatten(1, 2)
             draft.put(key, adapted, f"{old.shape[1]} input channels to {new.shape[1]}")
 
 

@@ -49,8 +49,8 @@ class SelectiveBlock(nn.Module):
         first = self.conv1(x)
         second = self.conv3(self.conv2(first))
         third = self.conv5(self.conv4(second))
-        skips = [] if self.is_first else [skip]
-        return self.conv6(torch.cat([first, second, third, *skips], 1))
+        skips = () if skip is None else (skip,)
+        return self.conv6(torch.cat((first, second, third, *skips), 1))
 
 
 class SelecSls(Backbone):
