@@ -114,13 +114,16 @@ class Residual(nn.Module):
         """The branch up to its last norm."""
         raise NotImplementedError
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, shortcut: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the block; a network that computes the shortcut's map itself hands it in."""
         y = self.residual(x)
         if self.se is not None:
             y = self.se(y)
         if self.drop_path is not None:
             y = self.drop_path(y)
-        y += x if self.downsample is None else self.downsample(x)
+        if shortcut is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        y += shortcut
         return getattr(self, self.last_act)(y)
 
     def zero_init_last(self) -> None:
