@@ -30,6 +30,7 @@ class ConvNormAct(nn.Module):
     Args:
         norm: ``f(channels)``.
         act: ``f(inplace=)``, or None for none.
+        padding: on each side, where it is not half of the kernel.
         drop: a dropout before the activation, ``f()``.
         smooth: anti-aliasing ``f(channels, stride)`` at the end, which then strides.
     """
@@ -41,6 +42,7 @@ class ConvNormAct(nn.Module):
         *,
         kernel_size: int = 1,
         stride: int = 1,
+        padding: int | None = None,
         groups: int = 1,
         norm: Layer = nn.BatchNorm2d,
         act: Layer | None = nn.ReLU,
@@ -54,7 +56,7 @@ class ConvNormAct(nn.Module):
             out_chs,
             kernel_size,
             1 if late else stride,
-            kernel_size // 2,
+            kernel_size // 2 if padding is None else padding,
             groups=groups,
             bias=False,
         )
