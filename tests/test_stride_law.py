@@ -76,6 +76,24 @@ def test_padding_outside_of_padding(name: str, stride: int) -> None:
     assert list(dense.state_dict()) == list(model.state_dict())
 
 
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (127, 90)])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+@torch.no_grad()
+def test_borders_of_unpadded_pools_that_round_up(pool: Any, size: tuple[int, int]) -> None:
+    """A position that the original dropped has no place in the dense map either."""
+
+    def reduced() -> nn.Module:
+        return pool(3, 2, ceil_mode=True)
+
+    model = chain(reduced(), conv(stride=1, padding=1), reduced(), conv(stride=1, padding=1))
+    model = helpers.fill_noise(model).double().eval()
+    x = helpers.image_batch(*size, dtype=torch.float64)
+    full = model(x)
+    for stride in (2, 4):
+        found = featnet.set_output_stride(model, stride)(x)[..., :: 8 // stride, :: 8 // stride]
+        assert found.shape == full.shape and helpers.error(found, full) < 1e-10
+
+
 @torch.no_grad()
 def test_tensorflows_padding() -> None:
     timm, name = helpers.peer("timm"), "tf_efficientnet_b0"

@@ -22,6 +22,7 @@ from ..layers import Phased
 from ..tracing import trace
 from .windows import (
     QUICK_PADDING,
+    Count,
     DilatedAvgPool2d,
     PaddedConv2d,
     PaddedMaxPool2d,
@@ -156,8 +157,15 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
     if ceil or (lost and not drops):  # keep the size: what is missing goes after
         reach = [d * (k - 1) + 1 - s for d, k, s in zip(dilated, kernel, step.stride, strict=True)]
         end = (max(0, reach[0] - 2 * padding[0]), max(0, reach[1] - 2 * padding[1]))
+    counts = None
+    if ceil and lost and drops:
+        rows, columns = (
+            Count(k, s, p, density, s * density // new)
+            for k, s, p, new in zip(kernel, stride, before, step.stride, strict=True)
+        )
+        counts = rows, columns
     if isinstance(module, nn.AvgPool2d):
-        return DilatedAvgPool2d(
+        average = DilatedAvgPool2d(
             kernel,
             step.stride,
             padding,
@@ -166,13 +174,15 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
             count_include_pad=module.count_include_pad,
             divisor=module.divisor_override,
         ).train(module.training)
+        average.counts = counts
+        return average
     deep = isinstance(module, nn.MaxPool2d) and max(padding) > min(kernel) // 2
     slow = (
         type(module) is nn.Conv2d
         and module.groups == module.in_channels > 1
         and max(padding) > QUICK_PADDING
     )
-    if end != (0, 0) or deep or slow:
+    if end != (0, 0) or counts or deep or slow:
         kinds: dict[type, Any] = {nn.Conv2d: PaddedConv2d, nn.MaxPool2d: PaddedMaxPool2d}
         if type(module) not in kinds:
             raise OutputStrideError(
@@ -181,7 +191,7 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
             )
         padded: Any = kinds[type(module)].__new__(kinds[type(module)])
         padded.__dict__.update(module.__dict__)
-        padded.pad_end, window = end, padded
+        padded.pad_end, padded.counts, window = end, counts, padded
     window.stride, window.padding, window.dilation = step.stride, padding, dilated
     return window
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Protocol
 
@@ -63,11 +64,45 @@ def has_stride(module: nn.Module) -> bool:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """How many positions the original of a window had, along one axis.
+
+    Attributes:
+        kernel, stride, padding: of the original.
+        density: positions of the map now for each that the original read.
+        places: positions put out now for each that the original put out.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    density: int
+    places: int
+
+    def __call__(self, side: int) -> int:
+        """Return the positions that are to come out, of a map with so many."""
+        before = -(-side // self.density)
+        after = -(-(before + 2 * self.padding - self.kernel) // self.stride) + 1
+        return after * self.places
+
+
 class _Padded:
-    """A window that pads the map itself, and ``pad_end`` (rows, columns) more after it."""
+    """A window that pads the map itself, and ``pad_end`` (rows, columns) more after it.
+
+    ``counts`` is of a pool that dropped positions at the end of some maps, as an unpadded one in
+    ``ceil_mode`` does: what has no place in the original is cut off.
+    """
 
     padding: Any
     pad_end: Pair = (0, 0)
+    counts: tuple[Count, Count] | None = None
+
+    def cut(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self.counts is None:
+            return y
+        rows, columns = self.counts
+        return y[..., : rows(x.shape[-2]), : columns(x.shape[-1])]
 
     def pad(self, x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
         (top, left), (bottom, right) = pair(self.padding), self.pad_end
@@ -94,7 +129,7 @@ class PaddedMaxPool2d(_Padded, nn.MaxPool2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool2d(
+        y = F.max_pool2d(
             self.pad(x, -math.inf),
             self.kernel_size,
             self.stride,
@@ -102,6 +137,7 @@ class PaddedMaxPool2d(_Padded, nn.MaxPool2d):
             self.dilation,
             ceil_mode=self.ceil_mode,
         )
+        return self.cut(y, x)
 
 
 class DilatedAvgPool2d(_Padded, nn.Module):
@@ -141,6 +177,9 @@ class DilatedAvgPool2d(_Padded, nn.Module):
         return total
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cut(self._mean(x), x)
+
+    def _mean(self, x: torch.Tensor) -> torch.Tensor:
         if self.divisor_override:
             return self._sum(x) / self.divisor_override
         if self.count_include_pad and not any(self.pad_end):
