@@ -39,7 +39,7 @@ Case = tuple[str, str, Callable[[], nn.Module], Callable[[], object]]
 
 
 def timms() -> Iterator[Case]:
-    """The smallest pretrained network of each of timm's modules, and timm's own ``output_stride``."""
+    """A small network of each of timm's modules, and timm's own ``output_stride``."""
     import timm
 
     for module in sorted({timm.models._registry._model_to_module[n] for n in timm.list_models()}):
@@ -99,7 +99,8 @@ def answer(build: Callable[[], nn.Module]) -> str:
     try:
         featnet.set_output_stride(build().eval(), STRIDE)
     except FeatnetError as error:
-        return str(error).split("\n")[0]
+        first = str(error).split("\n")[0].split(". ")[0]
+        return first.removeprefix(f"output_stride={STRIDE}").lstrip(": ").rstrip(".: ")
     return "held"
 
 
@@ -128,8 +129,10 @@ def table() -> Table:
     shares = ", ".join(f"{sum(h)} of {len(h)} of {lib}'s" for lib, h in held.items())
     taken = sum(row[3] == "takes it" for row in rows)
     note = (
-        f"`set_output_stride(model, {STRIDE})` holds for {shares}. timm's own `output_stride={STRIDE}` "
-        f"is taken by {taken} of its networks, and is not checked."
+        "Written by `python -m benchmarks.strides`: each network is built by its own library, with "
+        "random weights; held means that the changed one, in float64, gave the original's maps at "
+        f"every n-th position. `set_output_stride(model, {STRIDE})` holds for {shares}. timm's own "
+        f"`output_stride={STRIDE}` is taken by {taken} of its networks, and is not checked."
     )
     return Table("Output strides of networks from elsewhere", _HEADER, rows, note)
 
@@ -143,10 +146,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strides", description=__doc__)
     parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args()
-    text = str(table())
+    text = str(table()).replace("## ", "# ", 1)
     print(text)
     if args.out:
-        args.out.write_text(f"# Output strides of other people's networks\n\n{text}\n")
+        args.out.write_text(f"{text.strip()}\n")
     return 0
 
 

@@ -294,7 +294,7 @@ class Proof:
                 else f"{kind}, by padding or a forward of its own,"
             )
             raise OutputStrideError(
-                f"{where}: {what} gives other numbers at every {ratio}-th position than the "
+                f"{where}: {what} gives other numbers {_every(ratio)} than the "
                 f"original network's, by {error:.1g} of the largest. It sees more than the "
                 "neighbourhood that a stride acts on, or places it differently; such a network "
                 "cannot be dilated."
@@ -342,3 +342,8 @@ def prove(
         padding=padding,
     )
     proof.run(size)
+
+
+def _every(ratio: int) -> str:
+    ordinals = {1: "every position", 2: "every second position"}
+    return f"at {ordinals.get(ratio, f'every {ratio}-th position')}"

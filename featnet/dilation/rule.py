@@ -65,11 +65,17 @@ def places(
         module = modules[call.name]
         if call.name.startswith(inside):
             continue
-        if not has_stride(module) or not call.inputs or len(call.inputs[0]) != 4:
+        if not call.inputs or len(call.inputs[0]) != 4 or len(call.outputs[0]) != 4:
             continue
         before, after = side(module, call.inputs[0]), side(module, call.outputs[0])
         if (1, 1) in (before, after):
             continue  # behind a global pool, or one itself: no positions are left to be apart
+        if not has_stride(module):
+            factors = {Fraction(a, b) for a, b in zip(before, after, strict=True)}
+            if len(factors) == 1 and (factor := factors.pop()).denominator == 1:
+                # one that makes channels of pixels, for instance, and that cannot do otherwise
+                known |= {nearest_reduction(known, size[0], before[0]) * factor}
+            continue
         stride = _ratio(module)
         if stride[0] != stride[1]:
             raise OutputStrideError(

@@ -274,12 +274,12 @@ def _again(model: nn.Module, size: Pair) -> Watched | None:
 
 
 def _on_images(once: Watched, double: Watched | None) -> list[trace.Call]:
-    """Return the calls of windows and upsamplings on maps that grow with the input: what is behind
-    an adaptive pool, whose sides are fixed, has no reduction."""
-    calls = [c for c in once.calls if _slides(once.modules[c.name]) and _maps(c)]
+    """Return the calls of windows, upsamplings and other leaves on maps that grow with the input:
+    what is behind an adaptive pool, whose sides are fixed, has no reduction."""
+    calls = [c for c in once.calls if _is_leaf(once.modules[c.name]) and _maps(c)]
     if double is None:
         return calls
-    again = [c for c in double.calls if _slides(double.modules[c.name]) and _maps(c)]
+    again = [c for c in double.calls if _is_leaf(double.modules[c.name]) and _maps(c)]
     if [c.name for c in again] != [c.name for c in calls]:
         return calls
     pairs = zip(calls, again, strict=True)
@@ -310,10 +310,12 @@ def _coarser(
         shape = a.outputs[0]
         if a.outputs[0].numel() == 0 or shape[0] != 1:
             continue
+        # what is gained by a larger input: unpadded kernels make a map smaller, but not coarser
+        gained = b.outputs[0][grown[0]] - shape[grown[0]]
         if len(shape) == 4 and len(grown) == 2 and grown[1] == grown[0] + 1:
-            reduction = size[0] / shape[grown[0]]
+            reduction = size[0] / gained
         elif len(shape) == 3 and grown == [1] and shape[1] > 4:
-            reduction = math.sqrt(size[0] * size[1] / shape[1])
+            reduction = math.sqrt(3 * size[0] * size[1] / gained)
         else:
             continue
         if reduction > 1.5 * coarsest:
@@ -321,8 +323,8 @@ def _coarser(
     return (max(reductions), reductions[max(reductions)]) if reductions else (None, "")
 
 
-def _slides(module: nn.Module) -> bool:
-    return is_window(module) or isinstance(module, nn.Upsample)
+def _is_leaf(module: nn.Module) -> bool:
+    return is_window(module) or not any(True for _ in module.children())
 
 
 def _maps(call: trace.Call) -> bool:
