@@ -6,6 +6,7 @@ import functools
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import helpers
@@ -403,3 +404,23 @@ def test_a_detector_is_looked_into_by_three_forwards_at_most() -> None:
     assert [y.shape[-1] for y in net(helpers.image_batch(48, 48)).values()] == [32, 16]
     with pytest.raises(ArgumentError, match="resizes its input"):
         featnet.discover(model)
+
+
+def test_a_size_that_was_given_once_is_known_ever_after(tmp_path: Path) -> None:
+    """It travels with the levels, and with the extractor that was made of them."""
+    model = OneSize(328).eval()
+    info = featnet.discover(model, (328, 328))
+    for net in (
+        featnet.extract(model, info),
+        featnet.FeatureListNet(model, feature_info=info),
+        featnet.extract(model, ["a", "b"], input_size=(328, 328)),
+    ):
+        assert net.feature_info.input_size == (328, 328)
+        rates = {group["lr"] for group in featnet.param_groups(net, lr=1.0, layer_decay=0.5)}
+        assert rates >= {0.5, 1.0}
+        featnet.optimize(net)
+        featnet.export(net, tmp_path / "net.pt2", dynamic=())
+        featnet.freeze(net, until=0)
+        featnet.unfreeze(net)
+    with pytest.raises(ArgumentError, match=r"(?s)layer_decay=0\.5 has no layers.*input_size="):
+        featnet.param_groups(model, lr=1.0, layer_decay=0.5)

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from ..checkpoints.writing import staged
 from ..errors import ArgumentError, FeatnetError, InputSizeError, nearest
-from ..extraction.extractors import FeatureNet
+from ..extraction.extractors import FeatureNet, probe_size
 from ..tracing import trace
 from ..values import checked
 from .packed import Packed
@@ -196,7 +196,7 @@ def _example(net: nn.Module, example: torch.Tensor | None) -> torch.Tensor:
         body = net.body if isinstance(net, FeatureNet) else net
         like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
         generator = torch.Generator().manual_seed(0)
-        shape = (2, trace.channels_of(body), *trace.probe_size(body))
+        shape = (2, trace.channels_of(body), *probe_size(net))
         return torch.randn(shape, generator=generator).to(like)
     if not isinstance(example, torch.Tensor) or example.ndim != 4 or len(example) < 2:
         what = tuple(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__

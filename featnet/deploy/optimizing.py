@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, FeatnetError, nearest
-from ..extraction.extractors import FeatureNet
+from ..extraction.extractors import FeatureNet, probe_size
 from ..tracing import trace
 from ..values import checked
 from .folding import fold
@@ -222,7 +222,7 @@ def _batch(net: nn.Module) -> torch.Tensor:
     body = net.body if isinstance(net, FeatureNet) else net
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, trace.channels_of(body), *trace.probe_size(body), generator=generator)
+    x = torch.randn(1, trace.channels_of(body), *probe_size(net), generator=generator)
     return x.to(like)
 
 

@@ -108,9 +108,10 @@ class FeatureNet(SharedNet):
         self._indices = FeatureInfo(levels, out_indices).out_indices
         indices = resolve(self._indices, levels)
         self._keys: tuple[Any, ...] = output_keys(out_map, [levels[i].module for i in indices])
-        self._input_size = input_size or getattr(feature_info, "input_size", None)
+        # where whoever looks into this net later finds it (featnet.tracing.sizes.claimed)
+        self.input_size = sizes.check_size(input_size or getattr(feature_info, "input_size", None))
         source = self._source_class(network)(levels, indices, read)
-        with sizes.at_size(self._input_size):
+        with sizes.at_size(self.input_size):
             self._wrap(model, source, prune=prune, copy=copy)
 
     def _source_class(self, network: nn.Module) -> type[Source]:
@@ -162,7 +163,9 @@ class FeatureNet(SharedNet):
     @property
     def feature_info(self) -> FeatureInfo:
         """The levels that come out, in their order."""
-        return FeatureInfo(self._source.levels, self._indices, measure=self._measure)
+        return FeatureInfo(
+            self._source.levels, self._indices, measure=self._measure, input_size=self.input_size
+        )
 
     def _measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return (h, w) of every level for an input (H, W); 0 for those that were pruned, which no
@@ -237,6 +240,14 @@ def _network(model: nn.Module) -> nn.Module:
 def _every_module(_module: nn.Module) -> bool:
     """``watched`` of a run whose calls are compared."""
     return True
+
+
+def probe_size(net: nn.Module) -> tuple[int, int]:
+    """Return an input size, (H, W), that a network or an extractor can take: an extractor's own, if
+    one was given when it was made."""
+    if isinstance(net, FeatureNet):
+        return net.input_size or trace.probe_size(net.body)
+    return trace.probe_size(net)
 
 
 class FeatureListNet(FeatureNet):

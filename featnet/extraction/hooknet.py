@@ -69,8 +69,8 @@ class FeatureHookNet(FeatureNet):
         structure.check_module(model)
         network = model.body if isinstance(model, FeatureNet) else model
         source = (TappedBackbone if isinstance(network, Backbone) else Tapped)(taps)
-        self._input_size = input_size
-        with sizes.at_size(input_size):
+        self.input_size = sizes.check_size(input_size)
+        with sizes.at_size(self.input_size):
             self._wrap(model, source, prune=prune, copy=copy)
         self._indices = source.indices
         self._keys = tuple(tap.key for tap in source.hooks.taps)

@@ -55,7 +55,8 @@ def param_groups(
         ``lr``, for schedulers that set ``lr``.
 
     Raises:
-        ArgumentError: a value out of its range; no trainable parameter.
+        ArgumentError: a value out of its range; no trainable parameter; a ``layer_decay`` below 1
+            where no levels are found.
         MissingFeatureError: a name in ``no_weight_decay`` that no parameter has.
 
     Example:
@@ -75,6 +76,8 @@ def param_groups(
             f"layer_decay={layer_decay!r}: a number over 0 and up to 1 is expected."
         )
     parts = net if isinstance(net, Mapping) else {"": net}
+    if layer_decay < 1:
+        _check_levels(parts, layer_decay)
     rows = [row for prefix, part in parts.items() for row in _rows(prefix, part, layer_decay)]
     spared = _spared([name for name, *_ in rows], no_weight_decay)
     groups: dict[tuple[float, float], Group] = {}
@@ -166,12 +169,31 @@ def _rows(
 
 
 def _has_levels(part: nn.Module) -> bool:
-    if callable(getattr(part, "group_matcher", None)):
-        return True
-    try:
-        return bool(levels_of(part))
-    except (ArgumentError, ValueError):
-        return False
+    return _why_no_levels(part) is None
+
+
+def _why_no_levels(part: nn.Module) -> Exception | None:
+    if not callable(getattr(part, "group_matcher", None)):
+        try:
+            levels_of(part)
+        except (ArgumentError, ValueError) as error:
+            return error
+    return None
+
+
+def _check_levels(parts: Mapping[str, nn.Module], layer_decay: float) -> None:
+    """Refuse a decay from layer to layer where no part has layers.
+
+    Raises:
+        ArgumentError: with the reason that each part gives.
+    """
+    reasons = [_why_no_levels(part) for part in parts.values()]
+    if None not in reasons:
+        first = next(iter(reasons), None)
+        raise ArgumentError(
+            f"layer_decay={layer_decay!r} has no layers to act on: {first} Give an extractor "
+            "that was made with input_size=, or a module with a group_matcher."
+        ) from first
 
 
 def _is_layer(part: nn.Module, name: str) -> bool:

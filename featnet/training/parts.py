@@ -10,7 +10,7 @@ from ..backbone import Backbone
 from ..errors import ArgumentError
 from ..extraction import declared
 from ..extraction.discovery import discover
-from ..extraction.extractors import FeatureNet
+from ..extraction.extractors import FeatureNet, probe_size
 from ..extraction.fx.graphnet import GraphExtractor
 from ..features import Feature
 from ..tracing import trace
@@ -37,7 +37,7 @@ def up_to(net: nn.Module, level: Feature) -> tuple[set[int], set[int]]:
     if isinstance(net, GraphExtractor):
         return _up_to_node(net, level.module)
     body = net.body if isinstance(net, FeatureNet) else net
-    size = trace.probe_size(body)
+    size = probe_size(net)
     if isinstance(body, Backbone):
         record = trace.run(body, size, levels={level.index})
     else:
