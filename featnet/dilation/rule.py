@@ -163,13 +163,7 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
     if ceil or (lost and not drops):  # keep the size: what is missing goes after
         reach = [d * (k - 1) + 1 - s for d, k, s in zip(dilated, kernel, step.stride, strict=True)]
         end = (max(0, reach[0] - 2 * padding[0]), max(0, reach[1] - 2 * padding[1]))
-    counts = None
-    if ceil and lost and drops:
-        rows, columns = (
-            Count(k, s, p, density, s * density // new)
-            for k, s, p, new in zip(kernel, stride, before, step.stride, strict=True)
-        )
-        counts = rows, columns
+    counts = _counts(kernel, stride, before, step) if ceil and lost and drops else None
     if isinstance(module, nn.AvgPool2d):
         average = DilatedAvgPool2d(
             kernel,
@@ -200,6 +194,15 @@ def dilate(module: nn.Module, step: Step) -> nn.Module:
         padded.pad_end, padded.counts, window = end, counts, padded
     window.stride, window.padding, window.dilation = step.stride, padding, dilated
     return window
+
+
+def _counts(kernel: Pair, stride: Pair, padding: Pair, step: Step) -> tuple[Count, Count]:
+    """Rows and columns that a pool put out, by its own kernel, stride and padding."""
+    rows, columns = (
+        Count(k, s, p, step.density, s * step.density // new)
+        for k, s, p, new in zip(kernel, stride, padding, step.stride, strict=True)
+    )
+    return rows, columns
 
 
 def _padding(window: Any) -> Pair:

@@ -66,7 +66,7 @@ def has_stride(module: nn.Module) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """How many positions the original of a window had, along one axis.
+    """The number of positions that the original of a window had, along one axis.
 
     Attributes:
         kernel, stride, padding: of the original.
