@@ -49,6 +49,7 @@ NAMES = (
     "fasternet_t0",
     "rdnet_tiny",
     "dpn68",
+    "resnetv2_50",
     "selecsls42",
     "tresnet_m",
     "hrnet_w18_small_v2",

@@ -57,9 +57,11 @@ from .phases import Phased, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
 from .relative_position import RelativePositions
+from .response_norm import FilterResponseNorm
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .static import ceil_div, crop, same_size, stride_of
+from .std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
 
@@ -87,6 +89,7 @@ __all__ = [
     "EfficientChannelAttention",
     "EvoNorm",
     "EvoNormS0",
+    "FilterResponseNorm",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
@@ -115,12 +118,16 @@ __all__ = [
     "RotaryEmbedding",
     "Rotation",
     "SamePadding",
+    "ScaledStdConv2d",
+    "ScaledStdConv2dSame",
     "Scheme",
     "SelfAttention",
     "SequencePool",
     "SimpleNorm2d",
     "Size",
     "SqueezeExcite",
+    "StdConv2d",
+    "StdConv2dSame",
     "SwiGlu",
     "TokenHead",
     "TokenPool",

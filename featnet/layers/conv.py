@@ -9,17 +9,18 @@ from torch import nn
 
 from .evonorm import EvoNorm
 from .factory import Layer, build_act
+from .response_norm import FilterResponseNorm
 
 
 def norm_and_act(norm: Layer, channels: int, act: Layer | None) -> tuple[nn.Module, nn.Module]:
     """A normalisation, and the activation after it, an Identity where there is none to be.
 
-    One that activates by itself (EvoNorm) does so in place of ``act``.
+    One that activates by itself (EvoNorm, FilterResponseNorm) does so in place of ``act``.
     """
     layer = norm(channels)
-    if isinstance(layer, EvoNorm):
+    if isinstance(layer, (EvoNorm, FilterResponseNorm)):
         if act is None:
-            layer.v = None
+            setattr(layer, "v" if isinstance(layer, EvoNorm) else "tau", None)
         return layer, nn.Identity()
     return layer, build_act(act) if act is not None else nn.Identity()
 

@@ -14,6 +14,7 @@ from .channel_norm import LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext
 from .evonorm import EvoNormS0
 from .norm import GroupNorm
+from .response_norm import FilterResponseNorm
 
 Layer = Callable[..., nn.Module]
 
@@ -44,6 +45,7 @@ NORMS: Mapping[str, Layer] = {
     "rmsnorm2d": RmsNorm2d,
     "simplenorm2d": SimpleNorm2d,
     "evonorms0": partial(EvoNormS0, num_groups=32, eps=1e-5),
+    "filterresponsenorm": FilterResponseNorm,
     "instancenorm2d": nn.InstanceNorm2d,
     "identity": nn.Identity,
 }

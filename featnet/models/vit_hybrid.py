@@ -9,24 +9,21 @@ ResNets are of BiT (https://arxiv.org/abs/1912.11370), with standardised weights
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..layers import (
-    Blocks,
     ConvNormAct,
     GroupNorm,
     Layer,
     PatchConv,
     PatchEmbed,
-    SamePadding,
     Size,
+    StdConv2dSame,
     fit_to_patches,
     he_fan_out,
     initialize,
@@ -34,56 +31,12 @@ from ..layers import (
     to_pair,
 )
 from ..registry import Family, weights_table
+from . import resnetv2
 from .resnet import VARIANTS as RESNETS
 from .resnet import ResNet
 from .vit import LARGE, SMALL, TINY, VisionTransformer
 
-
-class StdConv2d(SamePadding, nn.Conv2d):
-    """A convolution with standardised weights and SAME padding."""
-
-    def __init__(self, in_chs: int, out_chs: int, kernel: int, *, stride: int = 1) -> None:
-        super().__init__(in_chs, out_chs, kernel, stride, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = self.weight.reshape(1, self.out_channels, -1)
-        flat = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-8)
-        weight = flat.reshape_as(self.weight)
-        return F.conv2d(self.pad(x), weight, None, self.stride, 0, self.dilation)
-
-
-class SameMaxPool2d(SamePadding, nn.MaxPool2d):  # type: ignore[misc]  # tuples of what are unions
-    """Max pooling with SAME padding of a map that nowhere is negative."""
-
-    def __init__(self, kernel: int, *, stride: int) -> None:
-        super().__init__((kernel, kernel), (stride, stride), dilation=(1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.pad(x))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1, of standardised convolutions."""
-
-    def __init__(self, in_chs: int, chs: int, *, stride: int, project: bool) -> None:
-        super().__init__()
-        mid = chs // 4
-        self.downsample: nn.Module | None = None
-        if project:
-            conv = StdConv2d(in_chs, chs, 1, stride=stride)
-            self.downsample = nn.Sequential(OrderedDict(conv=conv, norm=GroupNorm(chs)))
-        self.conv1, self.norm1 = StdConv2d(in_chs, mid, 1), GroupNorm(mid)
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv2, self.norm2 = StdConv2d(mid, mid, 3, stride=stride), GroupNorm(mid)
-        self.act2 = nn.ReLU(inplace=True)
-        self.conv3, self.norm3 = StdConv2d(mid, chs, 1), GroupNorm(chs)
-        self.act3 = nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.act1(self.norm1(self.conv1(x)))
-        y = self.act2(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
-        return self.act3(y + (x if self.downsample is None else self.downsample(x)))
+BIT: dict[str, Layer] = dict(conv=partial(StdConv2dSame, eps=1e-8), norm=GroupNorm)
 
 
 class Trunk(Protocol):
@@ -100,43 +53,41 @@ class Trunk(Protocol):
     def multiple(self) -> int: ...
 
 
-class Stem(nn.Sequential):
+class Stem(resnetv2.Stem):
     """A strided 7x7 convolution and a pool; (N, C, H, W) -> (N, 64, H/4, W/4)."""
 
     first_conv, width, reduction, multiple = "conv", 64, 4, 1
 
     def __init__(self, in_chans: int) -> None:
-        super().__init__(
-            OrderedDict(
-                conv=StdConv2d(in_chans, 64, 7, stride=2),
-                norm=GroupNorm(64),
-                act=nn.ReLU(inplace=True),
-                pool=SameMaxPool2d(3, stride=2),
-            )
-        )
+        super().__init__(in_chans, (self.width,), pool="same", preact=False, act=nn.ReLU, **BIT)
+        initialize(self, conv=[he_fan_out])
 
 
-class StdResNet(nn.Sequential):
-    """The stem, and stages of bottlenecks.
+class BitTrunk(resnetv2.ResNetV2):
+    """A ResNet of BiT's with SAME padding, whose blocks activate last.
 
     Args:
         depths: blocks in each stage.
     """
 
-    first_conv, multiple = "stem.conv", 1
+    multiple = 1
 
     def __init__(self, in_chans: int, *, depths: Sequence[int]) -> None:
-        super().__init__()
-        self.stem, self.stages = Stem(in_chans), nn.Sequential()
-        self.width, self.reduction = 64, 4 * 2 ** (len(depths) - 1)
-        for i, depth in enumerate(depths):
-            blocks, chs = Blocks(), 256 * 2**i
-            for j in range(depth):
-                stride = 2 if i and not j else 1
-                blocks.append(Bottleneck(self.width, chs, stride=stride, project=not j))
-                self.width = chs
-            self.stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
-        initialize(self, conv=[he_fan_out])
+        super().__init__(
+            depths,
+            stem_pool="same",
+            preact=False,
+            conv=BIT["conv"],
+            norm_layer=BIT["norm"],
+            in_chans=in_chans,
+            num_classes=0,
+        )
+        self.width, self.reduction = self.levels[-1].channels, self.levels[-1].reduction
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for y in self.forward_levels(x):
+            x = y  # not held
+        return x
 
 
 class ResNetTrunk(ResNet):
@@ -255,7 +206,7 @@ class HybridEmbed(PatchEmbed):
 
 def bit(depths: Sequence[int]) -> Layer:
     """Patch embedding behind a ResNet of BiT's."""
-    return partial(HybridEmbed, trunk=partial(StdResNet, depths=depths))
+    return partial(HybridEmbed, trunk=partial(BitTrunk, depths=depths))
 
 
 def resnet(variant: str, *, level: int = 4) -> Layer:
