@@ -72,7 +72,8 @@ def check_value(
         return
     least = 1 if name in _POSITIVE else -math.inf if signed else 0
     if not _fits(value, hint, least):
-        expected = " or ".join(_describe(option, least) for option in _options(hint))
+        words = [_describe(option, least) for option in _options(hint)]
+        expected = " or ".join(words).replace("True or False or None", "True, False or None")
         raise ArgumentError(f"{where}{name}={_shown(value)}: {expected} is expected.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ def test_bits_own_archive(num_classes: int, timm: Any, tmp_path: Path) -> None:
     x = image_batch(64, 64)
     assert torch.equal(ours.forward_features(x), donor.forward_features(x))
     if num_classes == 5:
-        sizes = dict(layers=SMALL["depths"], channels=SMALL["widths"], stem_chs=32)
-        peer: Any = timm.create_model("resnetv2_50x1_bit", **sizes, num_classes=5).eval()
+        peer: Any = timm.models.resnetv2.ResNetV2(
+            layers=SMALL["depths"],
+            channels=SMALL["widths"],
+            stem_chs=32,
+            stem_type="fixed",
+            conv_layer=partial(timm.layers.StdConv2d, eps=1e-8),
+            num_classes=5,
+        ).eval()
         peer.load_pretrained(str(tmp_path / "bit.npz"))
         assert error(ours(x), peer(x)) < 1e-5
 

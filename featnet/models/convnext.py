@@ -37,7 +37,7 @@ from ..registry import Family, weights_table
 class Mlp(nn.Module):
     """Four times as wide and back, each position for itself."""
 
-    pointwise: Layer = partial(nn.Conv2d, kernel_size=1)
+    pointwise: Layer = staticmethod(partial(nn.Conv2d, kernel_size=1))
     channels_last = False
 
     def __init__(self, channels: int, *, act: Layer, grn: bool) -> None:
