@@ -50,6 +50,7 @@ NAMES = (
     "rdnet_tiny",
     "dpn68",
     "resnetv2_50",
+    "nfnet_l0",
     "selecsls42",
     "tresnet_m",
     "hrnet_w18_small_v2",
