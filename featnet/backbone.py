@@ -99,6 +99,8 @@ class Backbone(nn.Module):
     img_size: tuple[int, int] | None = None
     # The sides of an input must be multiples of it
     size_divisibility: int = 1
+    # Pixels of the image that unpadded kernels take from the coarsest map, where they are many
+    border: int = 0
     # Tokens before those of the patches: of the class, of distillation, registers
     num_prefix_tokens: int = 0
     # True if its authors' dense features are under the final norm
@@ -422,7 +424,7 @@ class Backbone(nn.Module):
             raise
         except Exception:  # it cannot run (yet): whoever runs it hears why
             return
-        check_run(type(self).__name__, self._levels, record, size, small=2.0)
+        check_run(self, self._levels, record, size, small=2.0)
         self._checked = self._levels
 
     def measure(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -436,7 +438,7 @@ class Backbone(nn.Module):
         """
         with explain_size(self, size):
             record = trace.run(self, size, watched=trace.no_modules)
-        check_run(type(self).__name__, self._levels, record, size)
+        check_run(self, self._levels, record, size)
         return [(shape[-2], shape[-1]) for shape in record.levels.values()]
 
     def forward_intermediates(
@@ -628,6 +630,6 @@ class LevelReader:
         if size is not None:
             level = self.level(model, model._levels[index])
             shape = getattr(image, "shape", ())
-            check_map(type(model).__name__, level, shape, size, kind=type(y).__name__)
+            check_map(model, level, shape, size, kind=type(y).__name__)
         image = to_format(image, self.output_fmt)
         return (image, y.before()) if self.prefix_tokens else image

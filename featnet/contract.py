@@ -14,12 +14,17 @@ from .tracing.levels import undeclared as undeclared
 
 
 def check_run(
-    name: str, levels: Sequence[Feature], record: trace.Run, size: Size, *, small: float = 16.0
+    network: object,
+    levels: Sequence[Feature],
+    record: trace.Run,
+    size: Size,
+    *,
+    small: float = 16.0,
 ) -> None:
     """Hold the levels of a class to what ``forward_levels`` yielded in a run.
 
     Args:
-        name: of the class.
+        network: the Backbone.
         levels: all that it declares; those read under a final norm as they are under it.
         record: the run.
         size: (H, W) of its input.
@@ -28,6 +33,7 @@ def check_run(
     Raises:
         DeclarationError: with the level, what is declared and what was yielded.
     """
+    name = type(network).__name__
     if not levels:
         raise undeclared(name)
     for level, value in zip(levels, record.yielded, strict=False):
@@ -39,7 +45,7 @@ def check_run(
                 f"{', '.join(f'{other.index}: {other.module!r}' for other in levels)}."
             )
         if value.shape is not None:
-            check_map(name, level, value.shape, size, kind=value.kind, small=small)
+            check_map(network, level, value.shape, size, kind=value.kind, small=small)
 
 
 def check_hooks(name: str, levels: Sequence[Feature], record: trace.Run) -> None:
@@ -58,7 +64,7 @@ def check_hooks(name: str, levels: Sequence[Feature], record: trace.Run) -> None
 
 
 def check_map(
-    name: str,
+    network: object,
     level: Feature,
     shape: Sequence[int],
     size: Size,
@@ -69,9 +75,14 @@ def check_map(
     """Hold a level of a class to the shape of its map.
 
     A side is that of the input divided by the reduction, rounded up or down. Kernels without
-    padding lose a few positions more: a third may be missing.
+    padding lose a few positions more: a third may be missing, or what the class says of its
+    ``border``.
 
     Args:
+        network: the Backbone.
+        level: one of those that it declares.
+        shape: of the map.
+        size: (H, W) of the input.
         kind: class of what was yielded.
         small: on maps of fewer positions a side the border is most of the map, and any number may
             be missing.
@@ -79,7 +90,7 @@ def check_map(
     Raises:
         DeclarationError: another layout, other channels, or another reduction.
     """
-    where = f"{name}: level {level.index}, {level.module!r},"
+    where = f"{type(network).__name__}: level {level.index}, {level.module!r},"
     if len(shape) != 4:
         shown = f", of which as_map makes the shape {tuple(shape)}" if len(shape) else ""
         raise DeclarationError(
@@ -90,7 +101,8 @@ def check_map(
     def fits(side: int, whole: int) -> bool:
         expected = max(1.0, whole / level.reduction)
         ratio = (side + 1) / (expected + 1)
-        return ratio < 1.5 and (ratio > 1 / 1.5 or expected < small)
+        border = (expected - side) * level.reduction <= getattr(network, "border", 0)
+        return ratio < 1.5 and (ratio > 1 / 1.5 or expected < small or border)
 
     pairs = list(zip(shape[2:], size, strict=True))
     if shape[1] == level.channels and all(fits(side, whole) for side, whole in pairs):

@@ -11,28 +11,45 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from featnet.errors import InputSizeError
 from featnet.layers import BlurPool2d
 
 # Attention over the whole map: the à trous law is not about it
 GLOBAL = ("GatedContext", "GlobalContext", "MultiQueryAttention2d")
 
 
-def lost(net: nn.Module) -> int:
-    """Positions that the unpadded kernels of a network take from its maps, all told."""
+def lost(window: Any) -> int:
+    """Positions that an unpadded kernel takes from its map."""
 
     def rows(value: Any) -> int:
         return int(value[0] if isinstance(value, tuple) else value)
 
-    total = 0
-    for module in net.modules():
-        if not hasattr(module, "kernel_size") or hasattr(module, "dilate"):
-            continue  # no window, or one whose padding depends on the map
-        window: Any = module
-        reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
-        padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
-        if not getattr(window, "ceil_mode", False):
-            total += max(0, reach - rows(window.stride) - padded)
-    return total
+    no_window = not hasattr(window, "kernel_size") or hasattr(window, "dilate")
+    if no_window or getattr(window, "ceil_mode", False):
+        return 0  # or one whose padding depends on the map
+    reach = rows(getattr(window, "dilation", 1)) * (rows(window.kernel_size) - 1) + 1
+    padded = 2 * rows(window.padding) + rows(getattr(window, "pad_end", 0))
+    return max(0, reach - rows(window.stride) - padded)
+
+
+class LostPixels:
+    """Context: count, in pixels of the image, what unpadded kernels take from the maps of a
+    forward."""
+
+    def __init__(self, net: nn.Module, height: int) -> None:
+        self.net, self.height, self.pixels = net, height, 0
+
+    def __enter__(self) -> LostPixels:
+        windows = [module for module in self.net.modules() if lost(module)]
+        self.handles = [module.register_forward_pre_hook(self._count) for module in windows]
+        return self
+
+    def _count(self, module: nn.Module, args: Any) -> None:
+        self.pixels += lost(module) * -(-self.height // args[0].shape[-2])
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
 
 
 def without_global(model: nn.Module) -> nn.Module:
@@ -108,12 +125,22 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
     A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
     without padding that loses a position where the size is odd must find none that is.
     """
+    scale = 1 if _takes(model, (64, 64)) else 2
     blurs = any(
         isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules()
     )
     loses = any(_loses(m) for m in model.modules())
     assert not (blurs and loses)
-    return [size for size, unfit in (((64, 96), blurs), ((97, 65), loses)) if not unfit]
+    sizes = (((64, 96), blurs), ((97, 65), loses))
+    return [(scale * rows, scale * columns) for (rows, columns), unfit in sizes if not unfit]
+
+
+def _takes(model: Any, size: tuple[int, int]) -> bool:
+    try:
+        model.feature_info.sizes(size)
+    except InputSizeError:
+        return False
+    return True
 
 
 def _loses(window: nn.Module) -> bool:

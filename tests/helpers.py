@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from dilation_law import GLOBAL, Local, error, law_error, law_sizes, lost, without_global
+from dilation_law import GLOBAL, Local, LostPixels, error, law_error, law_sizes, without_global
 from networks import (
     Cheap,
     attends,
@@ -33,6 +33,7 @@ __all__ = [
     "Cheap",
     "Intermediates",
     "Local",
+    "LostPixels",
     "Unset",
     "at_size",
     "attends",
@@ -46,7 +47,6 @@ __all__ = [
     "kinds_chosen",
     "law_error",
     "law_sizes",
-    "lost",
     "meta_model",
     "named",
     "noisy",

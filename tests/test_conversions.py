@@ -89,7 +89,7 @@ def parametrized(layer: nn.Module) -> nn.Module:
 def same(name: str, change: Callable[[Any], Any], *, tolerance: float = 0.0) -> None:
     """The classifier and its levels before and after a change, which has to change something."""
     model = noisy(lambda: helpers.create(name)).eval()
-    x = image_batch(*(model.img_size or (64, 64)))
+    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))))
     with torch.inference_mode():
         before = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
         types = [type(module) for module in model.modules()]
@@ -168,7 +168,7 @@ def test_adapters_by_name(name: str) -> None:
     """LoRA on each linear layer that attention reads: its adapter runs, and changes nothing yet."""
     peft = helpers.peer("peft")
     model = noisy(lambda: helpers.create(name)).eval()
-    x = image_batch(*(model.img_size or (64, 64)))
+    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))))
     parts = ("qkv", "q_proj", "k_proj", "v_proj", "q", "kv", "in_proj")
     names = [
         at

@@ -63,14 +63,13 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     x = meta(*size)
     assert x.shape[-2:] == size
     info = net.feature_info
-    with helpers.Cheap():
+    with helpers.Cheap(), helpers.LostPixels(net, size[0]) as lost:
         maps = as_list(net(x))
     predicted = list(zip(info.channels(), info.sizes(size), strict=True))
     assert [(y.shape[1], tuple(y.shape[2:])) for y in maps] == predicted
-    margin = helpers.lost(net) * 2  # pixels: nobody goes without padding past reduction 2
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
-            most, least = -(-side // reduction), (side - margin) // reduction
+            most, least = -(-side // reduction), (side - lost.pixels) // reduction
             assert least <= out <= most, (side, out, reduction)
     assert len(net) == len(info) == len(maps)
     return maps
@@ -255,7 +254,7 @@ def test_a_trous(name: str) -> None:
         steps = [r // min(r, stride) for r in reductions]
         sizes = helpers.law_sizes(original, dense)
         for height, width in sizes if EXHAUSTIVE else sizes[:1]:
-            if stride < 8:
+            if stride < 8 and height < 100:
                 height, width = (side // 64 * 32 + side % 2 for side in (height, width))
             x = image_batch(height, width, dtype=torch.float64)
             with torch.inference_mode(), helpers.Local(breaks):

@@ -78,6 +78,8 @@ def test_strict_export(name: str) -> None:
             wanted = net(x)
         except InputSizeError:
             continue  # no size for this network at all
+        if net.body.border and 1 in wanted[-1].shape[-2:]:
+            continue  # torch guards that a side of more than one position is never one
         assert_same(found(x), wanted)
 
 

@@ -82,7 +82,7 @@ class Driven(Source):
 
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
         record = self.run(body, size)
-        check_run(type(body).__name__, self.levels, record, size, small=2.0)
+        check_run(body, self.levels, record, size, small=2.0)
         return record
 
     def run(self, body: nn.Module, size: Size, watched: trace.Which | None = None) -> trace.Run:
@@ -127,7 +127,7 @@ def shapes_of_levels(body: nn.Module, size: Size, source: Source) -> Shapes:
     last = max(source.indices)
     kept = [f.index for f in source.levels[:last] if f.module in there] + [last]
     record = run_levels(body, size, kept, source.read, watched=trace.no_modules)
-    check_run(type(body).__name__, source.levels, record, size)
+    check_run(body, source.levels, record, size)
     return record.levels
 
 
@@ -224,7 +224,7 @@ class HookedLevels(Hooked):
     def prepare(self, body: nn.Module, size: Size) -> trace.Run:
         record = self._attach(body, self._taps(), size)
         name = type(body).__name__
-        check_run(name, self.levels, record, size, small=2.0)
+        check_run(body, self.levels, record, size, small=2.0)
         check_hooks(name, self.levels, record)
         return record
 

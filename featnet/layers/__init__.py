@@ -10,7 +10,7 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, chain, drop_path_rates, recompute
+from .blocks import Blocks, DropBlock2d, DropPath, Recomputed, chain, drop_path_rates, recompute
 from .branches import Branches, add_branches, merge_parallel
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
@@ -30,6 +30,7 @@ from .heads import (
     TokenHead,
     classifiers,
 )
+from .inception import Inception, inception_conv
 from .init import (
     Scheme,
     he_fan_in,
@@ -98,6 +99,7 @@ __all__ = [
     "GroupNorm",
     "HaloAttention",
     "Head",
+    "Inception",
     "Kernel",
     "LambdaLayer",
     "LatentPool",
@@ -113,6 +115,7 @@ __all__ = [
     "PatchEmbed",
     "Phased",
     "QuickGelu",
+    "Recomputed",
     "RelativePositions",
     "RmsNorm2d",
     "RotaryEmbedding",
@@ -155,6 +158,7 @@ __all__ = [
     "head_width",
     "identity_kernel",
     "in_phases",
+    "inception_conv",
     "init_tokens",
     "initialize",
     "join_heads",

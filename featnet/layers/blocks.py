@@ -20,9 +20,11 @@ def chain(modules: Iterable[Callable[[Any], Any]], x: object) -> Any:
     return x
 
 
-class Blocks(nn.Sequential):
-    """A stage's blocks. With ``grad_checkpointing`` each one's activations are recomputed in the
-    backward pass instead of kept; and if they are ``whole``, those of all of them at once."""
+class Recomputed(nn.Module):
+    """A module whose activations may be recomputed in the backward pass instead of kept.
+
+    With ``grad_checkpointing`` those of each part that it runs; if it is ``whole``, of all at once.
+    """
 
     grad_checkpointing = False
     whole = False
@@ -38,6 +40,10 @@ class Blocks(nn.Sequential):
         if self.recomputes:
             return checkpoint(chain, blocks, x, use_reentrant=False)
         return chain(blocks, x)
+
+
+class Blocks(nn.Sequential, Recomputed):
+    """A stage's blocks, each of which may be recomputed."""
 
     def forward(self, x: Any) -> Any:
         return self.through(x)
@@ -59,13 +65,13 @@ def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> N
             level both are the same.
 
     Raises:
-        ArgumentError: another ``per``; no :class:`Blocks` in the network.
+        ArgumentError: another ``per``; nothing of the network can be recomputed.
     """
     if per not in ("block", "stage"):
         raise ArgumentError(
             f"per={per!r}: 'block' or 'stage' is expected.{nearest(str(per), ('block', 'stage'))}"
         )
-    blocks = [module for module in model.modules() if isinstance(module, Blocks)]
+    blocks = [module for module in model.modules() if isinstance(module, Recomputed)]
     if not blocks:
         raise ArgumentError(f"{type(model).__name__} has no Blocks to checkpoint.")
     for module in blocks:

@@ -41,9 +41,9 @@ class ConvNormAct(nn.Module):
         in_chs: int,
         out_chs: int,
         *,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | tuple[int, int] | None = None,
         groups: int = 1,
         norm: Layer = nn.BatchNorm2d,
         act: Layer | None = nn.ReLU,
@@ -52,12 +52,13 @@ class ConvNormAct(nn.Module):
     ) -> None:
         super().__init__()
         late = smooth is not None and stride > 1
+        sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.conv = nn.Conv2d(
             in_chs,
             out_chs,
             kernel_size,
             1 if late else stride,
-            kernel_size // 2 if padding is None else padding,
+            (sides[0] // 2, sides[1] // 2) if padding is None else padding,
             groups=groups,
             bias=False,
         )
