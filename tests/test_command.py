@@ -536,7 +536,7 @@ def test_arguments_of_other_libraries() -> None:
     for options, words in (
         (dict(weights="DEFAULT"), "weights= is torchvision's: say pretrained=True"),
         (dict(out_features=["stage2"]), "say out_indices="),
-        (dict(pretrained="imagenet"), "pretrained='imagenet': True or False"),
+        (dict(pretrained="imagenet"), "pretrained='imagenet': True, False or None"),
         (dict(features_only=True, global_pool="avg"), "featnet.pool_features"),
     ):
         with pytest.raises(ArgumentError, match=words):
