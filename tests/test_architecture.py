@@ -41,6 +41,7 @@ FAMILY_MAY = {"features", "weights", "layers", "registry", "backbone", "errors"}
 FAMILY_EDGES = {(family, "resnet") for family in ("hrnet", "res2net", "resnest", "senet", "sknet")}
 FAMILY_EDGES |= {("vit", "_vit_blocks"), ("vit", "_vit_keys"), ("vit_hybrid", "resnet")}
 FAMILY_EDGES |= {("vit_hybrid", "resnetv2"), ("inception_resnet_v2", "inception_v4")}
+FAMILY_EDGES |= {("pnasnet", "nasnet")}
 FAMILY_EDGES |= {(f"vit_{kind}", "vit") for kind in ("hybrid", "relpos", "sam")}
 FAMILY_EDGES |= {(f"vit_{kind}", "_vit_blocks") for kind in ("relpos", "sam")}
 FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("beit", "eva")}

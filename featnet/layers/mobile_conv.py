@@ -62,11 +62,12 @@ class SamePadding:
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    pad_value = 0.0
     density = 1  # how many times denser the map is than it was
     full_stride: tuple[int, ...] | None = None  # the stride before an output stride took it
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same map within zeros."""
+        """(N, C, H, W) -> the same map within zeros, or within :attr:`pad_value`."""
         if max(self.kernel_size) == 1:
             return x
         pads: list[Any] = []
@@ -85,7 +86,7 @@ class SamePadding:
             if reach < full[i] or self.density > 1:
                 after = _positive(after)
             pads += [before, after]
-        return F.pad(x, pads)
+        return F.pad(x, pads, value=self.pad_value)
 
     def dilate(self, density: int, stride: tuple[int, int]) -> Any:
         """This window on a map that is ``density`` times denser, with what is left of its
