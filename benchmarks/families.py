@@ -48,6 +48,7 @@ NAMES = (
     "starnet_s1",
     "fasternet_t0",
     "rdnet_tiny",
+    "dla34",
     "darknet53",
     "cspnext_small",
     "dpn68",
