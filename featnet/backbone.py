@@ -234,7 +234,8 @@ class Backbone(nn.Module):
         two levels are recomputed at once.
 
         Args:
-            name: dotted name of the Sequential.
+            name: dotted name of the Sequential; ``""`` is this network, whose own children then
+                are the layers up to the last level.
             x: input of its first child.
 
         Yields:
@@ -270,11 +271,11 @@ class Backbone(nn.Module):
 
     def _sections(self, name: str) -> list[list[nn.Module]]:
         """The children of a Sequential, cut after each level."""
-        levels = {level.module for level in self._levels}
+        levels, start = {level.module for level in self._levels}, f"{name}." if name else ""
         sections: list[list[nn.Module]] = [[]]
         for child, module in self.get_submodule(name).named_children():
             sections[-1].append(module)
-            if f"{name}.{child}" in levels:
+            if f"{start}{child}" in levels:
                 sections.append([])
         return sections
 

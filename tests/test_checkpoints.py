@@ -197,7 +197,7 @@ def test_mapped_on_request(way: str, state: State, tmp_path: Path) -> None:
     model = create_model(NAME, num_classes=10)
     load_checkpoint(model, path, mmap=True)
     assert same(model, state)
-    with pytest.raises(ArgumentError, match="mmap='yes': True or False"):
+    with pytest.raises(ArgumentError, match="mmap='yes': True, False or None"):
         create_model(NAME, checkpoint_path=path, mmap="yes")
 
 

@@ -149,7 +149,6 @@ class InceptionResnetV2(Backbone):
             "block8": block8(conv, last=True),
             "conv2d_7b": conv(2080, 1536),
         }
-        self.order = tuple(layers)
         for name, layer in layers.items():
             if name in levels:
                 channels, reduction = levels[name]
@@ -159,14 +158,12 @@ class InceptionResnetV2(Backbone):
         self.add_head(1536, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate)
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        ends = {level.module for level in self.levels}
-        for name in self.order:
-            x = self.get_submodule(name)(x)
-            if name in ends:
-                yield x  # (N, C, H/2, W/2), then halved, less what the borders lose
+        # (N, C, H/2, W/2), then halved, less what the borders lose
+        yield from self.through("", x)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        names = [name for name in self.order if name.startswith(("mixed", "repeat"))]
+        children = [name for name, _ in self.named_children()]
+        names = [name for name in children if name.startswith(("mixed", "repeat"))]
         parts = [
             f"{name}.{child}" if name.startswith("repeat") else name
             for name in names

@@ -170,7 +170,6 @@ class InceptionV3(Backbone):
             "Mixed_7b": grid8(conv, 1280),
             "Mixed_7c": grid8(conv, 2048),
         }
-        self.order = tuple(layers)
         for name, layer in layers.items():
             if name in levels:
                 channels, reduction = levels[name]
@@ -182,18 +181,15 @@ class InceptionV3(Backbone):
         initialize(self, conv=[scheme], linear=[scheme])
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        ends = {level.module for level in self.levels}
-        for name in self.order:
-            x = self.get_submodule(name)(x)
-            if name in ends:
-                yield x  # (N, C, H/2, W/2), then halved, less what the borders lose
+        # (N, C, H/2, W/2), then halved, less what the borders lose
+        yield from self.through("", x)
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Leave out the classifier in the middle."""
         return {k: v for k, v in state.items() if not k.startswith("AuxLogits.")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        later = [name for name in self.order if name.startswith("Mixed")]
+        later = [name for name, _ in self.named_children() if name.startswith("Mixed")]
         blocks = [(rf"^{name}", (float(i + 1),)) for i, name in enumerate(later)]
         return {"stem": r"^Conv2d_[12]", "blocks": [(r"^Conv2d_[34]", (0.0,)), *blocks]}
 

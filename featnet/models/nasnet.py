@@ -52,16 +52,31 @@ class FirstCell(Cell):
         return {"a": self.conv_1x1.activated(y), "b": x}
 
 
-class StridedCell(Cell):
-    """A cell that halves the size.
+def keeping(chs: int) -> tuple[list[tuple[Operand, Operand]], Sequence[Source]]:
+    """The sums of a cell that keeps the size."""
+    sums: list[tuple[Operand, Operand]] = [
+        ((Separables(chs, chs, 5), "a"), (Separables(chs, chs, 3), "b")),
+        ((Separables(chs, chs, 5), "b"), (Separables(chs, chs, 3), "b")),
+        ((cell_pool("avg"), "a"), (None, "b")),
+        ((cell_pool("avg"), "b"), (cell_pool("avg"), "b")),
+        ((Separables(chs, chs, 3), "a"), (None, "a")),
+    ]
+    return sums, ("b", 0, 1, 2, 3, 4)
+
+
+class PairCell(Cell):
+    """A cell of the two before it.
 
     Args:
         in_chs, prev_chs: channels of the two inputs.
         chs: of each sum.
+        strides: halve the size.
         halved: the input before is of twice the size.
     """
 
-    def __init__(self, in_chs: int, prev_chs: int, chs: int, *, halved: bool = False) -> None:
+    def __init__(
+        self, in_chs: int, prev_chs: int, chs: int, *, strides: bool = False, halved: bool = False
+    ) -> None:
         super().__init__()
         self.halved = halved
         if not halved:
@@ -69,38 +84,7 @@ class StridedCell(Cell):
         self.conv_1x1 = ActConvBn(in_chs, chs)
         if halved:
             add_factorized(self, prev_chs, chs // 2)
-        self.combine(*halving(chs, chs))
-
-    def inputs(self, x: torch.Tensor, prev: torch.Tensor, y: torch.Tensor) -> Inputs:
-        other = factorized(self, prev) if self.halved else self.conv_prev_1x1(prev)
-        return {"a": self.conv_1x1.activated(y), "b": other}
-
-
-class NormalCell(Cell):
-    """A cell that keeps the size.
-
-    Args:
-        in_chs, prev_chs: channels of the two inputs.
-        chs: of each sum.
-        halved: the input before is of twice the size.
-    """
-
-    def __init__(self, in_chs: int, prev_chs: int, chs: int, *, halved: bool = False) -> None:
-        super().__init__()
-        self.halved = halved
-        if not halved:
-            self.conv_prev_1x1 = ActConvBn(prev_chs, chs)
-        self.conv_1x1 = ActConvBn(in_chs, chs)
-        if halved:
-            add_factorized(self, prev_chs, chs // 2)
-        sums: list[tuple[Operand, Operand]] = [
-            ((Separables(chs, chs, 5), "a"), (Separables(chs, chs, 3), "b")),
-            ((Separables(chs, chs, 5), "b"), (Separables(chs, chs, 3), "b")),
-            ((cell_pool("avg"), "a"), (None, "b")),
-            ((cell_pool("avg"), "b"), (cell_pool("avg"), "b")),
-            ((Separables(chs, chs, 3), "a"), (None, "a")),
-        ]
-        self.combine(sums, ("b", 0, 1, 2, 3, 4))
+        self.combine(*(halving(chs, chs) if strides else keeping(chs)))
 
     def inputs(self, x: torch.Tensor, prev: torch.Tensor, y: torch.Tensor) -> Inputs:
         other = factorized(self, prev) if self.halved else self.conv_prev_1x1(prev)
@@ -184,15 +168,15 @@ class NASNet(CellNetwork):
         quarter, half = width // 4, width // 2
         cells: dict[str, Cell] = {
             "cell_stem_0": FirstCell(96, quarter),
-            "cell_stem_1": StridedCell(4 * quarter, 96, half, halved=True),
+            "cell_stem_1": PairCell(4 * quarter, 96, half, strides=True, halved=True),
         }
         chs, prev, sums = 4 * half, 4 * quarter, width
         for i in range(3):
             for j in range(depth):
-                cells[f"cell_{i * depth + j}"] = NormalCell(chs, prev, sums, halved=not j)
+                cells[f"cell_{i * depth + j}"] = PairCell(chs, prev, sums, halved=not j)
                 chs, prev = 6 * sums, chs
             if i < 2:
-                cells[f"reduction_cell_{i}"] = StridedCell(chs, prev, 2 * sums)
+                cells[f"reduction_cell_{i}"] = PairCell(chs, prev, 2 * sums, strides=True)
                 chs, sums = 8 * sums, 2 * sums
         levels = {
             "cell_stem_1": (4 * quarter, 4),

@@ -23,7 +23,6 @@ from ..layers import (
     DropPath,
     Head,
     Layer,
-    SamePadding,
     StdConv2d,
     drop_path_rates,
     get_act,
@@ -35,6 +34,7 @@ from ..layers import (
     normal,
     zero_bias,
 )
+from ..layers.cells import SameMaxPool2d
 from ..registry import Family, weights_table
 
 POOLS = ("centred", "fixed", "same")
@@ -43,16 +43,6 @@ POOLS = ("centred", "fixed", "same")
 def plain_conv(in_chs: int, out_chs: int, kernel: int, *, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the size, up to its stride."""
     return nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, bias=False)
-
-
-class SameMaxPool2d(SamePadding, nn.MaxPool2d):  # type: ignore[misc]  # tuples of what are unions
-    """Max pooling with SAME padding of a map that nowhere is negative."""
-
-    def __init__(self, kernel: int, *, stride: int) -> None:
-        super().__init__((kernel, kernel), (stride, stride), dilation=(1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.pad(x))
 
 
 class Stem(nn.Sequential):
@@ -89,7 +79,7 @@ class Stem(nn.Sequential):
         pools = {"centred": partial(nn.MaxPool2d, 3, 2, 1), "fixed": partial(nn.MaxPool2d, 3, 2)}
         if pool == "fixed":
             layers["pad"] = nn.ConstantPad2d(1, 0.0)
-        layers["pool"] = pools.get(pool, partial(SameMaxPool2d, 3, stride=2))()
+        layers["pool"] = pools.get(pool, partial(SameMaxPool2d, 3, 2))()
         super().__init__(layers)
 
 
