@@ -25,8 +25,6 @@ from ..layers import (
     Size,
     StdConv2dSame,
     fit_to_patches,
-    he_fan_out,
-    initialize,
     stride_of,
     to_pair,
 )
@@ -60,7 +58,6 @@ class Stem(resnetv2.Stem):
 
     def __init__(self, in_chans: int) -> None:
         super().__init__(in_chans, (self.width,), pool="same", preact=False, act=nn.ReLU, **BIT)
-        initialize(self, conv=[he_fan_out])
 
 
 class BitTrunk(resnetv2.ResNetV2):
