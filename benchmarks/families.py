@@ -50,7 +50,7 @@ NAMES = (
     "rdnet_tiny",
     "dla34",
     "darknet53",
-    "cspnext_small",
+    "cspnext_s",
     "dpn68",
     "resnetv2_50",
     "nfnet_l0",
