@@ -20,8 +20,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": dict(out_indices=(2, 4)),
     "convnext_atto": dict(depths=(1, 1, 1, 1), out_indices=(1, 3)),
 }
-# What each process runs: python -c PROCESS NAME FOLDER, in the environment of torchrun
+# What each process runs, in the environment of torchrun. It ends without the interpreter's own
+# clearing up: torch aborts there at times ("terminate called"), when gloo's threads still run.
 PROCESS = """
+import os
 import sys
 from pathlib import Path
 
@@ -59,7 +61,8 @@ for name in NETWORKS:
     dcp.save({"model": state}, checkpoint_id=str(folder / name))
     if rank == 0:
         torch.save(whole, folder / f"{name}.pth")
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)
 """
 
 
