@@ -39,8 +39,8 @@ def measure(name: str, stride: int) -> tuple[float, float, float]:
     dense: Any = copy.deepcopy(ours)
     set_output_stride(dense, stride)
     wanted = theirs.feature_info.module_name()
-    levels = [i for i, level in enumerate(ours.levels) if level.module in wanted]
-    steps = [ours.levels[i].reduction // dense.levels[i].reduction for i in levels]
+    levels = [i for i, level in enumerate(ours._levels) if level.module in wanted]
+    steps = [ours._levels[i].reduction // dense._levels[i].reduction for i in levels]
     x = helpers.image_batch(*helpers.law_sizes(ours, dense)[0], dtype=torch.float64)
     full = ours.forward_intermediates(x, levels, intermediates_only=True)
     a = dense.forward_intermediates(x, levels, intermediates_only=True)

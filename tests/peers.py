@@ -102,6 +102,8 @@ def at_size(peer: Any, size: tuple[int, int]) -> Any:
         return peer
     if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
         return peer
+    if not hasattr(peer, "set_input_size"):
+        return peer  # its tables cannot be of another size
     changed = copy.deepcopy(peer)
     changed.set_input_size(img_size=size)
     return changed

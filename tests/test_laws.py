@@ -161,7 +161,7 @@ def test_one_truth(name: str) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     check_kinds(name)
-    full = {level.module: level for level in meta_model(name).levels}
+    full = {level.module: level for level in meta_model(name)._levels}
     every, keys = strides(name), set[tuple[str, ...]]()
     for stride in every if EXHAUSTIVE else sorted({every[0], every[-1]}, reverse=True):
         net = helpers.create(name, features_only=True, output_stride=stride, device="meta")
@@ -194,17 +194,17 @@ def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[
 def test_pay_for_what_you_take(name: str) -> None:
     model, size = meta_model(name), helpers.sizes(name)[0]
     whole, before = price(model, size)[0], (0, 0)
-    total = len(model.levels)
+    total = len(model._levels)
     for index in range(total) if EXHAUSTIVE else sorted({0, 1, total - 2, total - 1}):
-        level = model.levels[index]
+        level = model._levels[index]
         net = FeatureListNet(model, (index,))
         cost, maps = price(net, size)
         check_gradients(net, maps)
         check_subset(net, model)
-        headless = index == len(model.levels) - 1 and not model.num_classes
+        headless = index == len(model._levels) - 1 and not model.num_classes
         assert headless or all(c < w for c, w in zip(cost, whole, strict=True)), (cost, whole)
         # What is computed from the level before costs more; what beside it, something else
-        if not index or model.levels[index - 1].module in dict(net.named_modules()):
+        if not index or model._levels[index - 1].module in dict(net.named_modules()):
             weighs = any(True for _ in model.get_submodule(level.module).parameters())
             more = [c > b or (c == b and not weighs) for c, b in zip(cost, before, strict=True)]
             assert all(more), (level, cost, before)
@@ -220,12 +220,12 @@ def test_every_other_variant(name: str) -> None:
     check_kinds(name)
     model = helpers.full_model(name)
     stride = sorted(model.output_strides)[-3:][0]
-    wanted = (len(model.levels) - 2, 0)
+    wanted = (len(model._levels) - 2, 0)
     net = featnet.create_model(
         name, features_only=True, out_indices=wanted, output_stride=stride, device="meta"
     ).eval()
     maps = check_info(net, trace.probe_size(model))
-    reductions = [min(model.levels[i].reduction, stride) for i in wanted]
+    reductions = [min(model._levels[i].reduction, stride) for i in wanted]
     assert net.feature_info.reduction() == reductions
     check_subset(net, model)
     check_gradients(net, maps)
@@ -283,7 +283,7 @@ def test_who_breaks_the_law_says_so() -> None:
             strict=True,
         )
         steps = [
-            a.reduction // b.reduction for a, b in zip(original.levels, dense.levels, strict=True)
+            a.reduction // b.reduction for a, b in zip(original._levels, dense._levels, strict=True)
         ]
         misses = [
             helpers.error(d[..., ::m, ::m], f) for (d, f), m in zip(pairs, steps, strict=True)

@@ -65,7 +65,7 @@ def test_keys_and_levels(timm: Any, name: str) -> None:
         peer: Any = helpers.peer_model(name)
     model: Any = helpers.full_model(name)
     assert state_shapes(model) == state_shapes(peer)
-    for level, row in zip(model.levels, peer.feature_info, strict=True):
+    for level, row in zip(model._levels, peer.feature_info, strict=True):
         # where the peer names no module, its reduction is that of nothing
         assert (level.channels, level.reduction) == (
             row["num_chs"],
@@ -74,7 +74,7 @@ def test_keys_and_levels(timm: Any, name: str) -> None:
     if getattr(model, "feature_location", "") == "incre":
         return  # the peer names modules of its classifier, which have other maps
     modules = {name for name, _ in peer.named_modules() if name}
-    for level, row in zip(model.levels, peer.feature_info, strict=True):
+    for level, row in zip(model._levels, peer.feature_info, strict=True):
         other = row["module"]  # which is not always the name of a module
         assert level.module in (other, renamed(other)) or other not in modules
 
@@ -151,7 +151,7 @@ def check_law(model: Any, dense: Any) -> None:
     original = helpers.without_global(copy.deepcopy(model)).double()
     dense = helpers.without_global(copy.deepcopy(dense)).double()
     x = image_batch(*helpers.law_sizes(original, dense)[0], dtype=torch.float64)
-    levels = zip(original.levels, dense.levels, strict=True)
+    levels = zip(original._levels, dense._levels, strict=True)
     steps = [a.reduction // b.reduction for a, b in levels]
     with helpers.Local(model.breaks_law):
         maps = [m.forward_intermediates(x, intermediates_only=True) for m in (dense, original)]
