@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -560,12 +561,19 @@ class Backbone(nn.Module):
             coarse: fewer, larger layers where a family makes a difference.
 
         Returns:
-            ``stem`` and ``blocks``, each a regular expression.
+            ``stem`` and ``blocks``, each a regular expression whose groups are numbers, or pairs of
+            one and a tuple of numbers. By default each level's module is a layer.
         """
         del coarse
         stems = (self.first_conv,) if isinstance(self.first_conv, str) else self.first_conv
-        pattern = "|".join(f.module.replace(".", r"\.") for f in self._levels)
-        return {"stem": "^" + "|^".join(stems), "blocks": f"^({pattern})"}
+        levels = [rf"^{re.escape(level.module)}\." for level in self._levels]
+        around = [stem.partition(".")[0] + "." for stem in stems]
+        within = [any(f.module.startswith(name) for f in self._levels) for name in around]
+        names = [s if shared else a for s, a, shared in zip(stems, around, within, strict=True)]
+        return {
+            "stem": "|".join("^" + re.escape(name) for name in names),
+            "blocks": [(pattern, (index,)) for index, pattern in enumerate(levels)],
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay should leave alone.

@@ -107,7 +107,8 @@ class Local(TorchFunctionMode):
         if func is F.group_norm:
             x, _, weight, bias = (*args, kwargs.get("weight"), kwargs.get("bias"))[:4]
             across = (1, -1) + (1,) * (x.ndim - 2)
-            return x if weight is None else x * weight.view(across) + bias.view(across)
+            scaled = x if weight is None else x * weight.view(across)
+            return scaled if bias is None else scaled + bias.view(across)
         found = func(*args, **kwargs)
         if func in self.silenced and isinstance(found, torch.Tensor):
             x = args[0]

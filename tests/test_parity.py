@@ -215,6 +215,7 @@ def test_numbers(timm: Any, name: str) -> None:
             with torch.inference_mode():
                 found, wanted = net(x), answer(theirs, x)
             for a, b in zip(found, wanted or found, strict=True):
+                a = laid_out(a, b)
                 worst = max(worst, error(a, b) if a.shape == b.shape else float("inf"))
         if helpers.attends(ours):
             x = image_batch(*sizes[0])

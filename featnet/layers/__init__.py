@@ -12,6 +12,7 @@ from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
 from .blocks import Blocks, DropBlock2d, DropPath, Recomputed, chain, drop_path_rates, recompute
 from .branches import Branches, add_branches, merge_parallel
+from .channel_attention import CrossCovarianceAttention, FourierPositions
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
@@ -48,6 +49,7 @@ from .init import (
     zero_bias,
     zero_weight,
 )
+from .keys import rename_keys
 from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu, pointwise
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
@@ -83,6 +85,7 @@ __all__ = [
     "ConvClassifier",
     "ConvHead",
     "ConvNormAct",
+    "CrossCovarianceAttention",
     "DistilledHead",
     "DropBlock2d",
     "DropPath",
@@ -91,6 +94,7 @@ __all__ = [
     "EvoNorm",
     "EvoNormS0",
     "FilterResponseNorm",
+    "FourierPositions",
     "GatedContext",
     "GlobalContext",
     "GlobalPool",
@@ -176,6 +180,7 @@ __all__ = [
     "pruned_widths",
     "recompute",
     "relative_bias",
+    "rename_keys",
     "resample_grid",
     "resample_patches",
     "resample_positions",

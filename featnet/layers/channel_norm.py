@@ -10,8 +10,8 @@ from torch import nn
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels (https://arxiv.org/abs/1607.06450)."""
 
-    def __init__(self, num_channels: int, *, eps: float = 1e-6) -> None:
-        super().__init__(num_channels, eps=eps)
+    def __init__(self, num_channels: int, *, eps: float = 1e-6, bias: bool = True) -> None:
+        super().__init__(num_channels, eps=eps, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 2, 3, 1)

@@ -149,7 +149,7 @@ class Head:
             return x
         layers = [model.get_submodule(name) for name in self.after]
         if self.channels_last:
-            as_map = x.ndim == 4
+            as_map = not model.global_pool.pool_type and x.ndim == 4
             x = chain(layers, x.permute(0, 2, 3, 1) if as_map else x)
             return x.permute(0, 3, 1, 2) if as_map else x
         pooled = bool(model.global_pool.pool_type)

@@ -42,9 +42,11 @@ def uniform_fan_out(layer: Any) -> None:
     nn.init.uniform_(layer.weight, -bound, bound)
 
 
-def trunc_normal(layer: Any, *, std: float = 0.02) -> None:
-    """A normal distribution, which is cut at -2 and 2; ViT's."""
-    nn.init.trunc_normal_(layer.weight, std=std)
+def trunc_normal(layer: Any, *, std: float = 0.02, cut: float | None = None) -> None:
+    """A normal distribution, which is cut at -2 and 2; ViT's. Or at ``cut`` times ``std``, as
+    TensorFlow's is at 2."""
+    edge = 2.0 if cut is None else cut * std
+    nn.init.trunc_normal_(layer.weight, std=std, a=-edge, b=edge)
 
 
 def normal(layer: Any) -> None:

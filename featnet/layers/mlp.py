@@ -137,11 +137,17 @@ class SwiGlu(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each channel of a branch (https://arxiv.org/abs/2103.17239)."""
+    """A learnt factor for each channel of a branch (https://arxiv.org/abs/2103.17239).
 
-    def __init__(self, dim: int, init_value: float = 1e-5) -> None:
+    Args:
+        init_value: the factors' first value.
+        channels_last: (..., C); False for (N, C, H, W).
+    """
+
+    def __init__(self, dim: int, init_value: float = 1e-5, *, channels_last: bool = True) -> None:
         super().__init__()
+        self.shape = (dim,) if channels_last else (dim, 1, 1)
         self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.gamma
+        return x * self.gamma.view(self.shape)

@@ -15,6 +15,7 @@ from .attention import SqueezeExcite
 from .blocks import DropPath
 from .conv import norm_and_act
 from .factory import Layer, build_act
+from .mlp import LayerScale
 from .mobile_conv import Kernel, conv2d
 
 
@@ -205,18 +206,7 @@ class Block(nn.Module):
         return self.complete(self.hidden(x), x)
 
 
-class LayerScale2d(nn.Module):
-    """A learned factor for each channel."""
-
-    def __init__(self, channels: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), value))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.gamma.view(1, -1, 1, 1)
-
-
 def layer_scale(channels: int, settings: MobileSettings) -> nn.Module:
     """The network's scale of a branch, if it has one."""
     value = settings.layer_scale
-    return nn.Identity() if value is None else LayerScale2d(channels, value)
+    return nn.Identity() if value is None else LayerScale(channels, value, channels_last=False)
