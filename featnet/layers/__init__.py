@@ -16,7 +16,15 @@ from .channel_attention import CrossCovarianceAttention, FourierPositions
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
 from .conv import ConvNormAct, norm_and_act
-from .dot_attention import Attention, add_qv_bias, attend, head_width, join_heads, split_heads
+from .dot_attention import (
+    Attention,
+    LocalAttention,
+    add_qv_bias,
+    attend,
+    head_width,
+    join_heads,
+    split_heads,
+)
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
 from .fuse import fold_norm, identity_kernel, merge_branches
@@ -110,6 +118,7 @@ __all__ = [
     "Layer",
     "LayerNorm2d",
     "LayerScale",
+    "LocalAttention",
     "Memo",
     "MixedRotaryEmbedding",
     "Mlp",

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ArgumentError
 from .factory import Layer
 from .rotary import Rotation
+from .windows import join_windows, pad_to_windows, split_windows
 
 
 def attend(
@@ -211,3 +212,25 @@ class Attention(nn.Module):
             q, k = turn.turn(q), turn.turn(k)
         x = join_heads(attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias))
         return self.proj_drop(self.proj(self.norm(x)))
+
+
+class LocalAttention(Attention):
+    """Attention within windows of a map; (N, H, W, C) -> (N, H, W, C).
+
+    A map that is no whole number of windows is filled up with zeros, which are attended to: networks
+    without tables of positions were trained so.
+
+    Args:
+        window: side of a window, in positions.
+        rest: arguments of :class:`Attention`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, window: int, **rest: Any) -> None:
+        super().__init__(dim, num_heads, **rest)
+        self.window = (window, window)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        shape = x.shape[:3]
+        x = split_windows(pad_to_windows(x, self.window), self.window).flatten(1, 2)
+        x = super().forward(x)
+        return join_windows(x.unflatten(1, self.window), shape)

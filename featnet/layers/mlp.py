@@ -50,7 +50,8 @@ class Mlp(nn.Module):
         self.drop2: nn.Module = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.drop1(self.act(self.fc1(x))))
+        x = self.fc1(x)  # the input is not held while the wide map is
+        x = self.norm(self.drop1(self.act(x)))
         return self.drop2(self.fc2(x))
 
 

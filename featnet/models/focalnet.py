@@ -70,15 +70,16 @@ class FocalModulation(nn.Module):
         self.norm = norm(dim) if post_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query, context, gates = self.f(x).split(self.widths, 1)
-        gate = gates.split(1, 1)
+        x = self.f(x)  # here, where nobody else holds the input
+        query, context, gates = x.split(self.widths, 1)
         total: torch.Tensor | float = 0.0
-        for layer, share in zip(self.focal_layers, gate, strict=False):
+        for i, layer in enumerate(self.focal_layers):
             context = layer(context)
-            total = total + context * share
-        total = total + self.act(context.mean((2, 3), keepdim=True)) * gate[-1]
+            total = total + context * gates[:, i : i + 1]
+        context = self.act(context.mean((2, 3), keepdim=True))
+        total = total + context * gates[:, -1:]
         if self.normalize:
-            total = total / len(gate)
+            total = total / self.widths[2]
         return self.proj_drop(self.proj(self.norm(query * self.h(total))))
 
 
@@ -116,10 +117,8 @@ class Block(Phased):
         self.norm2_post, self.ls2, self.drop_path2 = after, scaled(), DropPath(drop_path)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm1_post(self.modulation(self.norm1(x)))
-        x = x + self.drop_path1(self.ls1(y))
-        y = self.norm2_post(self.mlp(self.norm2(x)))
-        return x + self.drop_path2(self.ls2(y))
+        x = x + self.drop_path1(self.ls1(self.norm1_post(self.modulation(self.norm1(x)))))
+        return x + self.drop_path2(self.ls2(self.norm2_post(self.mlp(self.norm2(x)))))
 
 
 class Downsample(nn.Module):

@@ -16,40 +16,20 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import check_stages
 from ..layers import (
-    Attention,
     Blocks,
     Layer,
+    LocalAttention,
     Mlp,
     drop_path_rates,
     get_norm,
     he_group_fan_out,
     initialize,
-    join_windows,
-    pad_to_windows,
-    split_windows,
     trunc_normal,
     zero_bias,
 )
 from ..registry import Family, weights_table
 from .pvt_v2 import Attention as CondensedAttention
 from .swin import Block
-
-
-class LocalAttention(Attention):
-    """Attention within windows of the map; (N, H, W, C).
-
-    A map that is no whole number of windows is filled up with zeros, which are attended to: so its
-    authors trained it.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, window: int, **rest: Any) -> None:
-        super().__init__(dim, num_heads, **rest)
-        self.window = (window, window)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        windows = split_windows(pad_to_windows(x, self.window), self.window)
-        y = super().forward(windows.flatten(1, 2))
-        return join_windows(y.unflatten(1, self.window), x.shape[:3])
 
 
 class PosConv(nn.Module):
@@ -79,8 +59,11 @@ class PatchEmbed(nn.Module):
 class Stage(Blocks):
     """Blocks, with the positions behind the first of them."""
 
-    def forward(self, x: torch.Tensor, position: nn.Module) -> torch.Tensor:  # type: ignore[override]
-        """(N, H, W, C) -> (N, C, H, W)."""
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, embed: nn.Module, drop: nn.Module, position: nn.Module
+    ) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H/P, W/P); the patches are cut here, where nobody holds them."""
+        x = drop(embed(x))  # (N, H/P, W/P, C)
         for i, block in enumerate(self):
             x = self.run([block], x)
             x = x if i else position(x)
@@ -176,7 +159,7 @@ class Twins(Backbone):
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         steps = zip(self.patch_embeds, self.pos_drops, self.blocks, self.pos_block, strict=False)
         for embed, drop, blocks, position in steps:
-            x = blocks(drop(embed(x)), position)  # (N, C, H/4, W/4), and so on
+            x = blocks(x, embed, drop, position)  # (N, C, H/4, W/4), and so on
             yield x
 
     def finish(self, y: torch.Tensor) -> torch.Tensor:
