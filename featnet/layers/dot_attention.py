@@ -217,8 +217,8 @@ class Attention(nn.Module):
 class LocalAttention(Attention):
     """Attention within windows of a map; (N, H, W, C) -> (N, H, W, C).
 
-    A map that is no whole number of windows is filled up with zeros, which are attended to: networks
-    without tables of positions were trained so.
+    A map that is no whole number of windows is filled up with zeros, which are attended to:
+    networks without tables of positions were trained so.
 
     Args:
         window: side of a window, in positions.

@@ -18,6 +18,7 @@ from ..layers import (
     Blocks,
     DistilledHead,
     Head,
+    Phased,
     SequencePool,
     Size,
     TokenHead,
@@ -61,13 +62,11 @@ class Pooling(nn.Module):
         return self.conv(x), self.fc(tokens)
 
 
-class Transformer(nn.Module):
+class Transformer(Phased):
     """Half the size, but for the first stage, then blocks over positions and tokens together.
 
     With an output stride it runs on the interleaved maps, each with tokens of its own.
     """
-
-    density, lost = 1, 1
 
     def __init__(self, pool: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -76,14 +75,9 @@ class Transformer(nn.Module):
         self.norm = nn.Identity()
         self.blocks = Blocks(*blocks)
 
-    def dilate(self, density: int, stride: Size) -> nn.Module:
-        """This stage for a map that is ``density`` times denser, with what is left of its
-        stride."""
-        self.density, self.lost = self.density * density, self.lost * (self.stride // stride[0])
-        self.stride = stride[0]
-        return self
-
-    def run(self, x: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(  # type: ignore[override]
+        self, x: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, C, H, W) and (N, T, C), of the size that the stage was made for."""
         if self.pool is not None:
             x, tokens = self.pool(x, tokens)
@@ -92,7 +86,7 @@ class Transformer(nn.Module):
         y = self.blocks(self.norm(y))
         return y[:, count:].transpose(1, 2).unflatten(2, size), y[:, :count]
 
-    def forward(self, level: Level) -> Level:
+    def forward(self, level: Level) -> Level:  # type: ignore[override]
         x, tokens = level
         if self.density * self.lost == 1:
             return Level(*self.run(x, tokens))
@@ -214,7 +208,9 @@ class PoolingVisionTransformer(Backbone):
         x = self.patch_embed(x)  # (N, C, H/8, W/8)
         table = self.pos_embed.permute(0, 2, 3, 1)
         table = resample_grid(table, (x.shape[-2], x.shape[-1])).permute(0, 3, 1, 2)
-        level = Level(self.pos_drop(x + table), self.cls_token.expand(x.shape[0], -1, -1))
+        x = self.pos_drop(x + table)
+        level = Level(x, self.cls_token.expand(x.shape[0], -1, -1))
+        del x  # or it is held as long as the first stage runs
         for stage in self.transformers:
             level = stage(level)  # (N, C, H/8, W/8), (N, 2C, H/16, W/16), ...
             yield level
