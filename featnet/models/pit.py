@@ -68,6 +68,8 @@ class Transformer(Phased):
     With an output stride it runs on the interleaved maps, each with tokens of its own.
     """
 
+    channels_last = False
+
     def __init__(self, pool: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stride = 1 if pool is None else 2
@@ -86,8 +88,7 @@ class Transformer(Phased):
         y = self.blocks(self.norm(y))
         return y[:, count:].transpose(1, 2).unflatten(2, size), y[:, :count]
 
-    def forward(self, level: Level) -> Level:  # type: ignore[override]
-        x, tokens = level
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> Level:  # type: ignore[override]
         if self.density * self.lost == 1:
             return Level(*self.run(x, tokens))
         if tokens.ndim == 3:
@@ -212,7 +213,7 @@ class PoolingVisionTransformer(Backbone):
         level = Level(x, self.cls_token.expand(x.shape[0], -1, -1))
         del x  # or it is held as long as the first stage runs
         for stage in self.transformers:
-            level = stage(level)  # (N, C, H/8, W/8), (N, 2C, H/16, W/16), ...
+            level = stage(*level)  # (N, C, H/8, W/8), (N, 2C, H/16, W/16), ...
             yield level
 
     def as_map(self, y: Level) -> torch.Tensor:
