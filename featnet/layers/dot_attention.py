@@ -233,4 +233,4 @@ class LocalAttention(Attention):
         shape = x.shape[:3]
         x = split_windows(pad_to_windows(x, self.window), self.window).flatten(1, 2)
         x = super().forward(x)
-        return join_windows(x.unflatten(1, self.window), shape)
+        return join_windows(torch.unflatten(x, 1, self.window), shape)

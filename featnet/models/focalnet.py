@@ -71,7 +71,7 @@ class FocalModulation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.f(x)  # here, where nobody else holds the input
-        query, context, gates = x.split(self.widths, 1)
+        query, context, gates = torch.split(x, self.widths, 1)
         total: torch.Tensor | float = 0.0
         for i, layer in enumerate(self.focal_layers):
             context = layer(context)

@@ -51,7 +51,7 @@ class InceptionDwConv(nn.Module):
         self.widths = (chs - 3 * width, width, width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        same, square, row, column = x.split(self.widths, 1)
+        same, square, row, column = torch.split(x, self.widths, 1)
         branches = self.dwconv_hw(square), self.dwconv_w(row), self.dwconv_h(column)
         return torch.cat((same, *branches), 1)
 

@@ -86,7 +86,7 @@ class Transformer(Phased):
         size, count = x.shape[-2:], tokens.shape[1]
         y = torch.cat((tokens, x.flatten(2).transpose(1, 2)), 1)
         y = self.blocks(self.norm(y))
-        return y[:, count:].transpose(1, 2).unflatten(2, size), y[:, :count]
+        return torch.unflatten(y[:, count:].transpose(1, 2), 2, size), y[:, :count]
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> Level:  # type: ignore[override]
         if self.density * self.lost == 1:
@@ -100,7 +100,7 @@ class Transformer(Phased):
             return torch.cat((y, own.flatten(1)[..., None, None].expand(-1, -1, *y.shape[-2:])), 1)
 
         y = in_phases(mix, (x, tokens.flatten(1, 2)), self.density, lost=self.lost)
-        y = y.unflatten(1, (1 + count, -1))
+        y = torch.unflatten(y, 1, (1 + count, -1))
         return Level(y[:, 0], y[:, 1:])
 
 

@@ -121,7 +121,7 @@ class Twins(Backbone):
             wss=depths if wss is None else wss,
         )
         norm = get_norm(norm_layer)
-        drops: dict[str, float] = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
+        drops: dict[str, Any] = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         self.patch_embeds, self.pos_drops = nn.ModuleList(), nn.ModuleList()
         in_chs, side, reduction = in_chans, patch_size, patch_size
         for dim in embed_dims:
