@@ -56,7 +56,7 @@ class FocalModulation(nn.Module):
         norm: Layer,
     ) -> None:
         super().__init__()
-        self.widths = (dim, dim, focal_level + 1)
+        self.widths = [dim, dim, focal_level + 1]
         self.normalize = normalize
         self.f = nn.Conv2d(dim, sum(self.widths), 1)
         self.h = nn.Conv2d(dim, dim, 1)

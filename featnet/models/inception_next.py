@@ -48,7 +48,7 @@ class InceptionDwConv(nn.Module):
         self.dwconv_hw = conv(3, padding=1)
         self.dwconv_w = conv((1, band), padding=(0, band // 2))
         self.dwconv_h = conv((band, 1), padding=(band // 2, 0))
-        self.widths = (chs - 3 * width, width, width, width)
+        self.widths = [chs - 3 * width, width, width, width]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         same, square, row, column = torch.split(x, self.widths, 1)

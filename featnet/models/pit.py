@@ -96,7 +96,7 @@ class Transformer(Phased):
         count = tokens.shape[1]
 
         def mix(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            y, own = self.run(x, tokens[..., 0, 0].unflatten(1, (count, -1)))
+            y, own = self.run(x, torch.unflatten(tokens[..., 0, 0], 1, (count, -1)))
             return torch.cat((y, own.flatten(1)[..., None, None].expand(-1, -1, *y.shape[-2:])), 1)
 
         y = in_phases(mix, (x, tokens.flatten(1, 2)), self.density, lost=self.lost)
