@@ -61,11 +61,20 @@ NAMES = (
     "inception_resnet_v2",
     "selecsls42",
     "tresnet_m",
+    "convmixer_768_32",
+    "inception_next_atto",
+    "mambaout_femto",
+    "caformer_s18",
+    "edgenext_small",
     "hrnet_w18_small_v2",
     "vit_small_patch16_224",
     "swin_tiny_patch4_window7_224",
     "hiera_tiny_224",
     "pvt_v2_b1",
+    "focalnet_tiny_srf",
+    "twins_svt_small",
+    "davit_tiny",
+    "pit_s_224",
 )
 
 

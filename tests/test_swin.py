@@ -298,6 +298,20 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("hiera_tiny_224", dict(use_expand_proj=False, dim_mul=1.5), "not twice as many"),
     ("hiera_tiny_224", dict(weight_init="moco"), "'jax'"),
     ("pvt_v2_b0", dict(num_heads=(3, 2, 5, 8)), "num_heads=3"),
+    ("twins_svt_small", dict(wss=(7, 7)), "equally many"),
+    ("twins_svt_small", dict(num_heads=(3, 4, 8, 16)), "num_heads=3"),
+    ("davit_tiny", dict(attn_types=("spacial",)), "'spatial'"),
+    ("davit_tiny", dict(num_heads=(3, 6, 12)), "equally many"),
+    ("focalnet_tiny_srf", dict(focal_levels=(2, 2)), "equally many"),
+    ("pit_ti_224", dict(heads=(2, 4)), "equally many"),
+    ("pit_ti_224", dict(global_pool="avg"), "'token'"),
+    ("caformer_s18", dict(token_mixers="atention"), "'attention'"),
+    ("caformer_s18", dict(norm_layers="layernorm"), "layernorm_nobias"),
+    ("edgenext_small", dict(stem_type="patches"), "'patch'"),
+    ("mambaout_femto", dict(downsample="conv_fn"), "'conv_nf'"),
+    ("mambaout_femto", dict(head_fn="mlp"), "norm_mlp"),
+    ("convmixer_768_32", dict(kernel_size=8), "an odd number"),
+    ("inception_next_atto", dict(mlp_ratios=(4, 4)), "equally many"),
 ]
 
 
