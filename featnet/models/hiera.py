@@ -63,6 +63,13 @@ def pooled(x: torch.Tensor, stride: int, *, by: Pool = F.max_pool2d) -> torch.Te
     return by(x.permute(0, 3, 1, 2), stride, ceil_mode=True).permute(0, 2, 3, 1)
 
 
+def tiled(window: torch.Tensor, size: Size) -> torch.Tensor:
+    """(1, C, h, w), positions within a window -> (1, H, W, C), of a map of windows."""
+    window = window.permute(0, 2, 3, 1)
+    tiles = [*map(ceil_div, size, window.shape[1:3])]
+    return crop(window.repeat(1, tiles[0], tiles[1], 1), size)
+
+
 class UnitAttention(nn.Module):
     """Attention within windows or over the whole map, of pooled queries.
 
@@ -95,14 +102,17 @@ class UnitAttention(nn.Module):
             return None
         return split_windows(padded, window).flatten(1)[:, None, None]
 
+    def split(self, x: torch.Tensor, window: Size) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the windows of a map, and what is added to their products."""
+        # what fills up repeats the border, which leaves every maximum of queries as it is
+        return split_windows(pad_to_windows(x, window, repeat=True), window), self.mask(x, window)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = (x.shape[0], *(ceil_div(side, self.stride) for side in x.shape[1:3]))
         if self.window is None:
             bias = None
         else:
-            bias = self.mask(x, self.window)
-            # what fills up repeats the border, which leaves every maximum of queries as it is
-            x = split_windows(pad_to_windows(x, self.window, repeat=True), self.window)
+            x, bias = self.split(x, self.window)
         # windows before the projection, whose three parts then need no copies
         q, k, v = self.qkv(x).chunk(3, -1)  # (N * windows, h, w, C) each
         q = pooled(q, self.stride)
@@ -113,7 +123,8 @@ class UnitAttention(nn.Module):
         x = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=windows)
         del q, k, v  # half of the memory at the peak
         x = torch.unflatten(join_heads(x), 1, small)
-        return self.proj(x if self.window is None else join_windows(x, shape))
+        # in memory of its own, or torch multiplies row by row where the weight has no gradient
+        return self.proj(x if self.window is None else join_windows(x, shape).contiguous())
 
 
 class Block(Phased):
@@ -295,7 +306,7 @@ class Hiera(Backbone):
     def _init(self, *, uniform: bool) -> None:
         """Uniform matrices or truncated normals, smaller towards the output of deeper blocks; no
         classifier."""
-        init_tokens(self.pos_embed, self.pos_embed_win)
+        init_tokens(*self.parameters(recurse=False))
         if uniform:
             initialize(self, conv=[lecun_normal, zero_bias], linear=[xavier, zero_bias])
             for block in self.blocks:
@@ -311,10 +322,9 @@ class Hiera(Backbone):
         if self.pos_embed_win is None:
             table = resample_positions(self.pos_embed, size, old=self.grid_size)
             return table.reshape(1, *size, -1)
-        window = self.pos_embed_win.permute(0, 2, 3, 1)
-        tiles = [*map(ceil_div, size, window.shape[1:3])]
-        tiled = crop(window.repeat(1, tiles[0], tiles[1], 1), size)
-        return resample_grid(self.pos_embed.permute(0, 2, 3, 1), size) + tiled
+        return resample_grid(self.pos_embed.permute(0, 2, 3, 1), size) + tiled(
+            self.pos_embed_win, size
+        )
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (N, H/4, W/4, C)
