@@ -72,6 +72,11 @@ def create(name: str, **options: Any) -> Any:
 
 def attends(model: nn.Module) -> bool:
     """Whether it is a transformer."""
+    return has_kernel(model) or bool(getattr(model, "num_prefix_tokens", 0))
+
+
+def has_kernel(model: nn.Module) -> bool:
+    """Whether it has attention for which torch has a fused form."""
     return any(hasattr(module, "fused_attn") for module in model.modules())
 
 

@@ -521,10 +521,12 @@ def test_random_weights_come_from_the_seed(name: str) -> None:
 # The smallest of each family that has no test_* model; vgg's classifier is nearly all of it
 SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", {}),
+    "coat": ("coat_lite_tiny", {}),
     "densenet": ("densenet121", {}),
     "eva": ("vit_tiny_patch16_dinov3_qkvb", {}),
     "hiera": ("hiera_tiny_224", {}),
     "hrnet": ("hrnet_w18_small", {}),
+    "nest": ("nest_tiny", {}),
     "pvt_v2": ("pvt_v2_b0", {}),
     "regnet": ("regnetx_002", {}),
     "res2net": ("res2next50", {}),

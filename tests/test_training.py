@@ -355,7 +355,7 @@ def test_groups_that_cannot_be(options: dict[str, Any], words: str) -> None:
 # Higher derivatives -----------------------------------------------------------------------------
 
 
-ATTENTIVE = tuple(name for name in helpers.families() if helpers.attends(helpers.meta_model(name)))
+FUSED = tuple(name for name in helpers.families() if helpers.has_kernel(helpers.meta_model(name)))
 
 
 def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor]:
@@ -366,7 +366,7 @@ def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor
     return {k: p.grad for k, p in net.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("name", FUSED)
 def test_a_gradient_penalty(name: str) -> None:
     """The gradient of a gradient is that of the explicit form, though torch's kernel has none."""
     net = fill_noise(featnet.create_model(name, **helpers.shallow(name))).double().eval()

@@ -243,19 +243,17 @@ def apply(model: nn.Module, steps: Mapping[str, Step]) -> None:
     Raises:
         OutputStrideError: a module that cannot have another; it names the module.
     """
-    done: set[int] = set()
+    done: dict[int, nn.Module] = {}  # one module may have several names, in several parents
     for name, step in steps.items():
         module = model.get_submodule(name)
-        if id(module) in done:
-            continue  # one module under two names
-        done.add(id(module))
         if isinstance(module, nn.Upsample):
             module.scale_factor = float(step.scale)
             continue
         try:
-            dilated = dilate(module, step)
+            dilated = done[id(module)] if id(module) in done else dilate(module, step)
         except OutputStrideError as error:
             raise OutputStrideError(f"{name}: {error}") from None
+        done |= {id(module): dilated, id(dilated): dilated}
         if dilated is not module:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, dilated)

@@ -253,7 +253,10 @@ class HookedLevels(Hooked):
             return isinstance(y, Tokens)
 
         values = collect_driven(self.hooks, cast(Backbone, body), x, note)
-        return values | {k: Tokens(values[k], *p) for k, p in places.items() if k in values}
+        for name in places.keys() & values.keys():
+            if not isinstance(values[name], Tokens):
+                values[name] = Tokens(values[name], *places[name])
+        return values
 
 
 AS_IT_IS = LevelReader(nn.Identity(), norm=None, output_fmt="NCHW", prefix_tokens=False)

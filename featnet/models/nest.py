@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
@@ -28,9 +29,8 @@ from ..layers import (
     get_norm,
     head_width,
     initialize,
-    join_windows,
-    pad_to_windows,
     resample_grid,
+    same_size,
     split_heads,
     split_windows,
     to_pair,
@@ -71,21 +71,39 @@ class BlockAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def split(self, x: torch.Tensor, side: Size, *, value: float = 0.0) -> torch.Tensor:
+        """(N, H, W, C), filled up after the last row and column -> (N * blocks, L, C)."""
+        # In a graph for all sizes the number of blocks stays a number
+        whole = (self.count * side[0], self.count * side[1])
+        if not same_size((x.shape[1], x.shape[2]), whole):
+            below, right = whole[0] - x.shape[1], whole[1] - x.shape[2]
+            x = F.pad(x, (0, 0, 0, right, 0, below), value=value)
+        x = torch.unflatten(torch.unflatten(x, 2, (self.count, side[1])), 1, (self.count, side[0]))
+        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+    def join(self, y: torch.Tensor, n: int, side: Size) -> torch.Tensor:
+        """Undo :meth:`split` for ``n`` maps, but for what fills up."""
+        y = torch.unflatten(torch.unflatten(y, 0, (n, self.count, self.count)), 3, side)
+        return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
     def mask(self, x: torch.Tensor, side: Size) -> torch.Tensor | None:
         """(N * blocks, 1, 1, L), to be added: positions that are there, or only fill up."""
-        there = torch.zeros_like(x[..., :1])
-        padded = pad_to_windows(there, side, value=MASKED)
-        return None if padded is there else split_windows(padded, side).flatten(1)[:, None, None]
+        whole = (self.count * side[0], self.count * side[1])
+        if self.count == 1 or same_size((x.shape[1], x.shape[2]), whole):
+            return None
+        there = self.split(torch.zeros_like(x[..., :1]), side, value=MASKED)
+        return there.transpose(1, 2)[:, None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, height, width, _ = x.shape
-        side = (ceil_div(height, self.count), ceil_div(width, self.count))
+        size = (x.shape[1], x.shape[2])
+        side = size
+        if self.count > 1:
+            side = (ceil_div(size[0], self.count), ceil_div(size[1], self.count))
         bias = self.mask(x, side)
-        x = split_windows(pad_to_windows(x, side), side).flatten(1, 2)  # (N * blocks, L, C)
-        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
+        q, k, v = split_heads(self.qkv(self.split(x, side)), 3, self.num_heads)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=True)
         y = self.proj_drop(self.proj(y.permute(0, 2, 3, 1).flatten(2)))
-        return join_windows(torch.unflatten(y, 1, side), (n, height, width))
+        return crop(self.join(y, x.shape[0], side), size)
 
 
 class ConvPool(nn.Module):
@@ -167,6 +185,7 @@ class Nest(Backbone):
         drop_rate: before the classifier.
         proj_drop_rate, attn_drop_rate: of the layers' outputs and of the attention maps.
         drop_path_rate: of the last layer; the rate grows linearly from 0 at the first.
+        dynamic_img_pad: pad an input that is no multiple of the patch.
 
     The other arguments are every Backbone's.
 
@@ -196,6 +215,7 @@ class Nest(Backbone):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.5,
+        dynamic_img_pad: bool = False,
     ) -> None:
         super().__init__(in_chans=in_chans)
         norm, act, self.img_size = get_norm(norm_layer), get_act(act_layer), to_pair(img_size)
@@ -205,7 +225,11 @@ class Nest(Backbone):
             raise ArgumentError(f"img_size={img_size!r}: a multiple of {multiple} is expected.")
         side = (self.img_size[0] // multiple, self.img_size[1] // multiple)
         self.patch_embed = PatchEmbed(
-            patch_size, img_size=img_size, in_chans=in_chans, embed_dim=embed_dims[0]
+            patch_size,
+            img_size=img_size,
+            in_chans=in_chans,
+            embed_dim=embed_dims[0],
+            pad=dynamic_img_pad,
         )
         self.size_divisibility = self.patch_embed.multiple
         self.levels = nn.Sequential()  # type: ignore[misc,assignment]
