@@ -48,7 +48,7 @@ FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("b
 FAMILY_EDGES |= {("beit", "_eva_keys"), ("_eva_keys", "_vit_keys")}
 FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin"), ("swin_v2_cr", "swin_v2")}
 FAMILY_EDGES |= {("repghost", "ghostnet"), ("pvt_v2", "swin")}
-FAMILY_EDGES |= {("dla", "resnet"), ("dla", "res2net"), ("nest", "swin")}
+FAMILY_EDGES |= {("dla", "resnet"), ("dla", "res2net"), ("nest", "swin"), ("gcvit", "swin")}
 FAMILY_EDGES |= {("hieradet_sam2", "hiera")}
 FAMILY_EDGES |= {("twins", "pvt_v2"), ("twins", "swin"), ("pit", "_vit_blocks")}
 

@@ -524,6 +524,7 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "coat": ("coat_lite_tiny", {}),
     "densenet": ("densenet121", {}),
     "eva": ("vit_tiny_patch16_dinov3_qkvb", {}),
+    "gcvit": ("gcvit_xxtiny", {}),
     "hiera": ("hiera_tiny_224", {}),
     "hrnet": ("hrnet_w18_small", {}),
     "nest": ("nest_tiny", {}),

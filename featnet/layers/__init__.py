@@ -74,7 +74,16 @@ from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, Sel
 from .static import ceil_div, crop, same_size, stride_of
 from .std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
-from .windows import join_windows, pad_to_windows, relative_bias, shift_mask, split_windows
+from .windows import (
+    block_mask,
+    join_blocks,
+    join_windows,
+    pad_to_windows,
+    relative_bias,
+    shift_mask,
+    split_blocks,
+    split_windows,
+)
 
 __all__ = [
     "SEQUENCE_POOLS",
@@ -151,6 +160,7 @@ __all__ = [
     "add_branches",
     "add_qv_bias",
     "attend",
+    "block_mask",
     "build_act",
     "ceil_div",
     "chain",
@@ -174,6 +184,7 @@ __all__ = [
     "inception_conv",
     "init_tokens",
     "initialize",
+    "join_blocks",
     "join_heads",
     "join_windows",
     "lecun_normal",
@@ -196,6 +207,7 @@ __all__ = [
     "same_size",
     "scale_with_depth",
     "shift_mask",
+    "split_blocks",
     "split_heads",
     "split_windows",
     "stride_of",

@@ -32,6 +32,7 @@ class SqueezeExcite(nn.Module):
         norm: normalisation of the hidden layer.
         act: activation of the hidden layer.
         gate: activation that makes factors of the last layer's output.
+        bias: of both layers.
 
     Class attributes:
         names: of the layers, in order; three where there is no norm.
@@ -49,10 +50,12 @@ class SqueezeExcite(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
         gate: Callable[[], nn.Module] = nn.Sigmoid,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         hidden = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
-        layers = [nn.Conv2d(channels, hidden, 1), act(), nn.Conv2d(hidden, channels, 1)]
+        linear = partial(nn.Conv2d, kernel_size=1, bias=bias)
+        layers = [linear(channels, hidden), act(), linear(hidden, channels)]
         if len(self.names) > len(layers):
             layers.insert(1, norm(hidden) if norm else nn.Identity())
         for name, layer in zip(self.names, layers, strict=True):

@@ -70,6 +70,44 @@ def join_windows(y: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return crop(y, (height, width))
 
 
+def split_blocks(x: torch.Tensor, count: int, side: Size, *, value: float = 0.0) -> torch.Tensor:
+    """A map in a number of blocks, of sides that follow from its size.
+
+    (N, H, W, C), filled up after the last row and column -> (N * count * count, h * w, C).
+
+    Args:
+        count: blocks along each side; in a graph for all sizes it stays a number.
+        side: (height, width) of a block.
+        value: of what fills up.
+    """
+    below, right = count * side[0] - x.shape[1], count * side[1] - x.shape[2]
+    if not _whole(x, count, side):
+        x = F.pad(x, (0, 0, 0, right, 0, below), value=value)
+    x = torch.unflatten(torch.unflatten(x, 2, (count, side[1])), 1, (count, side[0]))
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def join_blocks(y: torch.Tensor, n: int, count: int, side: Size, size: Size) -> torch.Tensor:
+    """(N * count * count, h * w, C) -> (N, H, W, C) of a size (H, W), without what filled it up."""
+    y = torch.unflatten(torch.unflatten(y, 0, (n, count, count)), 3, side)
+    return crop(y.transpose(2, 3).flatten(3, 4).flatten(1, 2), size)
+
+
+def block_mask(x: torch.Tensor, count: int, side: Size) -> torch.Tensor | None:
+    """(N * count * count, 1, 1, h * w), to be added to products, so that what fills up a map
+    (N, H, W, C) is not seen; None where nothing does."""
+    if _whole(x, count, side):
+        return None
+    there = split_blocks(torch.zeros_like(x[..., :1]), count, side, value=MASKED)
+    return there.transpose(1, 2)[:, None]
+
+
+def _whole(x: torch.Tensor, count: int, side: Size) -> bool | None:
+    """Tell if a map is blocks alone; None where a graph leaves that open."""
+    size = (x.shape[1], x.shape[2])
+    return count == 1 or same_size(size, (count * side[0], count * side[1]))
+
+
 def _divide(x: torch.Tensor, first: int, second: int) -> torch.Tensor:
     """(A, B, ...) -> (first, second, ...); by way of one dimension, so that none of these is
     compared with another."""

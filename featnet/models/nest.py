@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
@@ -22,6 +21,7 @@ from ..layers import (
     PatchEmbed,
     Size,
     attend,
+    block_mask,
     ceil_div,
     crop,
     drop_path_rates,
@@ -29,8 +29,9 @@ from ..layers import (
     get_norm,
     head_width,
     initialize,
+    join_blocks,
     resample_grid,
-    same_size,
+    split_blocks,
     split_heads,
     split_windows,
     to_pair,
@@ -40,8 +41,6 @@ from ..layers import (
 from ..layers.cells import SameMaxPool2d
 from ..registry import Family, weights_table
 from .swin import Block
-
-MASKED = -100.0  # added to the products of what only fills a block up
 
 
 class BlockAttention(nn.Module):
@@ -71,39 +70,16 @@ class BlockAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def split(self, x: torch.Tensor, side: Size, *, value: float = 0.0) -> torch.Tensor:
-        """(N, H, W, C), filled up after the last row and column -> (N * blocks, L, C)."""
-        # In a graph for all sizes the number of blocks stays a number
-        whole = (self.count * side[0], self.count * side[1])
-        if not same_size((x.shape[1], x.shape[2]), whole):
-            below, right = whole[0] - x.shape[1], whole[1] - x.shape[2]
-            x = F.pad(x, (0, 0, 0, right, 0, below), value=value)
-        x = torch.unflatten(torch.unflatten(x, 2, (self.count, side[1])), 1, (self.count, side[0]))
-        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-    def join(self, y: torch.Tensor, n: int, side: Size) -> torch.Tensor:
-        """Undo :meth:`split` for ``n`` maps, but for what fills up."""
-        y = torch.unflatten(torch.unflatten(y, 0, (n, self.count, self.count)), 3, side)
-        return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-    def mask(self, x: torch.Tensor, side: Size) -> torch.Tensor | None:
-        """(N * blocks, 1, 1, L), to be added: positions that are there, or only fill up."""
-        whole = (self.count * side[0], self.count * side[1])
-        if self.count == 1 or same_size((x.shape[1], x.shape[2]), whole):
-            return None
-        there = self.split(torch.zeros_like(x[..., :1]), side, value=MASKED)
-        return there.transpose(1, 2)[:, None]
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = (x.shape[1], x.shape[2])
         side = size
         if self.count > 1:
             side = (ceil_div(size[0], self.count), ceil_div(size[1], self.count))
-        bias = self.mask(x, side)
-        q, k, v = split_heads(self.qkv(self.split(x, side)), 3, self.num_heads)
+        bias = block_mask(x, self.count, side)
+        q, k, v = split_heads(self.qkv(split_blocks(x, self.count, side)), 3, self.num_heads)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=True)
         y = self.proj_drop(self.proj(y.permute(0, 2, 3, 1).flatten(2)))
-        return crop(self.join(y, x.shape[0], side), size)
+        return join_blocks(y, x.shape[0], self.count, side, size)
 
 
 class ConvPool(nn.Module):
