@@ -100,6 +100,8 @@ def at_size(peer: Any, size: tuple[int, int]) -> Any:
     """timm's model, changed to take inputs of a size if it takes but one."""
     if getattr(peer, "dynamic_img_size", True) and hasattr(peer, "dynamic_img_size"):
         return peer
+    if any(hasattr(module, "rel_pos_type") for module in peer.modules()):
+        return with_distances_of(copy.deepcopy(peer), size)
     if not getattr(getattr(peer, "patch_embed", None), "strict_img_size", False):
         return peer
     if not hasattr(peer, "set_input_size"):
@@ -107,3 +109,18 @@ def at_size(peer: Any, size: tuple[int, int]) -> Any:
     changed = copy.deepcopy(peer)
     changed.set_input_size(img_size=size)
     return changed
+
+
+def with_distances_of(peer: Any, size: tuple[int, int]) -> Any:
+    """timm's MViTv2 with tables as it would resample them from a checkpoint, if it were built for
+    this size. At another size than that it reads the wrong rows of its tables, or none."""
+    own = peer.pretrained_cfg["input_size"][-2:]
+    for module in (m for m in peer.modules() if hasattr(m, "rel_pos_type")):
+        for axis, built, side in zip("hw", own, size, strict=True):
+            table = getattr(module, f"rel_pos_{axis}").detach()
+            step = built // ((len(table) + 1) // 2)  # pixels
+            resampled = nn.functional.interpolate(
+                table.T[None], size=2 * -(-side // step) - 1, mode="linear"
+            )
+            setattr(module, f"rel_pos_{axis}", nn.Parameter(resampled[0].T))
+    return peer

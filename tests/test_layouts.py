@@ -54,6 +54,17 @@ class Layout:
         return found
 
 
+def multiscale(depths: Sequence[int]) -> tuple[Rule, ...]:
+    """MViTv2's names, which count the blocks of all stages."""
+    before = [sum(depths[:i]) for i in range(len(depths))]
+    return (
+        (r"^stages\.(\d)\.blocks\.(\d+)", lambda m: f"blocks.{before[int(m[1])] + int(m[2])}"),
+        (r"\.shortcut_proj_(attn|mlp)\.", ".proj."),
+        (r"^head\.fc\.", "head.projection."),
+    )
+
+
+MULTISCALE = dict(embed_dim=16, img_size=64)
 SMALL = dict(depths=(1, 1, 2, 1))
 LAYOUTS = {
     "PoolFormer": Layout(
@@ -156,6 +167,8 @@ LAYOUTS = {
         dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256), num_classes=0),
         prefix="vision_tower.",
     ),
+    "MViTv2": Layout("mvitv2_tiny", "mvitv2", multiscale((1, 2, 5, 2)), MULTISCALE),
+    "MViTv2 L": Layout("mvitv2_large", "mvitv2", multiscale((2, 6, 36, 4)), MULTISCALE),
     "PiT": Layout(
         "pit_ti_224",
         "pit",

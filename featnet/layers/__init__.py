@@ -64,10 +64,10 @@ from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
 from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
-from .phases import Phased, in_phases
+from .phases import MapAndTokens, Phased, PhasedTokens, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
-from .relative_position import RelativePositions
+from .relative_position import RelativePositions, distances, resample_distances
 from .response_norm import FilterResponseNorm
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
@@ -128,6 +128,7 @@ __all__ = [
     "LayerNorm2d",
     "LayerScale",
     "LocalAttention",
+    "MapAndTokens",
     "Memo",
     "MixedRotaryEmbedding",
     "Mlp",
@@ -136,6 +137,7 @@ __all__ = [
     "PatchDropout",
     "PatchEmbed",
     "Phased",
+    "PhasedTokens",
     "QuickGelu",
     "Recomputed",
     "RelativePositions",
@@ -168,6 +170,7 @@ __all__ = [
     "classifiers",
     "conv2d",
     "crop",
+    "distances",
     "drop_path_rates",
     "fit_to_patches",
     "fold_norm",
@@ -201,6 +204,7 @@ __all__ = [
     "recompute",
     "relative_bias",
     "rename_keys",
+    "resample_distances",
     "resample_grid",
     "resample_patches",
     "resample_positions",

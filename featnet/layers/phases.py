@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,3 +96,52 @@ class Phased(nn.Module):
         self.density, self.lost = self.density * density, self.lost * (self.stride // stride[0])
         self.stride = stride[0]
         return self
+
+
+class MapAndTokens(NamedTuple):
+    """A map, and tokens beside it: of the class, of distillation.
+
+    Attributes:
+        map: (N, C, H, W).
+        tokens: (N, T, C); on a denser map (N, T, C, H, W), those of the interleaved map that a
+            position belongs to.
+    """
+
+    map: torch.Tensor
+    tokens: torch.Tensor
+
+    def before(self) -> torch.Tensor:
+        """(N, T, C), the tokens that belong to no position."""
+        return self.tokens[..., 0, 0] if self.tokens.ndim == 5 else self.tokens
+
+
+class PhasedTokens(Phased):
+    """A stage over positions and tokens together, written as :meth:`run`.
+
+    On the interleaved maps each has tokens of its own.
+    """
+
+    channels_last = False
+
+    def run(  # type: ignore[override]
+        self, x: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, C, H, W) and (N, T, C), of the size that the stage was made for."""
+        raise NotImplementedError
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, tokens: torch.Tensor
+    ) -> MapAndTokens:
+        if self.density * self.lost == 1:
+            return MapAndTokens(*self.run(x, tokens))
+        if tokens.ndim == 3:
+            tokens = tokens[..., None, None].expand(-1, -1, -1, *x.shape[-2:])
+        count, width = tokens.shape[1:3]
+
+        def mix(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            y, own = self.run(x, torch.unflatten(tokens[..., 0, 0], 1, (count, width)))
+            return torch.cat((y, own.flatten(1)[..., None, None].expand(-1, -1, *y.shape[-2:])), 1)
+
+        y = in_phases(mix, (x, tokens.flatten(1, 2)), self.density, lost=self.lost)
+        y = torch.unflatten(y, 1, (1 + count, -1))
+        return MapAndTokens(y[:, 0], y[:, 1:])

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..size import Size
 from .memo import Memo
@@ -118,3 +119,27 @@ class RelativePositions:
             lambda: relative_index(size, prefix=self.prefix, device=table.device),
         )
         return self.resample(table, size, density)[index].permute(2, 0, 1)
+
+
+def resample_distances(table: torch.Tensor, length: int) -> torch.Tensor:
+    """(2 * s - 1, C), a row for each distance on a side of s -> (length, C), interpolated."""
+    if same_size((table.shape[0], 1), (length, 1)):
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear")[0].T
+
+
+def distances(
+    table: torch.Tensor, queries: int, keys: int, *, coarser: bool = True
+) -> torch.Tensor:
+    """(2 * s - 1, C), a row for each distance on a side of s -> (queries, keys, C).
+
+    The table is interpolated for a side of another length, which is that of the larger number.
+
+    Args:
+        coarser: there are at most as many keys as queries on the side; False for at least as many.
+    """
+    side = queries if coarser else keys
+    table = resample_distances(table, 2 * side - 1)
+    query = torch.arange(queries, device=table.device) * side // queries
+    key = (keys - 1 - torch.arange(keys, device=table.device)) * side // keys
+    return table[query[:, None] + key]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +18,12 @@ from ..layers import (
     Blocks,
     DistilledHead,
     Head,
-    Phased,
+    MapAndTokens,
+    PhasedTokens,
     SequencePool,
     Size,
     TokenHead,
     drop_path_rates,
-    in_phases,
     init_tokens,
     rename_keys,
     resample_grid,
@@ -31,23 +31,6 @@ from ..layers import (
 )
 from ..registry import Family, weights_table
 from ._vit_blocks import Block, ViTSettings
-
-
-class Level(NamedTuple):
-    """A map, and the tokens of class and distillation.
-
-    Attributes:
-        map: (N, C, H, W).
-        tokens: (N, T, C); on a denser map (N, T, C, H, W), those of the interleaved map that a
-            position belongs to.
-    """
-
-    map: torch.Tensor
-    tokens: torch.Tensor
-
-    def before(self) -> torch.Tensor:
-        """(N, T, C), the tokens that belong to no position."""
-        return self.tokens[..., 0, 0] if self.tokens.ndim == 5 else self.tokens
 
 
 class Pooling(nn.Module):
@@ -62,13 +45,11 @@ class Pooling(nn.Module):
         return self.conv(x), self.fc(tokens)
 
 
-class Transformer(Phased):
+class Transformer(PhasedTokens):
     """Half the size, but for the first stage, then blocks over positions and tokens together.
 
     With an output stride it runs on the interleaved maps, each with tokens of its own.
     """
-
-    channels_last = False
 
     def __init__(self, pool: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -87,21 +68,6 @@ class Transformer(Phased):
         y = torch.cat((tokens, x.flatten(2).transpose(1, 2)), 1)
         y = self.blocks(self.norm(y))
         return torch.unflatten(y[:, count:].transpose(1, 2), 2, size), y[:, :count]
-
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> Level:  # type: ignore[override]
-        if self.density * self.lost == 1:
-            return Level(*self.run(x, tokens))
-        if tokens.ndim == 3:
-            tokens = tokens[..., None, None].expand(-1, -1, -1, *x.shape[-2:])
-        count = tokens.shape[1]
-
-        def mix(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            y, own = self.run(x, torch.unflatten(tokens[..., 0, 0], 1, (count, -1)))
-            return torch.cat((y, own.flatten(1)[..., None, None].expand(-1, -1, *y.shape[-2:])), 1)
-
-        y = in_phases(mix, (x, tokens.flatten(1, 2)), self.density, lost=self.lost)
-        y = torch.unflatten(y, 1, (1 + count, -1))
-        return Level(y[:, 0], y[:, 1:])
 
 
 class ConvEmbedding(nn.Module):
@@ -205,21 +171,21 @@ class PoolingVisionTransformer(Backbone):
         )
         init_tokens(self.pos_embed, self.cls_token)
 
-    def forward_levels(self, x: torch.Tensor) -> Iterator[Level]:
+    def forward_levels(self, x: torch.Tensor) -> Iterator[MapAndTokens]:
         x = self.patch_embed(x)  # (N, C, H/8, W/8)
         table = self.pos_embed.permute(0, 2, 3, 1)
         table = resample_grid(table, (x.shape[-2], x.shape[-1])).permute(0, 3, 1, 2)
         x = self.pos_drop(x + table)
-        level = Level(x, self.cls_token.expand(x.shape[0], -1, -1))
+        level = MapAndTokens(x, self.cls_token.expand(x.shape[0], -1, -1))
         del x  # or it is held as long as the first stage runs
         for stage in self.transformers:
             level = stage(*level)  # (N, C, H/8, W/8), (N, 2C, H/16, W/16), ...
             yield level
 
-    def as_map(self, y: Level) -> torch.Tensor:
+    def as_map(self, y: MapAndTokens) -> torch.Tensor:
         return y[0]
 
-    def finish(self, y: Level) -> torch.Tensor:
+    def finish(self, y: MapAndTokens) -> torch.Tensor:
         return self.norm(y.before())
 
     def set_distilled_training(self, enable: bool = True) -> None:

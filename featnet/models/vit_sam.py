@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
@@ -25,6 +24,7 @@ from ..layers import (
     PatchEmbed,
     Size,
     attend,
+    distances,
     get_act,
     get_norm,
     head_width,
@@ -32,25 +32,12 @@ from ..layers import (
     join_windows,
     pad_to_windows,
     resample_grid,
-    same_size,
     split_heads,
     split_windows,
 )
 from ..registry import Family, weights_table
 from ._vit_blocks import Block, ViTSettings
 from .vit import VisionTransformer
-
-
-def distances(table: torch.Tensor, side: int) -> torch.Tensor:
-    """(2 * s - 1, C), for each distance on a side of s -> (side, side, C), of query and key.
-
-    For a side of another length the table is interpolated.
-    """
-    reach = 2 * side - 1
-    if not same_size((table.shape[0], 1), (reach, 1)):
-        table = F.interpolate(table.T[None], size=reach, mode="linear")[0].T
-    place = torch.arange(side, device=table.device)
-    return table[place[:, None] - place + side - 1]
 
 
 class Attention(nn.Module):
@@ -94,8 +81,8 @@ class Attention(nn.Module):
     def bias(self, q: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(N, heads, L, C) queries -> (N, heads, L, L)."""
         grid = torch.unflatten(q.flatten(0, 1), 1, (height, width))
-        down = torch.einsum("nhwc,hkc->nhwk", grid, distances(self.rel_pos_h, height))
-        across = torch.einsum("nhwc,wkc->nhwk", grid, distances(self.rel_pos_w, width))
+        down = torch.einsum("nhwc,hkc->nhwk", grid, distances(self.rel_pos_h, height, height))
+        across = torch.einsum("nhwc,wkc->nhwk", grid, distances(self.rel_pos_w, width, width))
         both = down[..., :, None] + across[..., None, :]
         return both.reshape(*q.shape[:3], height * width)
 
