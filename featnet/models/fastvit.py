@@ -194,6 +194,7 @@ class RepMixer(nn.Module):
         if "mixer" not in self._modules:
             return
         mixer, gamma = self.mixer.reparam_conv, self.layer_scale.gamma.double()
+        assert mixer.bias is not None
         same = identity_kernel(mixer)
         norm, shift = fold_norm(same, self.norm.get_submodule("identity"))
         kernel = same + gamma[..., None] * (mixer.weight.double() - norm)
@@ -227,7 +228,7 @@ class ConvMlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(x))))
 
 
-class MapAttention(Phased, Attention):
+class MapAttention(Phased, Attention):  # type: ignore[misc]
     """Attention between all positions of a map, heads of 32 channels; in phases where an output
     stride has made it denser."""
 
