@@ -1,0 +1,73 @@
+"""timm's settings of layers: featnet has one form, which is exportable and is not scripted."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from ..errors import ArgumentError
+
+
+def is_scriptable() -> bool:
+    """Return False: there is no torch.jit.script here."""
+    return False
+
+
+def is_exportable() -> bool:
+    """Return True: every model goes through ``torch.export``."""
+    return True
+
+
+def is_no_jit() -> bool:
+    """Return True: no layer uses torch.jit."""
+    return True
+
+
+def use_fused_attn(experimental: bool = False) -> bool:
+    """Return True: attention is torch's fused one; a Backbone has ``set_fused_attn``."""
+    return not experimental
+
+
+class _Setting:
+    """A context that changes nothing."""
+
+    def __init__(self, mode: bool = True) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return None
+
+
+class set_exportable(_Setting):  # timm's names
+    """Accept either value: every model is exportable."""
+
+
+class set_no_jit(_Setting):
+    """Accept either value: no model uses torch.jit."""
+
+
+class set_scriptable(_Setting):
+    """Accept False.
+
+    Raises:
+        ArgumentError: True; torch.jit.script is not supported.
+    """
+
+    def __init__(self, mode: bool = True) -> None:
+        if mode:
+            raise ArgumentError(
+                "set_scriptable(True): torch.jit.script is not supported; use torch.export, "
+                "torch.jit.trace or torch.compile."
+            )
+        super().__init__(mode)
+
+
+class set_layer_config(_Setting):
+    """Accept what the other settings accept."""
+
+    def __init__(self, scriptable: bool | None = None, **_others: object) -> None:
+        super().__init__(bool(scriptable))
+        if scriptable:
+            set_scriptable(True)
