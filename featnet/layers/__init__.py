@@ -76,6 +76,7 @@ from .std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2d
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
 from .windows import (
     block_mask,
+    block_side,
     join_blocks,
     join_windows,
     pad_to_windows,
@@ -163,6 +164,7 @@ __all__ = [
     "add_qv_bias",
     "attend",
     "block_mask",
+    "block_side",
     "build_act",
     "ceil_div",
     "chain",

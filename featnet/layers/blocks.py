@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -48,9 +49,9 @@ class Blocks(nn.Sequential, Recomputed):
     def forward(self, x: Any) -> Any:
         return self.through(x)
 
-    def through(self, x: object, stop: int | None = None) -> Any:
-        """Through the blocks before number ``stop`` only."""
-        blocks = list(self)[:stop]
+    def through(self, x: object, stop: int | None = None, **given: object) -> Any:
+        """Through the blocks before number ``stop`` only, each of which gets ``given``, too."""
+        blocks = [partial(block, **given) if given else block for block in list(self)[:stop]]
         for section in [blocks] if self.whole else [[block] for block in blocks]:
             x = self.run(section, x)
         return x

@@ -87,19 +87,31 @@ def split_blocks(x: torch.Tensor, count: int, side: Size, *, value: float = 0.0)
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def join_blocks(y: torch.Tensor, n: int, count: int, side: Size, size: Size) -> torch.Tensor:
-    """(N * count * count, h * w, C) -> (N, H, W, C) of a size (H, W), without what filled it up."""
+def join_blocks(y: torch.Tensor, shape: Sequence[int], count: int, side: Size) -> torch.Tensor:
+    """(N * count * count, h * w, C) -> (N, H, W, C) for a shape (N, H, W, ...), without what filled
+    it up."""
+    n, height, width = shape[:3]
     y = torch.unflatten(torch.unflatten(y, 0, (n, count, count)), 3, side)
-    return crop(y.transpose(2, 3).flatten(3, 4).flatten(1, 2), size)
+    return crop(y.transpose(2, 3).flatten(3, 4).flatten(1, 2), (height, width))
 
 
-def block_mask(x: torch.Tensor, count: int, side: Size) -> torch.Tensor | None:
+def block_mask(
+    x: torch.Tensor, count: int, side: Size, *, bias: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """(N * count * count, 1, 1, h * w), to be added to products, so that what fills up a map
-    (N, H, W, C) is not seen; None where nothing does."""
+    (N, H, W, C) is not seen. With a bias, (..., h * w, h * w), their sum; that alone where nothing
+    fills up."""
     if _whole(x, count, side):
-        return None
+        return bias
     there = split_blocks(torch.zeros_like(x[..., :1]), count, side, value=MASKED)
-    return there.transpose(1, 2)[:, None]
+    mask = there.transpose(1, 2)[:, None]
+    return mask if bias is None else bias + mask
+
+
+def block_side(x: torch.Tensor, count: int) -> Size:
+    """(height, width) of the blocks that a map (N, H, W, C) is split into."""
+    height, width = x.shape[1:3]
+    return (height, width) if count == 1 else (ceil_div(height, count), ceil_div(width, count))
 
 
 def _whole(x: torch.Tensor, count: int, side: Size) -> bool | None:

@@ -6,6 +6,7 @@ Paper: https://arxiv.org/abs/2206.09959.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from ..layers import (
     SqueezeExcite,
     attend,
     block_mask,
-    ceil_div,
+    block_side,
     drop_path_rates,
     get_act,
     get_norm,
@@ -72,56 +73,19 @@ class Downsample(nn.Module):
         return self.norm2(self.reduction(self.conv_block(self.norm1(x))))
 
 
-class Stem(nn.Module):
-    """(N, 3, H, W) -> (N, C, H/4, W/4)."""
-
-    def __init__(self, in_chans: int, dim: int, *, act: Layer, norm: Layer) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, dim, 3, 2, 1)
-        self.down = Downsample(dim, dim, act=act, norm=norm)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.conv1(x))
-
-
-class FeatureBlock(nn.Module):
-    """(N, C, H, W) -> (N, C, h, w), the whole map at the size of one window.
-
-    Args:
-        halvings: pools that halve the size.
-    """
-
-    def __init__(self, dim: int, halvings: int, *, act: Layer) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential()
-        for i in range(1, max(1, halvings) + 1):
-            self.blocks.add_module(f"conv{i}", MbConv(dim, act=act))
-            if halvings:
-                self.blocks.add_module(f"pool{i}", nn.MaxPool2d(3, 2, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(x)
+def feature_block(dim: int, halvings: int, *, act: Layer) -> nn.Module:
+    """(N, C, H, W) -> (N, C, h, w), the whole map, halved until it is as large as one window."""
+    layers = OrderedDict[str, nn.Module]()
+    for i in range(1, max(1, halvings) + 1):
+        layers[f"conv{i}"] = MbConv(dim, act=act)
+        if halvings:
+            layers[f"pool{i}"] = nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(layers)))
 
 
 # Attention ------------------------------------------------------------------------------------
 
-
-class RelativeBias(nn.Module):
-    """Biases (heads, L, L) for windows of any size.
-
-    Args:
-        window: (height, width) of those that the table is made for.
-    """
-
-    def __init__(self, window: Size, num_heads: int) -> None:
-        super().__init__()
-        self.positions = RelativePositions(window, prefix=False)
-        table = nn.Parameter(torch.empty(self.positions.length, num_heads))
-        self.relative_position_bias_table = table
-        init_tokens(table)
-
-    def forward(self, window: Size) -> torch.Tensor:
-        return self.positions.bias(self.relative_position_bias_table, window)
+TABLE = "relative_position_bias_table"
 
 
 class WindowAttention(nn.Module):
@@ -151,7 +115,11 @@ class WindowAttention(nn.Module):
         super().__init__()
         head_width(dim, num_heads)
         self.num_heads, self.count, self.use_global = num_heads, count, use_global
-        self.rel_pos = RelativeBias(window, num_heads)
+        self.positions = RelativePositions(window, prefix=False)
+        self.rel_pos: Any = nn.Module()  # only a name
+        table = nn.Parameter(torch.empty(self.positions.length, num_heads))
+        self.rel_pos.relative_position_bias_table = table
+        init_tokens(table)
         self.qkv = nn.Linear(dim, dim * (2 if use_global else 3), bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
@@ -159,12 +127,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
         """Attend; ``query`` (N, h, w, C) is as large as a window."""
-        size = (x.shape[1], x.shape[2])
-        window = size
-        if self.count > 1:
-            window = (ceil_div(size[0], self.count), ceil_div(size[1], self.count))
-        bias, mask = self.rel_pos(window)[None], block_mask(x, self.count, window)
-        bias = bias if mask is None else bias + mask
+        window = block_side(x, self.count)
+        bias = self.positions.bias(self.rel_pos.relative_position_bias_table, window)
+        masked = block_mask(x, self.count, window, bias=bias[None])
         parts = self.qkv(split_blocks(x, self.count, window))
         if self.use_global:
             assert query is not None
@@ -173,9 +138,9 @@ class WindowAttention(nn.Module):
             q = q.repeat_interleave(self.count**2, 0)
         else:
             q, k, v = split_heads(parts, 3, self.num_heads)
-        y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=True)
+        y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=masked, windows=True)
         y = self.proj_drop(self.proj(join_heads(y)))
-        return join_blocks(y, x.shape[0], self.count, window, size)
+        return join_blocks(y, x.shape, self.count, window)
 
 
 class Block(nn.Module):
@@ -187,19 +152,18 @@ class Block(nn.Module):
         *,
         attention: nn.Module,
         mlp: nn.Module,
-        layer_scale: float | None,
+        scale: Layer,
         norm: Layer,
         drop_path: float,
     ) -> None:
         super().__init__()
-        scale = nn.Identity if layer_scale is None else partial(LayerScale, dim, layer_scale)
         self.norm1 = norm(dim)
         self.attn = attention
-        self.ls1 = scale()
+        self.ls1 = scale(dim)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = norm(dim)
         self.mlp = mlp
-        self.ls2 = scale()
+        self.ls2 = scale(dim)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
@@ -214,26 +178,23 @@ class Stage(Phased):
 
     Args:
         downsample: what halves the size; None for nothing.
-        halvings: of the map until it is as large as a window.
-        norm: behind the blocks.
+        query: gives the map at the size of a window.
     """
 
     channels_last = False
 
     def __init__(
         self,
-        dim: int,
         *,
         downsample: nn.Module | None,
-        halvings: int,
-        act: Layer,
+        query: nn.Module,
         blocks: Sequence[nn.Module],
         norm: nn.Module,
     ) -> None:
         super().__init__()
         self.stride = 1 if downsample is None else 2
         self.downsample = nn.Identity() if downsample is None else downsample
-        self.global_block = FeatureBlock(dim, halvings, act=act)
+        self.global_block = query
         self.blocks = Blocks(*blocks)
         self.norm = norm
 
@@ -241,10 +202,7 @@ class Stage(Phased):
         x, query = self.downsample(x), None
         if len(self.blocks) > 1:  # the second one is the first that asks it
             query = self.global_block(x).permute(0, 2, 3, 1)
-        x = x.permute(0, 2, 3, 1)
-        calls = [partial(block, query=query) for block in self.blocks]
-        for section in [calls] if self.blocks.whole else [[call] for call in calls]:
-            x = self.blocks.run(section, x)
+        x = self.blocks.through(x.permute(0, 2, 3, 1), query=query)
         return self.norm(x).permute(0, 3, 1, 2).contiguous()
 
 
@@ -259,19 +217,17 @@ class GlobalContextVit(Backbone):
 
     Args:
         img_size: (height, width) that windows and their tables are made for.
-        window_ratio: pixels of the image for each position of a window, along its side, of each
-            stage.
-        window_size: of each stage, one for all or one for each, in place of the ratio.
+        window_ratio: the image's side by a window's, of each stage.
+        window_size: in place of the ratio, one for all stages or one for each.
         embed_dim: channels of the first stage, which each one doubles.
         depths, num_heads: of each stage.
         mlp_ratio: width of the hidden layers.
         qkv_bias: biases of the projections to queries, keys and values.
         layer_scale: first value of the learnt scale of each branch; None for none.
-        norm_layer, norm_layer_cl: of maps (N, C, H, W), and of (N, H, W, C).
-        norm_eps: of both.
-        drop_rate: before the classifier.
-        proj_drop_rate, attn_drop_rate: of the blocks' outputs and of the attention maps.
-        drop_path_rate: of the last block; the rate grows linearly from 0 at the first.
+        norm_layer, norm_layer_cl, norm_eps: of (N, C, H, W), of (N, H, W, C), and both.
+        drop_rate, proj_drop_rate, attn_drop_rate: before the classifier, of the blocks' outputs, of
+            the attention maps.
+        drop_path_rate: of the last block; it grows linearly from 0.
 
     The other arguments are every Backbone's.
     """
@@ -306,40 +262,44 @@ class GlobalContextVit(Backbone):
         act, norm = get_act(act_layer), partial(get_norm(norm_layer), eps=norm_eps)
         last_norm = partial(get_norm(norm_layer_cl), eps=norm_eps)
         self.img_size = to_pair(img_size)
-        self.stem = Stem(in_chans, embed_dim, act=act, norm=norm)
+        scale = nn.Identity if layer_scale is None else partial(LayerScale, init_value=layer_scale)
+        down = partial(Downsample, norm=norm)
+        self.stem = nn.Sequential()  # (N, 3, H, W) -> (N, C, H/4, W/4)
+        self.stem.add_module("conv1", nn.Conv2d(in_chans, embed_dim, 3, 2, 1))
+        self.stem.add_module("down", down(embed_dim, embed_dim, act=act))
         self.stages = nn.Sequential()
-        windows = window_sizes(self.img_size, window_ratio, window_size)
+        height, width = self.img_size
+        windows = [(max(1, height // r), max(1, width // r)) for r in window_ratio]
+        if window_size is not None:
+            sides = [window_size] * len(depths) if isinstance(window_size, int) else window_size
+            windows = [to_pair(side) for side in sides]
         rates = drop_path_rates(drop_path_rate, depths)
         for i, (heads, window) in enumerate(zip(num_heads, windows, strict=True)):
             dim, reduction = embed_dim * 2**i, 4 * 2**i
-            smallest = min(self.img_size) // reduction
-            halvings = max(0, int(math.log2(max(1, smallest / min(window)))))
-            attention = partial(
-                WindowAttention,
-                dim,
-                heads,
-                window=window,
-                count=2**halvings,
-                qkv_bias=qkv_bias,
-                attn_drop=attn_drop_rate,
-                proj_drop=proj_drop_rate,
-            )
+            halvings = int(math.log2(max(1, min(self.img_size) // reduction / min(window))))
             blocks = [
                 Block(
                     dim,
-                    attention=attention(use_global=j % 2 == 1),
+                    attention=WindowAttention(
+                        dim,
+                        heads,
+                        window=window,
+                        count=2**halvings,
+                        use_global=j % 2 == 1,
+                        qkv_bias=qkv_bias,
+                        attn_drop=attn_drop_rate,
+                        proj_drop=proj_drop_rate,
+                    ),
                     mlp=Mlp(dim, int(dim * mlp_ratio), act=act, drop=proj_drop_rate),
-                    layer_scale=layer_scale,
+                    scale=scale,
                     norm=last_norm,
                     drop_path=rate,
                 )
                 for j, rate in enumerate(rates[i])
             ]
             stage = Stage(
-                dim,
-                downsample=Downsample(dim // 2, dim, act=nn.GELU, norm=norm) if i else None,
-                halvings=halvings,
-                act=act,
+                downsample=down(dim // 2, dim, act=nn.GELU) if i else None,
+                query=feature_block(dim, halvings, act=act),
                 blocks=blocks,
                 norm=last_norm(dim) if i == len(depths) - 1 else nn.Identity(),
             )
@@ -353,28 +313,16 @@ class GlobalContextVit(Backbone):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
-        names = (name for name, _ in self.named_parameters())
-        return {name for name in names if name.endswith("relative_position_bias_table")}
+        return {name for name, _ in self.named_parameters() if name.endswith(TABLE)}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; tables of square windows of another size are resampled."""
-        indices = "relative_position_index"  # computed here
-        converted = {key: value for key, value in state.items() if not key.endswith(indices)}
+        converted = {k: v for k, v in state.items() if not k.endswith("relative_position_index")}
         for name, module in self.named_modules():
-            key = f"{name}.relative_position_bias_table"
-            if isinstance(module, RelativeBias) and key in converted:
+            key = f"{name}.rel_pos.{TABLE}"
+            if isinstance(module, WindowAttention) and key in converted:
                 converted[key] = for_window(converted[key], module.positions.size)
         return converted
-
-
-def window_sizes(
-    img_size: Size, ratio: Sequence[int], given: int | Sequence[int] | None
-) -> list[Size]:
-    """(height, width) of each stage's windows."""
-    if given is None:
-        return [(max(1, img_size[0] // r), max(1, img_size[1] // r)) for r in ratio]
-    sides = [given] * len(ratio) if isinstance(given, int) else given
-    return [to_pair(side) for side in sides]
 
 
 WIDE: dict[str, Any] = dict(mlp_ratio=2, layer_scale=1e-5)

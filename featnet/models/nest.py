@@ -22,6 +22,7 @@ from ..layers import (
     Size,
     attend,
     block_mask,
+    block_side,
     ceil_div,
     crop,
     drop_path_rates,
@@ -71,15 +72,12 @@ class BlockAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = (x.shape[1], x.shape[2])
-        side = size
-        if self.count > 1:
-            side = (ceil_div(size[0], self.count), ceil_div(size[1], self.count))
+        side = block_side(x, self.count)
         bias = block_mask(x, self.count, side)
         q, k, v = split_heads(self.qkv(split_blocks(x, self.count, side)), 3, self.num_heads)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=True)
         y = self.proj_drop(self.proj(y.permute(0, 2, 3, 1).flatten(2)))
-        return join_blocks(y, x.shape[0], self.count, side, size)
+        return join_blocks(y, x.shape, self.count, side)
 
 
 class ConvPool(nn.Module):
