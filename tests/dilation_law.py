@@ -15,7 +15,7 @@ from featnet.errors import InputSizeError
 from featnet.layers import BlurPool2d
 
 # Attention over the whole map: the à trous law is not about it
-GLOBAL = ("GatedContext", "GlobalContext", "MultiQueryAttention2d")
+GLOBAL = ("GatedContext", "GlobalContext")
 
 
 def lost(window: Any) -> int:

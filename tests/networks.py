@@ -17,10 +17,12 @@ from featnet.tracing import shapes, trace
 
 @functools.cache
 def small(name: str) -> dict[str, Any]:
-    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels.
-    None for what has no such arguments, or is not the same with them."""
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels; or
+    a quarter of the channels. None for what has no such arguments, or is not the same with them."""
     entry = registry.find(name)
     takes = inspect.signature(entry.build).parameters.keys()
+    if "channel_multiplier" in takes:
+        return {"channel_multiplier": 0.25}
     if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
     narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
@@ -42,7 +44,7 @@ def shallow(name: str) -> dict[str, Any]:
     modes, in which every block is traced; checkpoints' shapes are not kept."""
     entry = registry.find(name)
     takes = inspect.signature(entry.build).parameters
-    for key in ("depths", "stages"):
+    for key in ("depths", "layers", "stages"):
         depths = entry.row.get(key)
         if key not in takes or not isinstance(depths, (tuple, list)):
             continue

@@ -55,7 +55,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         options: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
         options["out_indices"] = peer_levels(name)
         with Unset():
-            net = peer_model(name, features_only=True, **options)
+            net = peer_model(name, features_only=True, **small(name), **options)
         own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
         net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):

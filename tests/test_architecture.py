@@ -47,6 +47,7 @@ FAMILY_EDGES |= {(f"vit_{kind}", "_vit_blocks") for kind in ("relpos", "sam")}
 FAMILY_EDGES |= {("eva", "vit"), ("eva", "_eva_keys"), ("eva", "_vit_keys"), ("beit", "eva")}
 FAMILY_EDGES |= {("beit", "_eva_keys"), ("_eva_keys", "_vit_keys")}
 FAMILY_EDGES |= {("swin_v2", "swin"), ("swin_v2_cr", "swin"), ("swin_v2_cr", "swin_v2")}
+FAMILY_EDGES |= {("mobilenetv5", "efficientnet")}
 FAMILY_EDGES |= {("repghost", "ghostnet"), ("pvt_v2", "swin")}
 FAMILY_EDGES |= {("dla", "resnet"), ("dla", "res2net"), ("nest", "swin"), ("gcvit", "swin")}
 FAMILY_EDGES |= {("hieradet_sam2", "hiera")}

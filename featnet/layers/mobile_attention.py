@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .factory import Layer
+from .mobile_conv import conv2d
 from .mobile_spec import Block, MobileSettings, Spec, layer_scale
+from .phases import Phased
 from .static import in_memory_format_of
 
 
-class KeyConv2d(nn.Conv2d):
-    """Thins out keys and values. What it puts out is no map of the network, so that its stride is
-    not the output stride's to take."""
-
-    def dilate(self, density: int, stride: tuple[int, int]) -> nn.Module:
-        """As wide on a map that is ``density`` times denser; all of the stride stays."""
-        del stride
-        assert isinstance(self.padding, tuple)
-        self.padding = tuple(p * density for p in self.padding)
-        self.dilation = tuple(d * density for d in self.dilation)
-        return self
-
-
-class MultiQueryAttention2d(nn.Module):
+class MultiQueryAttention2d(Phased):
     """Every position asks all positions, of which several heads share keys and values
-    (https://arxiv.org/abs/1911.02150)."""
+    (https://arxiv.org/abs/1911.02150).
 
-    def __init__(self, in_chs: int, spec: Spec, *, norm: Layer) -> None:
+    A convolution may thin out keys and values; that is no stride of the network's maps.
+    """
+
+    channels_last = False
+
+    def __init__(self, in_chs: int, spec: Spec, *, norm: Layer, pad_type: str) -> None:
         super().__init__()
         self.heads = spec.heads
         self.query = nn.Sequential(OrderedDict(proj=_conv1x1(in_chs, spec.heads * spec.d)))
-        self.key = self._keys(in_chs, spec, norm)
-        self.value = self._keys(in_chs, spec, norm)
+        self.key = self._keys(in_chs, spec, norm, pad_type)
+        self.value = self._keys(in_chs, spec, norm, pad_type)
         self.output = nn.Sequential(OrderedDict(proj=_conv1x1(spec.heads * spec.d, spec.channels)))
 
     @staticmethod
-    def _keys(in_chs: int, spec: Spec, norm: Layer) -> nn.Module:
+    def _keys(in_chs: int, spec: Spec, norm: Layer, pad_type: str) -> nn.Module:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        kernel = spec.kernel
         if spec.kv_stride > 1:
-            assert isinstance(kernel, int)
-            parts["down_conv"] = KeyConv2d(
-                in_chs, in_chs, kernel, spec.kv_stride, kernel // 2, groups=in_chs, bias=False
-            )
+            options: dict[str, Any] = dict(stride=spec.kv_stride, groups=in_chs, pad_type=pad_type)
+            parts["down_conv"] = conv2d(in_chs, in_chs, spec.kernel, **options)
             parts["norm"] = norm(in_chs)
         parts["proj"] = _conv1x1(in_chs, spec.d)
         return nn.Sequential(parts)
@@ -57,7 +49,7 @@ class MultiQueryAttention2d(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def run(self, x: torch.Tensor) -> torch.Tensor:
         n, _, h, w = x.shape
         q = self.query(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, K, hw, d)
         k = self.key(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, M, d)
@@ -81,7 +73,9 @@ class MobileAttention(Block):
     ) -> None:
         super().__init__()
         self.norm = settings.last_norm(in_chs)
-        self.attn = MultiQueryAttention2d(in_chs, spec, norm=settings.norm)
+        self.attn = MultiQueryAttention2d(
+            in_chs, spec, norm=settings.norm, pad_type=settings.pad_type
+        )
         self.layer_scale = layer_scale(spec.channels, settings)
         self.add_shortcut(in_chs, spec, drop_path)
 

@@ -257,6 +257,7 @@ class EfficientNet(Backbone):
     """
 
     first_conv, last_fc = "conv_stem", "classifier"
+    stem_level = "act1"
 
     def __init__(
         self,
@@ -294,8 +295,7 @@ class EfficientNet(Backbone):
             se_of_input=arch.se_of_input,
             layer_scale=arch.layer_scale,
         )
-        self.conv_stem = conv2d(in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=pad_type)
-        self.bn1, self.act1 = settings.norm_act(arch.stem)
+        self.add_stem(arch, settings)
         out_chs = self._add_blocks(plan(arch), arch.stem, settings, drop_path_rate, widths)
         head = self.add_tail(out_chs, arch, settings)
         self.add_head(
@@ -306,6 +306,17 @@ class EfficientNet(Backbone):
             head=head,
         )
         initialize(self, conv=[he_group_fan_out, zero_bias], linear=[uniform_fan_out, zero_bias])
+
+    def add_stem(self, arch: Arch, settings: MobileSettings) -> None:
+        """Add the layers of :meth:`run_stem`; the last of them is ``stem_level``."""
+        self.conv_stem = conv2d(
+            self.in_chans, arch.stem, arch.stem_kernel, stride=2, pad_type=settings.pad_type
+        )
+        self.bn1, self.act1 = settings.norm_act(arch.stem)
+
+    def run_stem(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H/2, W/2)."""
+        return self.act1(self.bn1(self.conv_stem(x)))
 
     def _add_blocks(
         self,
@@ -320,7 +331,7 @@ class EfficientNet(Backbone):
         self._ends: list[bool] = []  # which stages end a resolution
         total, count, reduction = sum(map(len, stages)), 0, 2
         if stages[0][0].step > 1:
-            self.add_level("act1", channels=in_chs, reduction=2)
+            self.add_level(self.stem_level, channels=in_chs, reduction=2)
         for i, specs in enumerate(stages):
             blocks = []
             for spec in specs:
@@ -354,8 +365,8 @@ class EfficientNet(Backbone):
         return Head()
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[torch.Tensor | HalfBlock]:
-        x = self.act1(self.bn1(self.conv_stem(x)))  # (N, C, H/2, W/2)
-        if self.levels[0].module == "act1":
+        x = self.run_stem(x)  # (N, C, H/2, W/2)
+        if self.levels[0].module == self.stem_level:
             yield x
         y: torch.Tensor | HalfBlock = x
         for stage, ends in zip(self.blocks, self._ends, strict=True):
