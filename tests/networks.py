@@ -17,8 +17,9 @@ from featnet.tracing import shapes, trace
 
 @functools.cache
 def small(name: str) -> dict[str, Any]:
-    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels; or
-    a quarter of the channels. None for what has no such arguments, or is not the same with them."""
+    """Arguments that keep a transformer's structure and make it small: three blocks, 96 channels;
+    or a quarter of the channels. None for what has no such arguments, or is not the same with
+    them."""
     entry = registry.find(name)
     takes = inspect.signature(entry.build).parameters.keys()
     if "channel_multiplier" in takes:
