@@ -50,12 +50,13 @@ class MultiQueryAttention2d(Phased):
                 nn.init.xavier_uniform_(module.weight)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        n, _, h, w = x.shape
+        size = (x.shape[2], x.shape[3])
         q = self.query(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)  # (N, K, hw, d)
         k = self.key(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, M, d)
         v = self.value(x).flatten(2).transpose(1, 2)[:, None]
         y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        y = y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+        y = y.transpose(1, 2).flatten(2).transpose(1, 2)  # (N, K * d, h * w)
+        y = torch.unflatten(y, 2, size)
         return self.output(in_memory_format_of(y, x))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
@@ -22,6 +23,16 @@ from ..registry import Family, weights_table
 from .efficientnet import Arch, EfficientNet
 
 GRID = 16  # rows and columns of the final features
+
+
+@torch.fx.wrap
+def to_grid(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C, 16, 16): by a mean where 16 divides the size, else interpolated; one
+    step of a graph."""
+    height, width = x.shape[-2:]
+    if height % GRID or width % GRID:
+        return F.interpolate(x, (GRID, GRID), mode="bilinear")
+    return F.avg_pool2d(x, (height // GRID, width // GRID))
 
 
 class Fusion(nn.Module):
@@ -42,14 +53,8 @@ class Fusion(nn.Module):
 
     def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W), (N, C', H', W') -> (N, C'', 16, 16)."""
-        height, width = fine.shape[-2:]
-        coarse = F.interpolate(coarse, (height, width), mode="nearest")
-        x = self.ffn(torch.cat((fine, coarse), 1))  # (N, C'', H, W)
-        if height % GRID or width % GRID:
-            x = F.interpolate(x, (GRID, GRID), mode="bilinear")
-        else:
-            x = F.avg_pool2d(x, (height // GRID, width // GRID))
-        return self.norm(x)
+        coarse = F.interpolate(coarse, (fine.shape[-2], fine.shape[-1]), mode="nearest")
+        return self.norm(to_grid(self.ffn(torch.cat((fine, coarse), 1))))
 
 
 class LastLevel(NamedTuple):
