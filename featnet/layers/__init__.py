@@ -73,7 +73,7 @@ from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, Rotar
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
 from .static import ceil_div, crop, same_size, stride_of
 from .std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
-from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens
+from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens, as_image, as_sequence
 from .windows import (
     block_mask,
     block_side,
@@ -162,6 +162,8 @@ __all__ = [
     "Tokens",
     "add_branches",
     "add_qv_bias",
+    "as_image",
+    "as_sequence",
     "attend",
     "block_mask",
     "block_side",

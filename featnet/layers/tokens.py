@@ -15,6 +15,16 @@ from .pool import GlobalPool
 SEQUENCE_POOLS = ("", "token", "avg", "max", "avgmax")
 
 
+def as_image(x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """(N, H * W, C) -> (N, C, H, W)."""
+    return torch.unflatten(x.transpose(1, 2), 2, grid)
+
+
+def as_sequence(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, H * W, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
 class Tokens(NamedTuple):
     """A level of a transformer: tokens of patches on a grid, and others before them.
 

@@ -25,6 +25,8 @@ from ..layers import (
     Size,
     TokenHead,
     Tokens,
+    as_image,
+    as_sequence,
     crop,
     get_norm,
     head_width,
@@ -44,16 +46,6 @@ SCALES = (2, 3, 4)  # those with parallel blocks
 WINDOW = {3: 2, 5: 3, 7: 3}  # heads of each kernel size
 
 # Positions ------------------------------------------------------------------------------------
-
-
-def as_image(x: torch.Tensor, grid: Size) -> torch.Tensor:
-    """(N, H * W, C) -> (N, C, H, W)."""
-    return torch.unflatten(x.transpose(1, 2), 2, grid)
-
-
-def as_sequence(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) -> (N, H * W, C)."""
-    return x.flatten(2).transpose(1, 2)
 
 
 class PositionConv(nn.Module):
@@ -157,19 +149,15 @@ class FactorAttention(nn.Module):
 
 
 class SerialBlock(nn.Module):
-    """Positions, attention and MLP at one scale.
-
-    Args:
-        cpe, attention: of the block; all blocks of a scale share the former.
-    """
+    """Positions, which all blocks of a scale share, attention and MLP at one scale."""
 
     def __init__(
         self,
         dim: int,
-        *,
-        cpe: PositionConv,
         attention: FactorAttention,
         mlp: nn.Module,
+        *,
+        cpe: PositionConv,
         norm: Layer,
         drop_path: float,
     ) -> None:
@@ -218,9 +206,9 @@ class ParallelBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        *,
         attentions: Sequence[FactorAttention],
         mlp: nn.Module,
+        *,
         norm: Layer,
         drop_path: float,
     ) -> None:
@@ -248,16 +236,13 @@ class ParallelBlock(nn.Module):
     def exchange(self, scales: Sequence[Tokens]) -> list[Tokens]:
         """Attention at each scale, and the sum of what all attended to."""
         values = {}
-        for i, tokens in zip(SCALES, scales, strict=True):
-            x = self.get_submodule(f"norm1{i}")(tokens.x)
-            x = self.get_submodule(f"factoratt_crpe{i}")(x, tokens.grid)
-            values[i] = tokens._replace(x=x)
+        for i, (x, grid, prefix) in zip(SCALES, scales, strict=True):
+            x = self.get_submodule(f"norm1{i}")(x)
+            values[i] = Tokens(self.get_submodule(f"factoratt_crpe{i}")(x, grid), grid, prefix)
         results = []
-        for j, tokens in zip(SCALES, scales, strict=True):
-            total = values[j].x
-            for i in sorted(SCALES, key=lambda i: abs(i - j)):
-                total = total if i == j else total + self.resized(values[i], i, j, tokens.grid)
-            results.append(tokens._replace(x=tokens.x + self.drop_path(total)))
+        for j, (x, grid, prefix) in zip(SCALES, scales, strict=True):
+            others = (self.resized(values[i], i, j, grid) for i in SCALES if i != j)
+            results.append(Tokens(x + self.drop_path(sum(others, values[j].x)), grid, prefix))
         return results
 
     def refine(self, tokens: Tokens, i: int) -> Tokens:
@@ -290,13 +275,8 @@ class Patches(nn.Module):
 
 
 class Scale(NamedTuple):
-    """One scale behind the last parallel block, whose MLP runs for the levels that are asked for.
-
-    Attributes:
-        scales: all of them, before that MLP.
-        place: of this one among them.
-        done: by place, those whose MLP has run.
-    """
+    """One scale of the last parallel block, whose MLP runs for the levels that are asked for: its
+    place among all, as they are before that MLP, and by place those for which it has run."""
 
     scales: Sequence[Tokens]
     place: int
@@ -414,11 +394,9 @@ class Coat(Backbone):
         for i, dim in enumerate(dims, 1):
             self.register_parameter(f"cls_token{i}", nn.Parameter(torch.empty(1, 1, dim)))
             init_tokens(self.part("cls_token", i))
-        for i, dim in enumerate(dims, 1):
             self.add_module(f"cpe{i}", PositionConv(dim))
         for i, dim in enumerate(dims, 1):
-            crpe = RelativePositionConv(head_width(dim, heads), window)
-            self.add_module(f"crpe{i}", crpe)
+            self.add_module(f"crpe{i}", RelativePositionConv(head_width(dim, heads), window))
 
     def add_blocks(
         self,
@@ -432,30 +410,25 @@ class Coat(Backbone):
         attention: Callable[..., FactorAttention],
     ) -> None:
         """Add the blocks, and the norms behind them; declare the levels."""
-        rest: dict[str, Any] = dict(norm=norm, drop_path=drop_path)
-        mlps = [
-            partial(Mlp, dim, width, drop=drop) for dim, width in zip(dims, hidden, strict=True)
-        ]
-        attentions = [
-            partial(attention, dim, crpe=self.part("crpe", i)) for i, dim in enumerate(dims, 1)
-        ]
-        patch = self.patch_embed1.reduction
-        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            cpe = self.part("cpe", i + 1)
-            blocks = [
-                SerialBlock(dim, cpe=cpe, attention=attentions[i](), mlp=mlps[i](), **rest)
-                for _ in range(depth)
-            ]
-            self.add_module(f"serial_blocks{i + 1}", Blocks(*blocks))
-            if not i or not self.parallel_depth:
-                self.add_level(f"serial_blocks{i + 1}", channels=dim, reduction=patch * 2**i)
+        patch, levels = self.patch_embed1.reduction, (1,) if self.parallel_depth else (1, *SCALES)
+
+        def attend(i: int) -> FactorAttention:
+            return attention(dims[i - 1], crpe=self.part("crpe", i))
+
+        for i, (dim, depth, width) in enumerate(zip(dims, depths, hidden, strict=True), 1):
+            make = partial(
+                SerialBlock, dim, cpe=self.part("cpe", i), norm=norm, drop_path=drop_path
+            )
+            blocks = (make(attend(i), Mlp(dim, width, drop=drop)) for _ in range(depth))
+            self.add_module(name := f"serial_blocks{i}", Blocks(*blocks))
+            if i in levels:
+                self.add_level(name, channels=dim, reduction=patch * 2 ** (i - 1))
         if self.parallel_depth:
             self.parallel_blocks = Blocks()
             for _ in range(self.parallel_depth):
-                three = [make() for make in attentions[1:]]
-                self.parallel_blocks.append(
-                    ParallelBlock(dims[1], attentions=three, mlp=mlps[1](), **rest)
-                )
+                three, mlp = [attend(i) for i in SCALES], Mlp(dims[1], hidden[1], drop=drop)
+                last = ParallelBlock(dims[1], three, mlp, norm=norm, drop_path=drop_path)
+                self.parallel_blocks.append(last)
             for i in SCALES:
                 self.add_module(f"norm{i}", norm(dims[1]))
                 name, reduction = f"scale{i}", patch * 2 ** (i - 1)

@@ -25,6 +25,8 @@ from ..layers import (
     Size,
     TokenHead,
     Tokens,
+    as_image,
+    as_sequence,
     attend,
     distances,
     drop_path_rates,
@@ -53,8 +55,8 @@ def normal_start(*tables: torch.Tensor | None) -> None:
 def pooled(layer: nn.Module, tokens: Tokens) -> Tokens:
     """Run a convolution or pool over the map of tokens (N, prefix + h * w, C)."""
     x, grid, prefix = tokens
-    image = layer(torch.unflatten(x[:, prefix:].transpose(1, 2), 2, grid))  # (N, C, h', w')
-    rest = image.flatten(2).transpose(1, 2)
+    image = layer(as_image(x[:, prefix:], grid))  # (N, C, h', w')
+    rest = as_sequence(image)
     size = (image.shape[-2], image.shape[-1])
     return Tokens(torch.cat((x[:, :prefix], rest), 1) if prefix else rest, size, prefix)
 
@@ -190,9 +192,9 @@ class Stage(PhasedTokens):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, C, H, W) and (N, T, C) -> (N, D, H / stride, W / stride) and (N, T, D)."""
         count, size = tokens.shape[1], (x.shape[-2], x.shape[-1])
-        y = torch.cat((tokens, x.flatten(2).transpose(1, 2)), 1)
+        y = torch.cat((tokens, as_sequence(x)), 1)
         y, size, _ = self.blocks(Tokens(y, size, count))
-        return torch.unflatten(y[:, count:].transpose(1, 2), 2, size), y[:, :count]
+        return as_image(y[:, count:], size), y[:, :count]
 
 
 class MultiScaleVit(Backbone):
@@ -310,7 +312,7 @@ class MultiScaleVit(Backbone):
 
     def finish(self, y: MapAndTokens) -> torch.Tensor:
         """(N, T + L, C)."""
-        return self.norm(torch.cat((y.before(), y.map.flatten(2).transpose(1, 2)), 1))
+        return self.norm(torch.cat((y.before(), as_sequence(y.map)), 1))
 
     def no_weight_decay(self) -> set[str]:
         names = ("rel_pos_h", "rel_pos_w", "cls_token")

@@ -23,6 +23,8 @@ from ..layers import (
     SequencePool,
     Size,
     TokenHead,
+    as_image,
+    as_sequence,
     drop_path_rates,
     init_tokens,
     rename_keys,
@@ -65,9 +67,9 @@ class Transformer(PhasedTokens):
         if self.pool is not None:
             x, tokens = self.pool(x, tokens)
         size, count = x.shape[-2:], tokens.shape[1]
-        y = torch.cat((tokens, x.flatten(2).transpose(1, 2)), 1)
+        y = torch.cat((tokens, as_sequence(x)), 1)
         y = self.blocks(self.norm(y))
-        return torch.unflatten(y[:, count:].transpose(1, 2), 2, size), y[:, :count]
+        return as_image(y[:, count:], size), y[:, :count]
 
 
 class ConvEmbedding(nn.Module):
