@@ -154,6 +154,16 @@ def test_what_is_missing(code: str, message: str, timm: Any) -> None:
     assert not hasattr(timm.layers, "NonLocalAttn")
 
 
+def test_a_family_that_featnet_lacks_can_be_asked_about(timm: Any) -> None:
+    from timm.models.cait import Cait
+
+    assert not isinstance(timm.create_model("test_resnet"), Cait)
+    with pytest.raises(NotImplementedError, match="family that featnet lacks"):
+        Cait(depth=3)
+    with pytest.raises(ImportError, match="no timm.models.cait.Ciat"):
+        from timm.models.cait import Ciat  # noqa: F401
+
+
 def test_names_that_only_say_what_to_use(timm: Any) -> None:
     from timm.models.efficientnet import decode_arch_def
 
@@ -182,6 +192,14 @@ def test_models(timm: Any) -> None:
         timm.model_entrypoint("resnet18", "vgg")
     with pytest.raises(ArgumentError, match="torch.jit.script"):
         timm.layers.set_scriptable(True)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224"])
+def test_a_vit_says_what_it_is_in_timms_words(timm: Any, name: str) -> None:
+    model = timm.create_model(name, num_classes=0)
+    assert model.default_cfg.get("pool_size") is None
+    assert model.patch_embed(torch.zeros(1, 3, 28 * 8, 28 * 8)).ndim == 4 and model.dynamic_img_size
+    assert featnet.get_weights(name) is None or model.default_cfg["mean"]
 
 
 def test_the_registry(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,11 +81,21 @@ def create_model(
             f"{error} timm {modules.VERSION} itself has {name!r}: that code needs timm, without "
             "use_as_timm()."
         ) from None
+    if not features_only and isinstance(model, modules.look_up("models", "VisionTransformer")):
+        _as_timms_vit(model)
     if options.flat and isinstance(model, FeatureNet):
         from .flat import flatten
 
         return flatten(model)
     return model
+
+
+def _as_timms_vit(model: Any) -> None:
+    """Say in timm's words what a ViT is: its features are tokens, which no map is pooled from, and
+    its ``patch_embed`` gives (N, h, w, C), as timm's does with ``dynamic_img_size``."""
+    if isinstance(model.pretrained_cfg, Weights):
+        model.pretrained_cfg = model.pretrained_cfg.replace(pool_size=None)
+    model.dynamic_img_size = True
 
 
 def entrypoint(name: str) -> Callable[..., Any]:

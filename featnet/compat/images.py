@@ -109,7 +109,7 @@ def create_transform(
         crop_pct: share of the shorter side that is kept.
         crop_mode: ``center``, ``squash`` or ``border``.
         **augmentation: of training: ``scale``, ``ratio``, ``hflip``, ``vflip``, ``color_jitter``,
-            ``re_prob``.
+            ``re_prob``, ``re_mode``.
 
     Returns:
         A callable with a list ``transforms``: an image -> (C, H, W).
@@ -139,7 +139,7 @@ def create_transform(
     )
 
 
-_AUGMENTATIONS = ("scale", "ratio", "hflip", "vflip", "color_jitter", "re_prob")
+_AUGMENTATIONS = ("scale", "ratio", "hflip", "vflip", "color_jitter", "re_prob", "re_mode")
 
 
 def _augmented(
@@ -148,9 +148,14 @@ def _augmented(
     mean: Sequence[float],
     std: Sequence[float],
     options: Mapping[str, Any],
-) -> Any:
+) -> Callable[[Any], Any]:
     """The transform for training, of torchvision's parts."""
-    wrong = [name for name, value in options.items() if name not in _AUGMENTATIONS and value]
+    plain = {"re_count": 1, "re_num_splits": 0, "separate": False}  # what is done anyway
+    wrong = [
+        name
+        for name, value in options.items()
+        if value and name not in _AUGMENTATIONS and plain.get(name) != value
+    ]
     if wrong:
         raise NotHereError(
             f"{', '.join(wrong)}: featnet has no such augmentation, only {_AUGMENTATIONS}; compose "
@@ -161,6 +166,9 @@ def _augmented(
     except ImportError as error:
         raise NotHereError("is_training=True takes torchvision's transforms.") from error
     get = options.get
+    jitter = get("color_jitter") or ()
+    jitter = (jitter,) * 3 if isinstance(jitter, (int, float)) else tuple(jitter)
+    erased: Any = 0 if get("re_mode", "const") == "const" else "random"
     steps = [
         parts.RandomResizedCrop(
             size,
@@ -170,10 +178,10 @@ def _augmented(
         ),
         parts.RandomHorizontalFlip(get("hflip", 0.5)),
         parts.RandomVerticalFlip(get("vflip", 0.0)),
-        *([parts.ColorJitter(*(get("color_jitter"),) * 3)] if get("color_jitter") else []),
+        *([parts.ColorJitter(*jitter)] if jitter else []),
         parts.ToTensor(),
         parts.Normalize(tuple(mean), tuple(std)),
-        *([parts.RandomErasing(get("re_prob"))] if get("re_prob") else []),
+        *([parts.RandomErasing(get("re_prob"), value=erased)] if get("re_prob") else []),
     ]
     return parts.Compose(steps)
 

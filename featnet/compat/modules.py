@@ -59,7 +59,7 @@ def table(path: str) -> dict[str, str]:
     path = "layers" if whole == "layers" and part in names.LAYERS else path
     rows = names.NAMES.get(path)
     family = names.FAMILIES.get(path.removeprefix("models."))
-    if rows is None and family is None:
+    if rows is None and family is None and not is_lacking(path):
         raise KeyError(path)
     found: dict[str, str] = {}
     for home, words in (rows or {}).items():
@@ -76,6 +76,13 @@ def table(path: str) -> dict[str, str]:
 def listed(path: str) -> list[str]:
     """Return the names of a module, for ``from ... import *``."""
     return sorted(table(path))
+
+
+def is_lacking(path: str) -> bool:
+    """Tell if a module is that of a family of timm's that featnet does not have. It can be
+    imported, for code that asks with isinstance."""
+    family = path.removeprefix("models.")
+    return path != family and f"builds.{family}" in peer_names() and family not in names.FAMILIES
 
 
 def is_module(path: str) -> bool:
@@ -108,8 +115,10 @@ def look_up(path: str, name: str) -> Any:
             return importlib.import_module(f"{FRONT}.{below}")
         if f"{path}.".startswith("models.") and registry.is_model(name):
             return importlib.import_module(names.CREATION).entrypoint(name)
+        if is_lacking(path) and name in peer_names()[path]:
+            return _refused(name, "it is of a family that featnet lacks; that code needs timm.")
         if name in names.REFUSED:
-            return _refused(name)
+            return _refused(name, names.REFUSED[name])
     raise AttributeError(missing(path, name))
 
 
@@ -129,13 +138,13 @@ def missing(path: str, name: str) -> str:
     return f"featnet has no {full}.{name}.{near}{says if has else ''}"
 
 
-def _refused(name: str) -> Any:
+def _refused(name: str, why: str) -> Any:
     """A class that can be imported and asked about, and says what to use when it is called."""
 
     def refuse(*_args: object, **_options: object) -> NoReturn:
-        raise NotHereError(f"featnet has no {name} of timm's: {names.REFUSED[name]}")
+        raise NotHereError(f"featnet has no {name} of timm's: {why}")
 
-    return type(name, (), {"__new__": refuse, "__doc__": names.REFUSED[name]})
+    return type(name, (), {"__new__": refuse, "__doc__": why})
 
 
 def accessors(path: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

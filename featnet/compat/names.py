@@ -93,6 +93,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
 SAME: Mapping[str, str] = {
     "models.layers": "layers",
     "data.config": "data",
+    "data.distributed_sampler": "data",
     "data.constants": "data",
     "data.transforms_factory": "data",
     "data.imagenet_info": "data",
@@ -199,7 +200,8 @@ REFUSED: Mapping[str, str] = {
     "round_channels": _OWN,
     "SelectiveKernelBasic": _OWN,
     "SelectiveKernelBottleneck": _OWN,
-    "Cait": "featnet has no such family; that code needs timm.",
+    "RotaryEmbeddingCat": "featnet.layers.RotaryEmbedding has other arguments.",
+    "apply_rot_embed_cat": "it goes with RotaryEmbeddingCat.",
     "ImageNetInfo": "it holds no names of classes; torchvision's "
     "ResNet50_Weights.DEFAULT.meta['categories'] are those of ImageNet-1k.",
     "RotAttentionPool2d": "featnet.layers.AttentionPool2d has learned positions.",
