@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import registry
+from . import blueprint, registry
 from .assembly import (
     Load,
     Place,
@@ -172,34 +173,88 @@ def create_model(
     # a function of one's own knows its checkpoint itself
     loads = pretrained and not entry.is_function
     source = _source(cfg, loads, checkpoint_path, pretrained_cfg_overlay, cache_dir)
+    finish = _Finish(
+        cfg, output_stride, deployed, features_only, wrap, new_classes=num_classes is not None
+    )
+    choices = _choices(cfg, checkpoint_path, checkpoint_prefix, mmap, auto_mapping)
     if entry.is_function:
         model = _call_function(entry, pretrained, {**entry.row, **row}, place, features_only)
-        build = None
-    else:
-        deployed = deployed or bool(entry.arguments.get("reparameterized"))
-        arguments = {**entry.arguments, **{k: v for k, v in row.items() if k != "num_classes"}}
-        if cfg is not None:
-            _follow(cfg, entry, row)
-        registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
-        registry.check_values(entry.build, {k: row[k] for k in overrides if k in row}, what=what)
-        build = functools.partial(entry.build, **{**entry.row, **row})
         with _blamed(what, overrides, row):
-            model = build_network(build, source, place)
-        if isinstance(model, Backbone):
-            model.architecture, model.model_args = entry.name, arguments
-    load = None
-    if source is not None:
-        if check_mmap(mmap) is None:
-            mmap = not _is_given(checkpoint_path) and cfg is not None and hub.is_immutable(cfg)
-        choices = Choices(cfg, checkpoint_prefix, bool(mmap), auto_mapping is not False)
-        load = Load(source, choices, place, build)
-    finish = functools.partial(
-        _finish, features_only=features_only, wrap=wrap, new_classes=num_classes is not None
-    )
+            return finish(model, None if source is None else Load(source, choices, place))
+    finish.name = entry.name
+    finish.deployed = deployed or bool(entry.arguments.get("reparameterized"))
+    finish.arguments = {**entry.arguments, **{k: row[k] for k in row if k != "num_classes"}}
+    if cfg is not None:
+        _follow(cfg, entry, row)
+    registry.check_arguments(entry.build, row, what=what, near=_ARGUMENTS)
+    registry.check_values(entry.build, {k: row[k] for k in overrides if k in row}, what=what)
+    build = functools.partial(entry.build, **{**entry.row, **row})
     with _blamed(what, overrides, row):
-        describe(model, cfg)
-        dilate(model, output_stride)
-        return finish_deployed(model, load, finish) if deployed else finish(model, load)
+        if source is not None:
+            load = Load(source, choices, place, build)
+            return finish(build_network(build, source, place), load)
+        if finish.deployed or not _is_plain(entry, wrap):
+            return finish(build_network(build, None, place))
+        key = blueprint.key_of(
+            entry.name, entry.build, entry.row, row, repr(cfg), features_only, wrap, output_stride
+        )
+        return blueprint.create(key, build, finish, place)
+
+
+@dataclasses.dataclass
+class _Finish:
+    """The steps from a network that was built to what was asked for.
+
+    Attributes:
+        cfg, output_stride, deployed, features_only: of :func:`create_model`.
+        wrap: arguments of the extractor.
+        new_classes: the number of classes was asked for.
+        name: of one of featnet's own.
+        arguments: that were given beside the name.
+    """
+
+    cfg: Weights | None
+    output_stride: int | None
+    deployed: bool
+    features_only: bool
+    wrap: Mapping[str, Any]
+    new_classes: bool
+    name: str = ""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, model: nn.Module, load: Load | None = None) -> Any:
+        if self.name and isinstance(model, Backbone):
+            model.architecture, model.model_args = self.name, self.arguments
+        describe(model, self.cfg)
+        dilate(model, self.output_stride)
+        return finish_deployed(model, load, self.form) if self.deployed else self.form(model, load)
+
+    def form(self, model: nn.Module, load: Load | None) -> Any:
+        """The extractor, or the classifier, with its weights."""
+        if self.features_only:
+            return finish_extractor(model, load, self.wrap)
+        return finish_classifier(model, load, new_classes=self.new_classes)
+
+
+def _choices(
+    cfg: Weights | None,
+    checkpoint_path: str | Path | Mapping[str, Any] | None,
+    checkpoint_prefix: str | None,
+    mmap: bool | None,
+    auto_mapping: bool | None,
+) -> Choices:
+    """Say how a file is read: by default only the hub's own are mapped."""
+    if check_mmap(mmap) is None:
+        mmap = not _is_given(checkpoint_path) and cfg is not None and hub.is_immutable(cfg)
+    return Choices(cfg, checkpoint_prefix, bool(mmap), auto_mapping is not False)
+
+
+def _is_plain(entry: registry.Entry, wrap: Mapping[str, Any]) -> bool:
+    """Tell if nobody else's code looks at the network while it is made."""
+    kind = wrap.get("feature_cls", "list")
+    ours = isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, FeatureNet))
+    families = f"{__name__.rpartition('.')[0]}.models."
+    return ours and getattr(entry.build, "__module__", "").startswith(families)
 
 
 def _follow(cfg: Weights, entry: registry.Entry, row: dict[str, Any]) -> None:
@@ -222,19 +277,6 @@ def _blamed(what: str, overrides: Mapping[str, Any], row: Mapping[str, Any]) -> 
         if not changes:
             raise
         raise ArgumentError(f"{what} cannot be built with {changes}: {error}") from error
-
-
-def _finish(
-    model: nn.Module,
-    load: Load | None,
-    *,
-    features_only: bool,
-    wrap: Mapping[str, Any],
-    new_classes: bool = False,
-) -> Any:
-    if features_only:
-        return finish_extractor(model, load, wrap)
-    return finish_classifier(model, load, new_classes=new_classes)
 
 
 _ARGUMENTS = (*inspect.signature(create_model).parameters, *FEATURE_ARGUMENTS)
@@ -420,20 +462,19 @@ def build_model_with_cfg(model_cls: Callable[..., nn.Module], *args: Any, **kwar
     model = model_cls(**kwargs)
     if cfg is not None and not isinstance(model, Backbone):
         model.pretrained_cfg = model.default_cfg = cfg
-    describe(model, cfg)
-    dilate(model, stride)
     load = None
     if source is not None:
         mapped = cfg is not None and hub.is_immutable(cfg)
         load = Load(source, Choices(cfg, mmap=mapped, auto_mapping=auto_mapping))
-    return _finish(model, load, features_only=features_only, wrap=wrap)
+    return _Finish(cfg, stride, False, features_only, wrap, new_classes=False)(model, load)
 
 
 @checked
 def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
     """Describe the outputs of ``create_model(model_name, features_only=True, **arguments)``.
 
-    The network is built on the meta device: no memory is allocated and no value computed.
+    What the name alone says is read from a table; else the network is built on the meta device: no
+    memory is allocated and no value computed.
 
     Args:
         model_name: as for :func:`create_model`.
@@ -450,12 +491,27 @@ def feature_info(model_name: str, **arguments: Any) -> FeatureInfo:
         >>> info.channels(), info.reduction(), info.sizes((224, 320))
         ([512, 2048], [8, 16], [(28, 40), (14, 20)])
     """
+    record = registry.measured(model_name) if arguments.keys() <= {"out_indices"} else None
+    if record is not None:
+        registry.find(model_name)  # its tag may not exist
+        columns = zip(record.channels, record.reductions, record.modules, strict=True)
+        return FeatureInfo(
+            [dict(channels=c, reduction=r, module=name) for c, r, name in columns],
+            arguments.get("out_indices"),
+            measure=lambda size: _measure(model_name, size),
+        )
     arguments = {"features_only": True, **arguments}
     for name in ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg_overlay"):
         arguments.pop(name, None)
     with torch.device("meta"):
         info: FeatureInfo = create_model(model_name, **arguments).feature_info
     return info
+
+
+def _measure(model_name: str, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The size of every level of a network."""
+    with torch.device("meta"):
+        return create_model(model_name, features_only=True).feature_info.sizes(size)
 
 
 @checked

@@ -239,6 +239,13 @@ class Entry:
     arguments: Row = dataclasses.field(default_factory=dict)
 
 
+def measured(name: str) -> Capabilities | None:
+    """Return what is known of a model of featnet's own; None of others, and of those that were
+    registered in their place."""
+    variant = name.partition(".")[0]
+    return None if variant in _registered else read_table().get(variant)
+
+
 def split_name(name: object) -> tuple[str, str]:
     """Split ``"resnet50.a1_in1k"`` into ``("resnet50", "a1_in1k")``.
 

@@ -31,7 +31,8 @@ ORDER = (
     {"backbone"},
     {"checkpoints", "extraction", "models"},
     {"adapters", "deploy", "dilation", "images", "training"},
-    {"assembly"},
+    {"assembly", "initial"},
+    {"blueprint"},
     {"factory"},
     {"cli", "compat", "survey"},
 )

@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import ArgumentError, nearest
 from .dot_attention import attend, head_width, join_heads, split_heads
 from .factory import Layer
+from .init import trunc_normal_
 from .mlp import Mlp
 from .pool import GlobalPool
 from .static import same_size
@@ -48,9 +49,9 @@ class AttentionPool2d(nn.Module):
         """Truncated normals by fan-in."""
         std = self.q.in_features**-0.5
         for layer in (self.q, self.k, self.v):
-            nn.init.trunc_normal_(layer.weight, std=std)
+            trunc_normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        nn.init.trunc_normal_(self.pos_embed, std=std)
+        trunc_normal_(self.pos_embed, std=std)
 
     def positions(self, size: tuple[int, int]) -> torch.Tensor:
         """(1, 1 + h * w, C) for a map of any size."""
@@ -100,7 +101,7 @@ class LatentPool(nn.Module):
     def reset_parameters(self) -> None:
         """A truncated normal for the latent."""
         std = self.latent.shape[-1] ** -0.5
-        nn.init.trunc_normal_(self.latent, std=std, a=-2 * std, b=2 * std)
+        trunc_normal_(self.latent, std=std, cut=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (q,) = split_heads(self.q(self.latent.expand(x.shape[0], -1, -1)), 1, self.num_heads)

@@ -14,6 +14,25 @@ from .mobile_conv import CondConv2d
 Scheme = Callable[[Any], None]
 
 
+def trunc_normal_(
+    tensor: torch.Tensor,
+    *,
+    std: float = 0.02,
+    cut: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Fill a tensor from a normal distribution that is cut at -2 and 2, or at ``cut`` times
+    ``std``.
+
+    It is torch's, as one operation for who watches operations on parameters.
+    """
+    if torch.overrides.has_torch_function_unary(tensor):
+        passed: dict[str, Any] = dict(std=std, cut=cut, generator=generator)
+        return torch.overrides.handle_torch_function(trunc_normal_, (tensor,), tensor, **passed)
+    edge = 2.0 if cut is None else cut * std
+    return nn.init.trunc_normal_(tensor, std=std, a=-edge, b=edge, generator=generator)
+
+
 def he_fan_out(layer: Any) -> None:
     """He's normal distribution by the outputs of the whole layer
     (https://arxiv.org/abs/1502.01852)."""
@@ -45,8 +64,7 @@ def uniform_fan_out(layer: Any) -> None:
 def trunc_normal(layer: Any, *, std: float = 0.02, cut: float | None = None) -> None:
     """A normal distribution, which is cut at -2 and 2; ViT's. Or at ``cut`` times ``std``, as
     TensorFlow's is at 2."""
-    edge = 2.0 if cut is None else cut * std
-    nn.init.trunc_normal_(layer.weight, std=std, a=-edge, b=edge)
+    trunc_normal_(layer.weight, std=std, cut=cut)
 
 
 def normal(layer: Any) -> None:
@@ -59,7 +77,7 @@ def lecun_normal(layer: Any) -> None:
     cut."""
     fan_in = layer.weight[0].numel()
     std = math.sqrt(1 / fan_in) / 0.87962566  # of a normal distribution that is cut at two
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    trunc_normal_(layer.weight, std=std, cut=2)
 
 
 def zero_weight(layer: Any) -> None:
@@ -140,4 +158,4 @@ def init_tokens(*tokens: torch.Tensor | None, std: float = 0.02) -> None:
     """Give tables of positions (0.02) or tokens (1e-6) their first values, where there are any."""
     for token in tokens:
         if token is not None:
-            nn.init.trunc_normal_(token, std=std)
+            trunc_normal_(token, std=std)

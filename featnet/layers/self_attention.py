@@ -16,6 +16,7 @@ from ..errors import InputSizeError
 from ..size import Size
 from .attention import make_divisible
 from .dot_attention import join_heads
+from .init import trunc_normal_
 from .phases import in_phases
 from .static import ceil_div, in_memory_format_of, stride_of
 from .windows import join_windows, overlapping_windows, pad_to_windows, split_windows
@@ -78,7 +79,7 @@ class RelativePosition(nn.Module):
     def reset_parameters(self) -> None:
         """Truncated normals."""
         for table in (self.height_rel, self.width_rel):
-            nn.init.trunc_normal_(table, std=self.dim**-0.5)
+            trunc_normal_(table, std=self.dim**-0.5)
 
     def forward(self, q: torch.Tensor, window: Size | None = None) -> torch.Tensor:
         """(N, h, w, dim) queries -> (N, h * w, H * W) over a window of keys, by default
@@ -141,7 +142,7 @@ class BottleneckAttention(SelfAttention):
 
     def init_weights(self) -> None:
         """Truncated normals by fan-in."""
-        nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
+        trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
         self.pos_embed.reset_parameters()
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -208,7 +209,7 @@ class HaloAttention(SelfAttention):
     def init_weights(self) -> None:
         """Truncated normals by fan-in."""
         for layer in (self.q, self.kv):
-            nn.init.trunc_normal_(layer.weight, std=layer.in_channels**-0.5)
+            trunc_normal_(layer.weight, std=layer.in_channels**-0.5)
         self.pos_embed.reset_parameters()
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -279,11 +280,11 @@ class LambdaLayer(SelfAttention):
 
     def init_weights(self) -> None:
         """Truncated normals by fan-in."""
-        nn.init.trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
+        trunc_normal_(self.qkv.weight, std=self.qkv.in_channels**-0.5)
         if self.conv_lambda is not None:
-            nn.init.trunc_normal_(self.conv_lambda.weight, std=self.dim**-0.5)
+            trunc_normal_(self.conv_lambda.weight, std=self.dim**-0.5)
         if self.pos_emb is not None:
-            nn.init.trunc_normal_(self.pos_emb, std=0.02)
+            trunc_normal_(self.pos_emb, std=0.02)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v = split(self.qkv(x), self.widths, 1)

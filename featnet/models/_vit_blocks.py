@@ -43,7 +43,8 @@ class Differential(nn.Module):
     def add_lambdas(self, dim: int) -> None:
         """The parameters of the weight, for heads of ``dim`` channels."""
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            self.register_parameter(name, nn.Parameter(0.1 * torch.randn(dim)))
+            self.register_parameter(name, nn.Parameter(torch.empty(dim)))
+            nn.init.normal_(self.get_parameter(name), std=0.1)
 
     def set_depth(self, index: int) -> None:
         """The weight starts lower in earlier blocks."""

@@ -37,6 +37,7 @@ from ..layers import (
     split_windows,
     to_pair,
     trunc_normal,
+    trunc_normal_,
     zero_bias,
 )
 from ..layers.cells import SameMaxPool2d
@@ -110,7 +111,7 @@ class NestLevel(nn.Module):
         super().__init__()
         self.count, self.side = count, side
         self.pos_embed = nn.Parameter(torch.empty(1, count**2, side[0] * side[1], dim))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
         self.pool = pool
         self.transformer_encoder = Blocks(*layers)
 

@@ -43,6 +43,7 @@ from ..layers import (
     split_windows,
     to_pair,
     trunc_normal,
+    trunc_normal_,
     zero_bias,
 )
 from ..registry import Family, weights_table
@@ -93,7 +94,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(
             torch.empty(rows * columns, self.num_heads)
         )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def bias(self) -> torch.Tensor:
         """(heads, L, L), what is added to the products in every window."""
