@@ -59,6 +59,7 @@ from .init import (
     zero_weight,
 )
 from .keys import rename_keys
+from .linear_attention import relu_attention
 from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu, pointwise
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
@@ -208,6 +209,7 @@ __all__ = [
     "pruned_widths",
     "recompute",
     "relative_bias",
+    "relu_attention",
     "rename_keys",
     "resample_distances",
     "resample_grid",
