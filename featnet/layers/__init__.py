@@ -15,7 +15,7 @@ from .branches import Branches, add_branches, merge_parallel
 from .channel_attention import CrossCovarianceAttention, FourierPositions
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
-from .conv import ConvNormAct, norm_and_act
+from .conv import ConvNormAct, norm_and_act, unit
 from .dot_attention import (
     Attention,
     LocalAttention,
@@ -27,7 +27,7 @@ from .dot_attention import (
 )
 from .evonorm import EvoNorm, EvoNormS0
 from .factory import Layer, build_act, get_act, get_attention, get_layer, get_norm
-from .fuse import fold_norm, identity_kernel, merge_branches
+from .fuse import absorb_norms, fold_norm, identity_kernel, merge_branches
 from .heads import (
     AttentionPoolHead,
     ChannelsLast,
@@ -162,6 +162,7 @@ __all__ = [
     "TokenHead",
     "TokenPool",
     "Tokens",
+    "absorb_norms",
     "add_branches",
     "add_qv_bias",
     "as_image",
@@ -226,6 +227,7 @@ __all__ = [
     "trunc_normal",
     "trunc_normal_",
     "uniform_fan_out",
+    "unit",
     "xavier",
     "zero_bias",
     "zero_weight",

@@ -62,3 +62,30 @@ def merge_branches(main: nn.Conv2d, branches: Sequence[Affine]) -> nn.Conv2d:
     merged.weight = nn.Parameter(kernel.to(main.weight.dtype))
     merged.bias = nn.Parameter(bias.to(main.weight.dtype))
     return merged
+
+
+@torch.no_grad()
+def absorb_norms(layer: nn.Linear | nn.Conv2d, *norms: nn.Module) -> None:
+    """Make batch norms before a linear layer or 1x1 convolution, one after the other, part of it.
+
+    Raises:
+        ArgumentError: a norm that depends on its input, and so is no linear layer.
+    """
+    assert layer.bias is not None
+    weight, bias = layer.weight.double().flatten(1), layer.bias.double()
+    for norm in reversed(norms):
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+        if not isinstance(norm, kinds) or norm.running_var is None:
+            raise ArgumentError(
+                f"{type(norm).__name__} cannot be re-parameterised: only a batch norm with running "
+                "statistics is a linear layer."
+            )
+        assert norm.running_mean is not None
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.double()
+        bias = bias + weight @ shift
+        weight = weight * scale
+    layer.weight.copy_(weight.view_as(layer.weight))
+    layer.bias.copy_(bias)

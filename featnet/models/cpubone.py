@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, nearest
-from ..layers import Head, Layer, Phased, drop_path_rates, get_act, get_norm, rename_keys
+from ..layers import Head, Layer, Phased, drop_path_rates, get_act, get_norm, rename_keys, unit
 from ..registry import Family, weights_table
-from .efficientvit_mit import unit
 from .lowformer import (
     ConvAttention,
     ConvFormer,

@@ -15,34 +15,8 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages
-from ..layers import Blocks, Head, Layer, Phased, build_act, get_act, get_norm, relu_attention
+from ..layers import Blocks, Head, Layer, Phased, build_act, get_act, get_norm, relu_attention, unit
 from ..registry import Family, weights_table
-
-
-def unit(
-    in_chs: int,
-    chs: int,
-    kernel_size: int = 1,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    norm: Layer | None = None,
-    act: Layer | None = None,
-    bias: bool = False,
-) -> nn.Sequential:
-    """A convolution, with a norm and an activation where they are given; an even kernel that does
-    not stride begins a position before the map."""
-    pad = kernel_size // 2 if kernel_size % 2 else 0
-    conv = nn.Conv2d(in_chs, chs, kernel_size, stride, pad, groups=groups, bias=bias)
-    before = kernel_size % 2 == 0 and stride == 1
-    layers = OrderedDict[str, nn.Module](conv=conv)
-    if before:
-        layers["conv"] = nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), conv)
-    if norm is not None:
-        layers["norm"] = norm(chs)
-    if act is not None:
-        layers["act"] = build_act(act)
-    return nn.Sequential(layers)
 
 
 def local_block(

@@ -30,10 +30,10 @@ from ..layers import (
     initialize,
     rename_keys,
     trunc_normal,
+    unit,
     zero_bias,
 )
 from ..registry import Family, weights_table
-from .efficientvit_mit import unit
 
 whole_norm = partial(nn.GroupNorm, 1)
 
