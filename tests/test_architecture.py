@@ -53,7 +53,7 @@ FAMILY_EDGES |= {("repghost", "ghostnet"), ("pvt_v2", "swin")}
 FAMILY_EDGES |= {("dla", "resnet"), ("dla", "res2net"), ("nest", "swin"), ("gcvit", "swin")}
 FAMILY_EDGES |= {("hieradet_sam2", "hiera")}
 FAMILY_EDGES |= {("twins", "pvt_v2"), ("twins", "swin"), ("pit", "_vit_blocks")}
-FAMILY_EDGES |= {("cpubone", "lowformer")}
+FAMILY_EDGES |= {("cpubone", "lowformer"), ("mobilevit", "byobnet"), ("mobilevit", "_vit_blocks")}
 
 PUBLIC = [
     "Backbone",

@@ -156,7 +156,9 @@ def test_fx_quantisation(name: str) -> None:
 
         model = noisy(lambda: helpers.create(name)).eval().double()
         x = image_batch(*helpers.sizes(name)[0]).double()
-        observed = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("onednn"), (x,))
+        mapping = get_default_qconfig_mapping("onednn")
+        mapping.set_object_type(nn.ConvTranspose2d, None)  # torch observes none by channels
+        observed = prepare_fx(copy.deepcopy(model), mapping, (x,))
         assert helpers.error(observed(x), model(x)) < 1e-9
 
 
@@ -169,11 +171,11 @@ def test_adapters_by_name(name: str) -> None:
     peft = helpers.peer("peft")
     model = noisy(lambda: helpers.create(name)).eval()
     x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))))
-    parts = ("qkv", "q_proj", "k_proj", "v_proj", "q", "kv", "in_proj")
+    parts = ("qkv", "q_proj", "k_proj", "v_proj", "q", "kv", "in_proj", "pwise")
     names = [
         at
         for at, module in model.named_modules()
-        if type(module) is nn.Linear and at.rpartition(".")[2] in parts
+        if type(module) in (nn.Linear, nn.Conv2d) and at.rpartition(".")[2] in parts
     ]
     assert names
     with torch.inference_mode():

@@ -73,7 +73,7 @@ from .relative_position import RelativePositions, distances, resample_distances
 from .response_norm import FilterResponseNorm
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
-from .static import ceil_div, crop, same_size, stride_of
+from .static import ceil_div, crop, in_memory_format_of, same_size, stride_of
 from .std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from .tokens import SEQUENCE_POOLS, PatchDropout, SequencePool, Tokens, as_image, as_sequence
 from .windows import (
@@ -190,6 +190,7 @@ __all__ = [
     "he_group_fan_out",
     "head_width",
     "identity_kernel",
+    "in_memory_format_of",
     "in_phases",
     "inception_conv",
     "init_tokens",

@@ -484,10 +484,10 @@ class ByobNet(Backbone):
         )
         self.drop_path_rate = drop_path_rate
         built = (img_size, img_size) if isinstance(img_size, int) else img_size
-        args = self._add_stem(stem, settings, built)
+        rows = [(stage,) if isinstance(stage, Row) else tuple(stage) for stage in stages]
+        args = self._add_stem(stem, settings, built, level=rows[0][0].stride > 1)
         smooth = get_layer("aa_layer", aa_layer, SMOOTH) if aa_layer else None
         args = dataclasses.replace(args, settings=dataclasses.replace(settings, smooth=smooth))
-        rows = [(stage,) if isinstance(stage, Row) else tuple(stage) for stage in stages]
         args = self._add_stages(rows, args, drop_path_rate, drop_block_rate)
         channels = num_features or args.in_chs
         last = args.settings.conv(args.in_chs, channels) if num_features else nn.Identity()
@@ -509,8 +509,11 @@ class ByobNet(Backbone):
             zero_init_last=zero_init_last,
         )
 
-    def _add_stem(self, stem: Stem, settings: ByobSettings, size: tuple[int, int]) -> BlockArgs:
-        """Returns what a first stage begins from."""
+    def _add_stem(
+        self, stem: Stem, settings: ByobSettings, size: tuple[int, int], *, level: bool
+    ) -> BlockArgs:
+        """Returns what a first stage begins from. A stem of one layer is a level if the first stage
+        strides."""
         last, in_chs = len(stem.widths) - 1, self.in_chans
         self._reduction = 2 if not last and not stem.pool else 4
         if self._reduction == 2:
@@ -520,7 +523,9 @@ class ByobNet(Backbone):
                 if stem.block
                 else settings.conv(in_chs, args.out_chs, stem.kernel_size, stride=2)
             )
-            self.add_stage("stem", whole, channels=args.out_chs, reduction=2)
+            self.stem = whole
+            if level:
+                self.add_level("stem", channels=args.out_chs, reduction=2)
         else:
             self.stem = nn.Sequential()
             for i, width in enumerate(stem.widths):
@@ -606,6 +611,8 @@ class ByobNet(Backbone):
         if self.levels[0].module == "stem":
             x = self.stem(x)  # (N, C, H/2, W/2)
             yield x
+        elif self.levels[0].module.startswith("stages."):
+            x = self.stem(x)
         else:
             for x in self.through("stem", x):
                 yield x

@@ -177,6 +177,10 @@ class CPUBone(ConvFormer):
         local = self._local(dim, dim, fused=self._fused and dim < 256)
         return self._block(dim, attention=attention, local=local, drop_path=drop_path)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        del coarse
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; its authors' names."""
         return rename_keys(

@@ -15,7 +15,18 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages
-from ..layers import Blocks, Head, Layer, Phased, build_act, get_act, get_norm, relu_attention, unit
+from ..layers import (
+    Blocks,
+    Head,
+    Layer,
+    Phased,
+    build_act,
+    get_act,
+    get_norm,
+    in_memory_format_of,
+    relu_attention,
+    unit,
+)
 from ..registry import Family, weights_table
 
 
@@ -94,12 +105,14 @@ class LiteMLA(Phased):
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         n, _, height, width = x.shape
-        x = self.qkv(x)
-        x = torch.cat([x, *(around(x) for around in self.aggreg)], 1)
-        x = x.reshape(n, -1, 3 * self.width, height * width).transpose(-1, -2)
-        q, k, v = x.chunk(3, -1)  # (N, heads, L, C)
-        y = relu_attention(q, k, v, eps=self.eps)
-        return self.proj(y.transpose(-1, -2).reshape(n, -1, height, width))
+        parts = self.qkv(x)
+        parts = torch.cat([parts, *(around(parts) for around in self.aggreg)], 1)
+        heads = parts.shape[1] // (3 * self.width)
+        parts = parts.reshape(n, heads, 3 * self.width, height * width).transpose(-1, -2)
+        q, k, v = parts.chunk(3, -1)  # (N, heads, L, C)
+        y = relu_attention(q, k, v, eps=self.eps).transpose(-1, -2)
+        y = y.reshape(n, heads * self.width, height, width)
+        return self.proj(in_memory_format_of(y, x))
 
 
 def attention_block(

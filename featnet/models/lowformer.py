@@ -24,6 +24,7 @@ from ..layers import (
     Layer,
     Phased,
     attend,
+    crop,
     drop_path_rates,
     get_act,
     get_norm,
@@ -144,7 +145,7 @@ class ConvAttention(nn.Module):
         q, k, v = x.transpose(2, 3).chunk(3, 3)  # (N, heads, L, C)
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn).transpose(2, 3)
         y = self.upsampling(self.o_proj(y.reshape(n, channels // 3, rows, columns)))
-        return y[..., :height, :width]
+        return crop(y, (height, width), axis=2)
 
 
 def mlp(dim: int, ratio: int, drop: float) -> nn.Module:
@@ -211,7 +212,7 @@ class ConvFormer(Backbone):
                 before blocks with attention.
         """
         width = widths[0]
-        blocks = [unit(self.in_chans, width, 3, stride=2, norm=norm, act=act)]
+        blocks: list[nn.Module] = [unit(self.in_chans, width, 3, stride=2, norm=norm, act=act)]
         for rate in rates[0]:
             blocks.append(Residual(block(width, width, expand=stem_expand), rate))
         self.stem = nn.Sequential(*blocks)

@@ -273,16 +273,15 @@ class NextViT(Backbone):
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks: list[nn.Module] = []
             for j, rate in enumerate(rates):
-                options = dict(stride=1 if j else strides[i], drop_path=rate, **common)
+                options = {**common, "stride": 1 if j else strides[i], "drop_path": rate}
                 period = CYCLE if i == 2 else len(rates)
-                if i and j % period == period - 1:
-                    chs, attention = (
-                        WIDTHS[i][1],
-                        dict(sr_ratio=sr_ratios[i], mix=mix_block_ratio, attn_drop=attn_drop_rate),
-                    )
-                    blocks.append(TransformerBlock(in_chs, chs, **options, **attention))
+                attends = i > 0 and j % period == period - 1
+                chs = WIDTHS[i][attends]
+                if attends:
+                    options |= dict(sr_ratio=sr_ratios[i], mix=mix_block_ratio)
+                    options["attn_drop"] = attn_drop_rate
+                    blocks.append(TransformerBlock(in_chs, chs, **options))
                 else:
-                    chs = WIDTHS[i][0]
                     blocks.append(ConvBlock(in_chs, chs, **options))
                 in_chs = chs
             reduction *= strides[i]
