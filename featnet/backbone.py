@@ -102,6 +102,8 @@ class Backbone(nn.Module):
     size_divisibility: int = 1
     # Pixels of the image that unpadded kernels take from the coarsest map, where they are many
     border: int = 0
+    # Blocks fill maps up to multiples of it, which later ones keep
+    map_multiple: int = 1
     # Tokens before those of the patches: of the class, of distillation, registers
     num_prefix_tokens: int = 0
     # True if its authors' dense features are under the final norm

@@ -74,9 +74,9 @@ def check_map(
 ) -> None:
     """Hold a level of a class to the shape of its map.
 
-    A side is that of the input divided by the reduction, rounded up or down. Kernels without
-    padding lose a few positions more: a third may be missing, or what the class says of its
-    ``border``.
+    A side is that of the input divided by the reduction, rounded up or down, and up to a multiple
+    of what the class says of its ``map_multiple``. Kernels without padding lose a few positions
+    more: a third may be missing, or what the class says of its ``border``.
 
     Args:
         network: the Backbone.
@@ -102,7 +102,8 @@ def check_map(
         expected = max(1.0, whole / level.reduction)
         ratio = (side + 1) / (expected + 1)
         border = (expected - side) * level.reduction <= getattr(network, "border", 0)
-        return ratio < 1.5 and (ratio > 1 / 1.5 or expected < small or border)
+        filled = side - expected < getattr(network, "map_multiple", 1)
+        return (ratio < 1.5 or filled) and (ratio > 1 / 1.5 or expected < small or border)
 
     pairs = list(zip(shape[2:], size, strict=True))
     if shape[1] == level.channels and all(fits(side, whole) for side, whole in pairs):

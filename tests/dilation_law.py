@@ -124,9 +124,13 @@ def law_sizes(model: nn.Module, dense: nn.Module) -> list[tuple[int, int]]:
     """Inputs on whose border a network and its dilated form see the same.
 
     A dilated blur reflects at the last position, so that must be one of the coarsest grid. A window
-    without padding that loses a position where the size is odd must find none that is.
+    without padding that loses a position where the size is odd must find none that is. Blocks that
+    fill maps up must find nothing to fill.
     """
     scale = 1 if _takes(model, (64, 64)) else 2
+    fills: Any = getattr(model, "map_multiple", 1)
+    if fills > 1:
+        return [(64 * scale * fills, 96 * scale * fills)]
     blurs = any(
         isinstance(m, BlurPool2d) and m.dilation not in (1, (1, 1)) for m in dense.modules()
     )

@@ -54,6 +54,7 @@ FAMILY_EDGES |= {("dla", "resnet"), ("dla", "res2net"), ("nest", "swin"), ("gcvi
 FAMILY_EDGES |= {("hieradet_sam2", "hiera")}
 FAMILY_EDGES |= {("twins", "pvt_v2"), ("twins", "swin"), ("pit", "_vit_blocks")}
 FAMILY_EDGES |= {("cpubone", "lowformer"), ("mobilevit", "byobnet"), ("mobilevit", "_vit_blocks")}
+FAMILY_EDGES |= {("maxxvit", "_maxxvit_blocks")}
 
 PUBLIC = [
     "Backbone",

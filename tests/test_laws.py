@@ -70,6 +70,7 @@ def check_info(net: Any, size: tuple[int, int]) -> list[torch.Tensor]:
     for y, reduction in zip(maps, info.reduction(), strict=True):
         for side, out in zip(size, y.shape[2:], strict=True):
             most, least = -(-side // reduction), (side - lost.pixels) // reduction
+            most += -most % getattr(net.body, "map_multiple", 1)
             assert least <= out <= most, (side, out, reduction)
     assert len(net) == len(info) == len(maps)
     return maps

@@ -370,13 +370,18 @@ def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor
 def test_a_gradient_penalty(name: str) -> None:
     """The gradient of a gradient is that of the explicit form, though torch's kernel has none."""
     net = fill_noise(featnet.create_model(name, **helpers.shallow(name))).double().eval()
-    x = image_batch(*helpers.sizes(name)[0], dtype=torch.float64).requires_grad_()
+    x = image_batch(*helpers.sizes(name)[0], dtype=torch.float64)
+    with torch.no_grad():
+        helpers.settle(net, x, limit=10.0)
+    x.requires_grad_()
     wanted = penalty(net, x, fused=False)
     assert all(value.isfinite().all() for value in wanted.values())
     found = penalty(net, x, fused=True)
     assert found.keys() == wanted.keys()
-    for key, value in wanted.items():
-        assert float((found[key] - value).norm()) <= 1e-6 * float(value.norm()), key
+    largest = max(float(value.norm()) for value in wanted.values())
+    for key, value in wanted.items():  # a bias of keys has none but what rounding leaves of it
+        gap = float((found[key] - value).norm())
+        assert gap <= 1e-6 * float(value.norm()) or gap <= 1e-14 * largest, key
 
 
 def test_accelerate() -> None:

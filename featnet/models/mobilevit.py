@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..layers import Blocks, DropPath, Mlp, Phased, Size, ceil_div, pointwise, same_size
+from ..layers import (
+    Blocks,
+    DropPath,
+    Mlp,
+    Phased,
+    Size,
+    ceil_div,
+    join_windows,
+    pointwise,
+    same_size,
+    split_windows,
+)
 from ..registry import Family, weights_table
 from ._vit_blocks import Block, ViTSettings
 from .byobnet import BlockArgs, Bottleneck, ByobNet, Row, Stem
@@ -51,10 +62,17 @@ class PatchBlock(Phased):
         return ceil_div(x.shape[-2], side) * side, ceil_div(x.shape[-1], side) * side
 
     def cut(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H / P, P, W / P, P)."""
-        n, channels, height, width = x.shape
-        side = self.patch_size
-        return x.reshape(n, channels, height // side, side, width // side, side)
+        """(N, C, H, W) -> (N, patches, P * P, C)."""
+        side, n = self.patch_size, x.shape[0]
+        count = (x.shape[-2] // side) * (x.shape[-1] // side)
+        patches = split_windows(x.permute(0, 2, 3, 1), (side, side)).flatten(1, 2)
+        return torch.unflatten(patches, 0, (n, count))
+
+    def join(self, y: torch.Tensor, size: Size) -> torch.Tensor:
+        """Back from :meth:`cut`; ``size`` is (H, W)."""
+        side, n = self.patch_size, y.shape[0]
+        patches = torch.unflatten(y.flatten(0, 1), 1, (side, side))
+        return join_windows(patches, (n, *size)).permute(0, 3, 1, 2)
 
 
 class MobileVitBlock(PatchBlock):
@@ -77,14 +95,13 @@ class MobileVitBlock(PatchBlock):
         self.conv_fusion = conv(chs + args.out_chs, args.out_chs, 3)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        size, side = (x.shape[-2], x.shape[-1]), self.patch_size
+        size, places = (x.shape[-2], x.shape[-1]), self.patch_size**2
         y = self.conv_1x1(self.conv_kxk(x))
-        y = self.cut(resized(y, self.whole(y), corners=False))
-        n, channels, rows, _, columns, _ = y.shape
-        y = y.permute(0, 3, 5, 2, 4, 1).reshape(n * side**2, rows * columns, channels)
-        y = self.norm(self.transformer(y))  # (N * P * P, patches, C)
-        y = y.reshape(n, side, side, rows, columns, channels).permute(0, 5, 3, 1, 4, 2)
-        y = y.reshape(n, channels, rows * side, columns * side)
+        whole = self.whole(y)
+        y = self.cut(resized(y, whole, corners=False)).transpose(1, 2)  # (N, P * P, patches, C)
+        n = y.shape[0]
+        y = self.norm(self.transformer(y.flatten(0, 1)))
+        y = self.join(torch.unflatten(y, 0, (n, places)).transpose(1, 2), whole)
         y = self.conv_proj(resized(y, size, corners=False))
         return self.conv_fusion(torch.cat((x, y), 1))
 
@@ -138,14 +155,20 @@ class MobileVitV2Block(PatchBlock):
         self.conv_proj = conv(dim, args.out_chs, act=False)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        side = self.patch_size
-        x = resized(x, self.whole(x), corners=True)
-        x = self.cut(self.conv_1x1(self.conv_kxk(x)))
-        n, channels, rows, _, columns, _ = x.shape
-        x = x.permute(0, 1, 3, 5, 2, 4).reshape(n, channels, side**2, rows * columns)
-        x = self.norm(self.transformer(x))
-        x = x.reshape(n, channels, side, side, rows, columns).permute(0, 1, 4, 2, 5, 3)
-        return self.conv_proj(x.reshape(n, channels, rows * side, columns * side))
+        whole = self.whole(x)
+        x = self.conv_1x1(self.conv_kxk(resized(x, whole, corners=True)))
+        x = self.cut(x).permute(0, 3, 2, 1)  # (N, C, P * P, patches)
+        x = self.norm(self.transformer(x)).permute(0, 3, 2, 1)
+        return self.conv_proj(self.join(x, whole))
+
+
+class MobileVitV2(ByobNet):
+    """MobileViTv2, whose maps are filled up to whole patches.
+
+    Its arguments are :class:`ByobNet`'s.
+    """
+
+    map_multiple = 2
 
 
 def inverted(depth: int, channels: int, *, stride: int, ratio: float) -> Row:
@@ -188,17 +211,17 @@ XXS = mobilevit((16, 24, 48, 64, 80), (64, 80, 96), ratio=2.0, num_features=320)
 XS = mobilevit((32, 48, 64, 80, 96), (96, 120, 144), ratio=4.0, num_features=384)
 S = mobilevit((32, 64, 96, 128, 160), (144, 192, 240), ratio=4.0, num_features=640)
 
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, Any] = {
     "mobilevit_xxs": XXS,
     "mobilevit_xs": XS,
     "mobilevit_s": S,
-    "mobilevitv2_050": mobilevit_v2(0.5),
-    "mobilevitv2_075": mobilevit_v2(0.75),
-    "mobilevitv2_100": mobilevit_v2(1.0),
-    "mobilevitv2_125": mobilevit_v2(1.25),
-    "mobilevitv2_150": mobilevit_v2(1.5),
-    "mobilevitv2_175": mobilevit_v2(1.75),
-    "mobilevitv2_200": mobilevit_v2(2.0),
+    "mobilevitv2_050": (MobileVitV2, mobilevit_v2(0.5)),
+    "mobilevitv2_075": (MobileVitV2, mobilevit_v2(0.75)),
+    "mobilevitv2_100": (MobileVitV2, mobilevit_v2(1.0)),
+    "mobilevitv2_125": (MobileVitV2, mobilevit_v2(1.25)),
+    "mobilevitv2_150": (MobileVitV2, mobilevit_v2(1.5)),
+    "mobilevitv2_175": (MobileVitV2, mobilevit_v2(1.75)),
+    "mobilevitv2_200": (MobileVitV2, mobilevit_v2(2.0)),
 }
 
 FAMILY = Family(model=ByobNet, variants=VARIANTS, weights=weights_table("mobilevit"))

@@ -300,6 +300,9 @@ class NextViT(Backbone):
     def finish(self, y: torch.Tensor) -> torch.Tensor:
         return self.norm(y)
 
+    def normalize(self, y: torch.Tensor, index: int) -> torch.Tensor:
+        return self.finish(y) if index == len(self.levels) - 1 else y
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
         return {"stem": r"^stem", "blocks": [(blocks, None), (r"^norm", (99999,))]}
