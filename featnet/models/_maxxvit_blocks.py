@@ -548,7 +548,7 @@ class TransformerBlock(Phased):
                 in_chs, chs, pool_type=pool, bias=settings.shortcut_bias
             )
             down = Downsample2d(in_chs, in_chs, pool_type=pool)
-            self.norm1 = nn.Sequential(OrderedDict(norm=norm(in_chs), down=down))
+            self.norm1: nn.Module = nn.Sequential(OrderedDict(norm=norm(in_chs), down=down))
         else:
             self.shortcut, self.norm1 = nn.Identity(), norm(in_chs)
         self.attn = WindowAttention(

@@ -121,6 +121,7 @@ class MaxxVit(Backbone):
     """
 
     first_conv, last_fc = "stem.conv1", "head.fc"
+    stem: nn.Module
 
     def __init__(
         self,
