@@ -136,7 +136,7 @@ class AttentionSettings:
         return LayerScale(dim, self.init_values, channels_last=channels_last)
 
     def positions(self, window: Size, num_heads: int) -> DistanceTable | DistanceMlp:
-        """What attention within windows of a size is told of distances."""
+        """Make the biases that attention within windows of a size adds."""
         kinds: dict[str, Callable[..., Any]] = {
             "bias": DistanceTable,
             "bias_tf": TensorFlowTable,
