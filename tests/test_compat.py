@@ -20,7 +20,7 @@ from torch import nn
 import featnet
 from featnet import registry
 from featnet.compat import modules, names, use_as_timm
-from featnet.errors import ArgumentError, OutIndexError, UnknownModelError
+from featnet.errors import ArgumentError, CheckpointError, OutIndexError, UnknownModelError
 
 
 def theirs() -> list[str]:
@@ -212,6 +212,8 @@ def test_the_registry(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not timm.models.is_model_pretrained("resnet18.nothing")
     assert timm.get_pretrained_cfg_value("resnet18", "crop_pct") == 0.95
     assert timm.models.get_pretrained_cfg("nothing") is None
+    cfg = timm.models._builder.resolve_pretrained_cfg("resnet50", "a1_in1k", {"num_classes": 7})
+    assert cfg.tag == "a1_in1k" and cfg.num_classes == 7
     assert {"resnet", "vision_transformer"} <= set(timm.list_modules())
     assert timm.models.parse_model_name("hf_hub:a/b") == ("hf-hub", "a/b")
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
@@ -284,6 +286,8 @@ def test_layers_are_timms() -> None:
         ("create_pool2d", ("avg", 3, 2), {"padding": "same"}, x),
         ("SelectAdaptivePool2d", (), {"pool_type": "catavgmax"}, x),
         ("LayerScale", (12,), {}, tokens),
+        ("AttentionPool2d", (8, (3, 4), 5), {"head_dim": 4}, torch.randn(2, 8, 3, 4)),
+        ("AttentionPool2d", (8, 2, 0), {"num_heads": 2, "pool_type": ""}, torch.randn(2, 8, 3, 4)),
     ):  # fmt: skip
         a, b = (getattr(library, name)(*arguments, **options).eval() for library in (peer, ours))
         b.load_state_dict(a.state_dict())
@@ -325,6 +329,14 @@ def test_files(tmp_path: Path) -> None:
     again = featnet.create_model("test_resnet")
     ours.load_checkpoint(again, tmp_path / "a.pth")
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    optimizer = torch.optim.SGD(again.parameters(), 0.1, momentum=0.9)
+    content = {"state_dict": state, "optimizer": optimizer.state_dict(), "epoch": 3, "version": 2}
+    torch.save(content, tmp_path / "last.pth")
+    assert ours.resume_checkpoint(again, tmp_path / "last.pth", optimizer) == 4
+    renamed = {str(i): v for i, v in enumerate(model.state_dict().values())}
+    assert ours.remap_state_dict(renamed, model).keys() == model.state_dict().keys()
+    with pytest.raises(CheckpointError, match="1 tensors; the model has"):
+        ours.remap_state_dict({"a": torch.ones(1)}, model)
     ours.save_for_hf(model, tmp_path / "hub")
     back = featnet.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)
     assert torch.equal(back.fc.weight, model.fc.weight)

@@ -260,6 +260,30 @@ def generate_default_cfgs(cfgs: Mapping[str, Mapping[str, Any]]) -> dict[str, We
     return rows
 
 
+def resolve_pretrained_cfg(
+    variant: str,
+    pretrained_cfg: str | Mapping[str, Any] | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+) -> Weights:
+    """Return the record of a checkpoint.
+
+    Args:
+        variant: name of the model.
+        pretrained_cfg: a tag, or the fields of a record.
+        pretrained_cfg_overlay: fields to change.
+
+    Raises:
+        UnknownModelError: an unknown tag.
+        ArgumentError: an unknown field.
+    """
+    if isinstance(pretrained_cfg, Mapping):
+        cfg: Weights | None = Weights().replace(**pretrained_cfg)
+    else:
+        cfg = get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
+    cfg = cfg or Weights(architecture=get_arch_name(variant))
+    return cfg.replace(**(pretrained_cfg_overlay or {}))
+
+
 def filter_pretrained_cfg(
     cfg: Mapping[str, Any], remove_source: bool = False, remove_null: bool = True
 ) -> dict[str, Any]:

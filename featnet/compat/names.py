@@ -24,9 +24,11 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "models": {
         "featnet.compat.creation": f"{_CREATION} split_model_name_tag get_arch_name "
         "is_model_in_modules get_arch_pretrained_cfgs register_model generate_default_cfgs "
-        "filter_pretrained_cfg parse_model_name safe_model_name build_model_with_cfg",
+        "filter_pretrained_cfg resolve_pretrained_cfg parse_model_name safe_model_name "
+        "build_model_with_cfg",
         "featnet.compat.weights": "clean_state_dict load_state_dict load_checkpoint "
-        "load_pretrained adapt_input_conv load_model_config_from_hf load_state_dict_from_hf "
+        "remap_state_dict resume_checkpoint load_pretrained adapt_input_conv "
+        "load_model_config_from_hf load_state_dict_from_hf "
         "load_model_config_from_path load_state_dict_from_path save_for_hf push_to_hf_hub",
         "featnet.compat.walking": "model_parameters named_apply named_modules "
         "named_modules_with_params group_with_matcher group_modules group_parameters checkpoint "
@@ -54,6 +56,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "create_norm_layer create_conv2d create_pool2d resample_abs_pos_embed "
         "resample_patch_embed trunc_normal_tf_ lecun_normal_ LayerType",
         "featnet.compat.training": "freeze_batch_norm_2d unfreeze_batch_norm_2d",
+        "featnet.compat.attention_pool": "AttentionPool2d",
         "featnet.compat.blocks": "Attention",
         "featnet.layers": "DropBlock2d BlurPool2d SqueezeExcite SEModule=SqueezeExcite "
         "EffectiveSqueezeExcite EffectiveSEModule=EffectiveSqueezeExcite "
@@ -204,7 +207,6 @@ REFUSED: Mapping[str, str] = {
     "apply_rot_embed_cat": "it goes with RotaryEmbeddingCat.",
     "ImageNetInfo": "it holds no names of classes; torchvision's "
     "ResNet50_Weights.DEFAULT.meta['categories'] are those of ImageNet-1k.",
-    "RotAttentionPool2d": "featnet.layers.AttentionPool2d has learned positions.",
-    "AttentionPool2d": "featnet.layers.AttentionPool2d has other arguments.",
+    "RotAttentionPool2d": "AttentionPool2d, whose positions are learned, is there.",
     "OrderedDistributedSampler": "torch.utils.data.DistributedSampler(shuffle=False).",
 }

@@ -109,6 +109,60 @@ def load_checkpoint(
     return nn.modules.module._IncompatibleKeys([], [])
 
 
+def remap_state_dict(
+    state_dict: Mapping[str, torch.Tensor], model: nn.Module, allow_reshape: bool = True
+) -> dict[str, torch.Tensor]:
+    """Give the tensors of a state dict a model's names, by their order.
+
+    Args:
+        state_dict: tensors in the order of the model's.
+        model: has the names and shapes.
+        allow_reshape: tensors of other shapes with as many values are reshaped.
+
+    Raises:
+        CheckpointError: another number of tensors, or a shape that does not fit.
+    """
+    own = model.state_dict()
+    if len(own) != len(state_dict):
+        raise CheckpointError(f"{len(state_dict)} tensors; the model has {len(own)}.")
+    found: dict[str, torch.Tensor] = {}
+    for (name, old), (other, new) in zip(own.items(), state_dict.items(), strict=True):
+        if old.shape != new.shape and not (allow_reshape and old.numel() == new.numel()):
+            raise CheckpointError(
+                f"{other!r} of shape {tuple(new.shape)} is in the place of {name!r}, "
+                f"{tuple(old.shape)}."
+            )
+        found[name] = new.reshape(old.shape)
+    return found
+
+
+def resume_checkpoint(
+    model: nn.Module,
+    checkpoint_path: str | Path,
+    optimizer: torch.optim.Optimizer | None = None,
+    **_logging: object,
+) -> int | None:
+    """Go on from a file of timm's training script.
+
+    Args:
+        model: gets the file's ``state_dict``.
+        checkpoint_path: the file.
+        optimizer: gets the file's ``optimizer``, if there is one.
+
+    Returns:
+        The epoch to go on with, if the file says it.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit.
+    """
+    load_checkpoint(model, checkpoint_path, use_ema=False)
+    content: Any = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    if optimizer is not None and "optimizer" in content:
+        optimizer.load_state_dict(content["optimizer"])
+    epoch: int | None = content.get("epoch")
+    return epoch if epoch is None or content.get("version", 1) < 2 else epoch + 1
+
+
 def load_pretrained(
     model: nn.Module, pretrained_cfg: Mapping[str, Any] | None = None, **_more: object
 ) -> None:
