@@ -75,6 +75,21 @@ NAMES = (
     "twins_svt_small",
     "davit_tiny",
     "pit_s_224",
+    "mvitv2_tiny",
+    "sam2_hiera_tiny",
+    "gcvit_xxtiny",
+    "nest_tiny_jx",
+    "coat_lite_tiny",
+    "maxvit_tiny_tf_224",
+    "coatnet_nano_rw_224",
+    "fastvit_sa12",
+    "mobilevit_s",
+    "mobilevitv2_100",
+    "efficientvit_b1",
+    "lowformer_b0",
+    "cpubone_b0_bfrobust",
+    "mobilenetv5_base",
+    "nextvit_small",
 )
 
 
