@@ -77,13 +77,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     holder: Any = fake(monkeypatch)
     before = dict(vars(holder))
-    with pytest.raises(ArgumentError, match="too late: holder hold timm already.*rebind=True"):
+    with pytest.raises(ArgumentError, match="too late: .* hold timm already.*rebind=True"):
         use_as_timm()
     with use_as_timm(rebind=True) as switch:
         assert holder.timm is featnet.compat.timm  # type: ignore[attr-defined]
         assert holder.DropPath is holder.timm.layers.DropPath
-        assert sorted(switch.rebound) == ["holder.DropPath", "holder.timm"]
-        assert switch.kept == ["holder.NonLocalAttn"]
+        assert {"holder.DropPath", "holder.timm"} <= {*switch.rebound}
+        assert "holder.NonLocalAttn" in switch.kept
     assert vars(holder) == before and sys.modules["timm"] is holder.timm
 
 

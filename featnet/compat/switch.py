@@ -103,7 +103,7 @@ def use_as_timm(*, rebind: bool = False, flat: bool = False) -> Switch:
         ArgumentError: modules hold timm already; it lists them.
 
     Example:
-        >>> with featnet.compat.use_as_timm():
+        >>> with featnet.compat.use_as_timm(rebind=True):  # also where timm is there already
         ...     import timm
         ...     net = timm.create_model("resnet18", features_only=True)
         >>> type(net)

@@ -192,8 +192,8 @@ class DistanceTable(nn.Module):
         rows = RelativePositions((side, side), prefix=False).resample(rows, self.window)
         return self.table(rows, self.sides)
 
-    def forward(self, window: Size) -> torch.Tensor:
-        """(heads, L, L) for windows of a size."""
+    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
+        """(heads, L, L) for windows of a size, on the device of ``like``."""
         rows = self.positions.resample(self.rows(self.relative_position_bias_table), window)
         height, width = window
         grid = rows.reshape(2 * height - 1, 2 * width - 1, self.num_heads)
@@ -226,15 +226,14 @@ class DistanceMlp(nn.Module):
         self.mlp = Mlp(2, hidden, out=num_heads, act=nn.ReLU)
         self.mlp.drop1 = nn.Dropout(0.125)
 
-    def forward(self, window: Size) -> torch.Tensor:
-        weight = self.mlp.fc1.weight
+    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
+        """(heads, L, L) for windows of a size, in the type and on the device of ``like``."""
         steps = [
-            torch.arange(1 - side, side, device=weight.device, dtype=torch.float32)
-            for side in window
+            torch.arange(1 - side, side, device=like.device, dtype=torch.float32) for side in window
         ]
         places = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1)
         places = places.sign() * torch.log(1.0 + places.abs())
-        return relative_bias(self.mlp(places.to(weight.dtype)), window)
+        return relative_bias(self.mlp(places.to(like.dtype)), window)
 
 
 # Attention -----------------------------------------------------------------------------------
@@ -285,10 +284,10 @@ class WindowAttention(nn.Module):
         x = x.reshape(n, height * width, *parts, x.shape[-1] // (3 * self.num_heads))
         order = (3, 0, 2, 1, 4) if self.head_first else (2, 0, 3, 1, 4)
         q, k, v = x.permute(order).unbind(0)  # (N, heads, L, C)
-        bias = self.rel_pos((height, width))[None]
+        bias = self.rel_pos((height, width), q)[None]
         bias = bias if mask is None else bias + mask[:, None, None]
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=bias, windows=True)
-        y = y.transpose(1, 2).reshape(n, height, width, -1)
+        y = y.transpose(1, 2).reshape(n, height, width, y.shape[1] * y.shape[3])
         return self.proj_drop(self.project(self.proj, y))
 
 
