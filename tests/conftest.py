@@ -42,7 +42,7 @@ _ended = itertools.count(1)
 
 
 def pytest_runtest_logfinish() -> None:
-    """Now and then give back what was freed: glibc keeps it, by the gigabyte after large networks."""
+    """Give back now and then what was freed: glibc keeps it, gigabytes of it."""
     if next(_ended) % 20 == 0:
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
