@@ -24,6 +24,9 @@ def small(name: str) -> dict[str, Any]:
     takes = inspect.signature(entry.build).parameters.keys()
     if "channel_multiplier" in takes:
         return {"channel_multiplier": 0.25}
+    width = entry.row.get("embed_dim")
+    if "depths" in takes and isinstance(width, int) and width > 300:  # FocalNet's largest
+        return {"embed_dim": 32}
     if not {"depth", "embed_dim", "num_heads"} <= takes:
         return {}
     narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}

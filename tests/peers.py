@@ -7,6 +7,7 @@ import copy
 import importlib
 import os
 import re
+import sys
 import warnings
 from typing import Any
 from unittest import mock
@@ -41,7 +42,30 @@ def peer_model(name: str, **options: Any) -> nn.Module:
         skip = mock.patch("timm.models._builder.load_pretrained")
     with warnings.catch_warnings(), skip:
         warnings.simplefilter("ignore")
-        model: nn.Module = timm.create_model(name, **{"pretrained": True, **options})
+        options = {"pretrained": True, **options}
+        try:
+            model: nn.Module = timm.create_model(name, **options)
+        except TypeError as error:
+            if "multiple values" not in str(error):
+                raise
+            model = _overridden(timm, name, options)
+    return model
+
+
+def _overridden(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    """A model of a function that states the arguments which the options change."""
+    own = ("pretrained", "features_only", "out_indices", "output_stride")
+    changes = {key: value for key, value in options.items() if key not in own}
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    build = module.build_model_with_cfg  # type: ignore[attr-defined]
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return build(*args, **{**kwargs, **changes})
+
+    with mock.patch.object(module, "build_model_with_cfg", changed):
+        model: nn.Module = timm.create_model(
+            name, **{key: value for key, value in options.items() if key in own}
+        )
     return model
 
 

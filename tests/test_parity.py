@@ -122,7 +122,12 @@ def pair(name: str) -> tuple[Any, nn.Module]:
         ours = helpers.create(name)
     make = helpers.peer_transformer if helpers.attends(ours) else helpers.peer_model
     peer: Any = noisy(lambda: make(name, **helpers.small(name))).eval()
-    helpers.settle(peer, image_batch(*helpers.sizes(name)[0], batch=4))
+    own = tuple(peer.pretrained_cfg["input_size"][-2:])
+    for size in (helpers.sizes(name)[0], own):  # which the peer may refuse
+        x = image_batch(*size, batch=4)
+        if answer(peer.forward_features, x) is not None:
+            helpers.settle(peer, x)
+            break
     ours.load_state_dict(peer.state_dict(), strict=True)
     return ours.eval(), peer
 

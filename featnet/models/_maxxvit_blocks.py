@@ -194,10 +194,7 @@ class DistanceTable(nn.Module):
 
     def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
         """(heads, L, L) for windows of a size, on the device of ``like``."""
-        rows = self.positions.resample(self.rows(self.relative_position_bias_table), window)
-        height, width = window
-        grid = rows.reshape(2 * height - 1, 2 * width - 1, self.num_heads)
-        return relative_bias(grid, window)
+        return self.positions.bias(self.rows(self.relative_position_bias_table), window)
 
 
 class TensorFlowTable(DistanceTable):
@@ -459,9 +456,13 @@ class MbConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv1_1x1(self.down(self.pre_act(self.pre_norm(x))))
-        y = self.conv2_kxk(self.act1(self.norm1(y)))
-        y = self.se(self.act2(self.norm2(self.se_early(y))))
-        return self.drop_path(self.conv3_1x1(y)) + self.shortcut(x)
+        y = self.act1(self.norm1(y))  # step by step: no wide map is held when the next is there
+        y = self.conv2_kxk(y)
+        y = self.se_early(y)
+        y = self.act2(self.norm2(y))
+        y = self.se(y)
+        y = self.conv3_1x1(y)
+        return self.drop_path(y) + self.shortcut(x)
 
 
 class ConvNeXtBlock(nn.Module):

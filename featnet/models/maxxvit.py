@@ -248,8 +248,8 @@ class MaxxVit(Backbone):
         return {n for n, _ in self.named_parameters() if any(part in n for part in parts)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^norm", (99999,))]}
+        del coarse
+        return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; tables of other windows."""
