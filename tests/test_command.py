@@ -175,6 +175,12 @@ def test_images_that_cannot_be_read_are_skipped(
     err = capsys.readouterr().err
     assert "skipped: " in err and "b.png" in err and "1 of 3 images were skipped" in err
     assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
+    errors = tmp_path / "out" / "errors.jsonl"
+    (line,) = map(json.loads, errors.read_text().splitlines())
+    assert line["image"] == str(folder / "b.png") and "not an image" in line["error"]
+    assert extract(folder, "--out", tmp_path / "out") == 1 and errors.exists()  # tried again
+    Image.new("RGB", (64, 48)).save(folder / "b.png")
+    assert extract(folder, "--out", tmp_path / "out") == 0 and not errors.exists()
 
 
 def test_vectors_are_one_table(

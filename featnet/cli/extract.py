@@ -14,7 +14,7 @@ from ..errors import ArgumentError, FeatnetError, InputSizeError
 from ..images.reading import read_image, require_pillow
 from .inputs import Item, find_images
 from .network import build, find_device
-from .outputs import Plan, Result, writer_of
+from .outputs import Plan, Result, write_errors, writer_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +42,23 @@ def extract(args: argparse.Namespace) -> int:
     ready = {items[0]: read(items[0])} if len(items) == 1 else {}
     plan = Plan.prepare(args, items)
     if not plan.todo:
+        write_errors(args.out, [])
         print(f"Nothing to do: all outputs exist in {str(args.out)!r}; --overwrite replaces them.")
         return 0
     job = Job.prepare(args)
     writer = writer_of(args, plan, job.model, job.source, job.net)
-    failed = 0
+    failed: list[tuple[Item, Exception]] = []
     for item, result in job.run(_bar(plan.todo), ready):
         if isinstance(result, Exception):
             print(f"featnet: skipped: {result}", file=sys.stderr)
-            failed += 1
+            failed.append((item, result))
         else:
             writer.add(item, result)
     writer.close()
+    if args.out is not None and not plan.single:
+        write_errors(args.out, failed)
     if failed:
-        print(f"featnet: {failed} of {len(plan.todo)} images were skipped.", file=sys.stderr)
+        print(f"featnet: {len(failed)} of {len(plan.todo)} images were skipped.", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..images.fits import Placement
 
 FEATURES, RENDERING, VECTORS = "features.safetensors", "features.png", "vectors.safetensors"
+ERRORS = "errors.jsonl"
 
 
 @dataclasses.dataclass
@@ -97,6 +98,19 @@ def prepare_folder(folder: Path) -> None:
         raise OutputError(
             f"output folder {str(folder)!r} cannot be written to: {error.strerror}"
         ) from error
+
+
+def write_errors(folder: Path, failed: Sequence[tuple[Item, Exception]]) -> None:
+    """Write a line of JSON for each image that a run skipped; without any there is no such file."""
+    from ..checkpoints.writing import staged
+
+    path = folder / ERRORS
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    lines = (json.dumps({"image": item.shown, "error": str(error)}) for item, error in failed)
+    with staged(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
