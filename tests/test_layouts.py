@@ -16,6 +16,7 @@ import torch
 from helpers import image_batch
 
 import featnet
+from featnet.errors import CheckpointError
 
 Rule = tuple[str, Any]
 BLOCKS: Rule = (r"^stages\.(\d)\.blocks\.(\d+)", r"stages.\1.\2")
@@ -54,16 +55,44 @@ class Layout:
         return found
 
 
-def multiscale(depths: Sequence[int]) -> tuple[Rule, ...]:
-    """MViTv2's names, which count the blocks of all stages."""
+def counted(name: str, depths: Sequence[int]) -> Rule:
+    """Blocks that are counted over all stages."""
     before = [sum(depths[:i]) for i in range(len(depths))]
+    return (r"^stages\.(\d)\.blocks\.(\d+)", lambda m: f"{name}.{before[int(m[1])] + int(m[2])}")
+
+
+def multiscale(depths: Sequence[int]) -> tuple[Rule, ...]:
+    """MViTv2's names."""
     return (
-        (r"^stages\.(\d)\.blocks\.(\d+)", lambda m: f"blocks.{before[int(m[1])] + int(m[2])}"),
+        counted("blocks", depths),
         (r"\.shortcut_proj_(attn|mlp)\.", ".proj."),
         (r"^head\.fc\.", "head.projection."),
     )
 
 
+# LowFormer's and CPUBone's lists are modules that hold their parts in an ``op_list``
+LISTS: tuple[Rule, ...] = (
+    (r"^stem\.", "backbone.input_stem.op_list."),
+    (r"^stages\.(\d)\.", r"backbone.stages.\1.op_list."),
+    (r"\.conv_proj\.conv\.", ".conv_proj.0."),
+    (r"\.conv_proj\.norm\.", ".conv_proj.1."),
+    (r"\.pwise\.", ".pwise.0."),
+)
+LOWFORMER: tuple[Rule, ...] = (
+    *LISTS,
+    (r"\.mlp\.", ".total.0.1."),
+    (r"\.local\.", ".total.1."),
+    (r"^in_conv\.", "head.op_list.0."),
+    (r"^pre_classifier\.0\.", "head.op_list.2.linear."),
+    (r"^pre_classifier\.1\.", "head.op_list.2.norm."),
+    (r"^classifier\.", "head.op_list.3.linear."),
+)
+CPUBONE: tuple[Rule, ...] = (
+    *LISTS,
+    (r"^head\.in_conv\.", "head.op_list.0."),
+    (r"^head\.pre_classifier\.", "head.op_list.2."),
+    (r"^head\.classifier\.", "head.op_list.3."),
+)
 MULTISCALE = dict(embed_dim=16, img_size=64)
 SMALL = dict(depths=(1, 1, 2, 1))
 LAYOUTS = {
@@ -169,6 +198,18 @@ LAYOUTS = {
     ),
     "MViTv2": Layout("mvitv2_tiny", "mvitv2", multiscale((1, 2, 5, 2)), MULTISCALE),
     "MViTv2 L": Layout("mvitv2_large", "mvitv2", multiscale((2, 6, 36, 4)), MULTISCALE),
+    "Next-ViT": Layout(
+        "nextvit_small",
+        "nextvit",
+        (
+            counted("features", (3, 4, 10, 3)),
+            (r"\.mlp\.fc", ".mlp.conv"),
+            (r"^head\.fc\.", "proj_head.0."),
+        ),
+    ),
+    "LowFormer": Layout("lowformer_b0", "lowformer", (*LOWFORMER, (r"\.attn\.", ".total.0.0."))),
+    "LowFormer E3": Layout("lowformer_e3", "lowformer", (*LOWFORMER, (r"\.attn\.", ".total.0."))),
+    "CPUBone": Layout("cpubone_nano", "cpubone", CPUBONE),
     "PiT": Layout(
         "pit_ti_224",
         "pit",
@@ -204,6 +245,42 @@ def test_original_names_load(kind: str, tmp_path: Path, timm: Any) -> None:
     with torch.inference_mode():
         levels = [m.forward_intermediates(x, intermediates_only=True) for m in (model, other)]
     assert all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
+
+
+def test_biases_before_norms_become_part_of_them(timm: Any) -> None:
+    """Convolutions of CPUBone's robust checkpoints have a bias that the networks have not."""
+    name = "cpubone_b0_bfrobust"
+    model = featnet.create_model(name)
+    helpers.fill_noise(model)
+    state = model.state_dict()
+    old, biases = dict(state), 0
+    for key in state:
+        place, found, _ = key.partition(".norm.running_mean")
+        if found and re.search(r"\.total\.1\.main\.(inverted|depth)_conv$", place):
+            conv = "conv.1" if f"{place}.conv.1.weight" in state else "conv"
+            bias = old[f"{place}.{conv}.bias"] = torch.rand(len(state[key]))
+            old[key], biases = state[key] + bias, biases + 1
+    assert biases
+    old = Layout(name, "cpubone", CPUBONE).theirs(old)
+    given = dict(old)
+    found = model.convert_state_dict(old)
+    assert found.keys() == state.keys() and old.keys() == given.keys()
+    convert = importlib.import_module("timm.models.cpubone").checkpoint_filter_fn
+    theirs = convert(dict(old), helpers.peer_model(name))
+    assert all(torch.equal(value, theirs[key]) for key, value in found.items())
+    for key, value in found.items():
+        torch.testing.assert_close(value, state[key])
+
+
+@pytest.mark.parametrize("kind", ["MViTv2", "Next-ViT"])
+def test_a_file_with_more_blocks_is_refused(kind: str) -> None:
+    layout = LAYOUTS[kind]
+    model = featnet.create_model(layout.name, **layout.options)
+    old = layout.theirs(model.state_dict())
+    first = min((key for key in old if re.search(r"^\w+\.\d+\.", key)), key=len)
+    old[re.sub(r"\d+", "99", first, count=1)] = old[first]
+    with pytest.raises(CheckpointError, match=r"\.99\."):
+        featnet.create_model(layout.name, checkpoint_path=old, **layout.options)
 
 
 def test_the_tower_of_transformers() -> None:

@@ -10,7 +10,16 @@ from .attention import (
 )
 from .attention_pool import AttentionPool2d, LatentPool, TokenPool
 from .bilinear_attention import BilinearAttention
-from .blocks import Blocks, DropBlock2d, DropPath, Recomputed, chain, drop_path_rates, recompute
+from .blocks import (
+    Blocks,
+    DropBlock2d,
+    DropPath,
+    Recomputed,
+    Stage,
+    chain,
+    drop_path_rates,
+    recompute,
+)
 from .branches import Branches, add_branches, merge_parallel
 from .channel_attention import CrossCovarianceAttention, FourierPositions
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
@@ -58,7 +67,7 @@ from .init import (
     zero_bias,
     zero_weight,
 )
-from .keys import rename_keys
+from .keys import rename_keys, stage_rule
 from .linear_attention import relu_attention
 from .memo import Memo
 from .mlp import GluMlp, LayerScale, Mlp, SwiGlu, pointwise
@@ -156,6 +165,7 @@ __all__ = [
     "SimpleNorm2d",
     "Size",
     "SqueezeExcite",
+    "Stage",
     "StdConv2d",
     "StdConv2dSame",
     "SwiGlu",
@@ -223,6 +233,7 @@ __all__ = [
     "split_blocks",
     "split_heads",
     "split_windows",
+    "stage_rule",
     "stride_of",
     "to_pair",
     "trunc_normal",

@@ -57,6 +57,23 @@ class Blocks(nn.Sequential, Recomputed):
         return x
 
 
+class Stage(nn.Module):
+    """Perhaps a smaller map, then blocks.
+
+    Args:
+        blocks: of the stage; each may be recomputed.
+        downsample: comes before them. Without one the first block halves the size, if any does.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], *, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = Blocks(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x if self.downsample is None else self.downsample(x))
+
+
 def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> None:
     """Recompute activations in the backward pass instead of keeping them.
 

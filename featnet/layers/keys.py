@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -36,3 +36,24 @@ def rename_keys(
         shape = shapes.get(key, value.shape)
         renamed[key] = value.reshape(shape) if value.numel() == shape.numel() else value
     return renamed
+
+
+def stage_rule(name: str, depths: Sequence[int]) -> Rule:
+    """Return a rule for :func:`rename_keys`: blocks that a file counts over all stages.
+
+    Args:
+        name: of their list in the file. A block of which there is none here keeps its name.
+        depths: number of blocks of each stage.
+
+    Example:
+        >>> state = {"features.3.w": torch.ones(2), "features.5.w": torch.ones(2)}
+        >>> list(rename_keys(state, [stage_rule("features", (2, 3))]))
+        ['stages.1.blocks.1.w', 'features.5.w']
+    """
+    places = [f"stages.{i}.blocks.{j}." for i, depth in enumerate(depths) for j in range(depth)]
+
+    def place(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return places[number] if number < len(places) else match[0]
+
+    return rf"^{re.escape(name)}\.(\d+)\.", place

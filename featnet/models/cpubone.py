@@ -6,6 +6,7 @@ its attention is LowFormer's (https://arxiv.org/abs/2409.03460).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -182,8 +183,9 @@ class CPUBone(ConvFormer):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As the base class says; its authors' names."""
-        return rename_keys(
+        """As the base class says; its authors' names, and their biases before norms, which become
+        part of the norms' means."""
+        renamed = rename_keys(
             state,
             (
                 (r"\.conv_proj\.0\.", ".conv_proj.conv."),
@@ -197,6 +199,12 @@ class CPUBone(ConvFormer):
                 (r"\.op_list\.", "."),
             ),
         )
+        converted, own = dict(renamed), self.state_dict().keys()
+        for key in renamed.keys() - own:
+            mean = re.sub(r"\.conv(\.1)?\.bias$", ".norm.running_mean", key)
+            if mean != key and mean in own and mean in renamed:
+                converted[mean] = renamed[mean] - converted.pop(key)
+        return converted
 
 
 COMMON: dict[str, Any] = dict(

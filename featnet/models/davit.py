@@ -18,7 +18,6 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages, nearest
 from ..layers import (
-    Blocks,
     DropPath,
     Layer,
     LayerNorm2d,
@@ -26,6 +25,7 @@ from ..layers import (
     Mlp,
     NormMlp,
     Phased,
+    Stage,
     drop_path_rates,
     get_norm,
     head_width,
@@ -155,18 +155,6 @@ class Downsample(Phased):
         return self.conv(filled(self.norm(x), self.side))
 
 
-class Stage(nn.Module):
-    """Half the size, but for the first stage, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
-
-
 class DaVit(Backbone):
     """A stem at a quarter of the size, then four stages, the last three of which halve it.
 
@@ -250,7 +238,7 @@ class DaVit(Backbone):
             if i:
                 down = Downsample(in_chs, dim, kernel_size=down_kernel_size, norm=norm)
             in_chs = dim
-            stage = Stage(down, blocks)
+            stage = Stage(blocks, downsample=down)
             self.add_stage(f"stages.{i}", stage, channels=dim, reduction=4 * 2**i)
         self.norm_pre = norm(in_chs) if head_norm_first else nn.Identity()
         self.add_head(

@@ -17,7 +17,6 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages, nearest
 from ..layers import (
-    Blocks,
     CrossCovarianceAttention,
     DropPath,
     FourierPositions,
@@ -26,6 +25,7 @@ from ..layers import (
     Mlp,
     NormMlp,
     Phased,
+    Stage,
     drop_path_rates,
     get_act,
     initialize,
@@ -132,18 +132,6 @@ class SplitTransposeBlock(Phased):
         return x + self.drop_path(y.transpose(1, 2).reshape(x.shape))
 
 
-class Stage(nn.Module):
-    """Half the size, but for the first stage, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
-
-
 def make_stem(kind: str, in_chans: int, dim: int, conv_bias: bool) -> nn.Module:
     """Patches of four pixels, side by side or overlapping, and a norm."""
     kernels = {"patch": 4, "overlap": 9}
@@ -246,7 +234,7 @@ class EdgeNeXt(Backbone):
                 options = dict(kernel_size=kernel_sizes[i], stride=stride, **common)
                 blocks.append(ConvBlock(in_chs, dim, drop_path=rate, **options))
                 in_chs = dim
-            stage = Stage(down, blocks)
+            stage = Stage(blocks, downsample=down)
             self.add_stage(f"stages.{i}", stage, channels=dim, reduction=4 * 2**i)
         self.norm_pre = LayerNorm2d(in_chs) if head_norm_first else nn.Identity()
         self.add_head(

@@ -16,10 +16,10 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages
 from ..layers import (
-    Blocks,
     Head,
     Layer,
     Phased,
+    Stage,
     build_act,
     get_act,
     get_norm,
@@ -126,17 +126,6 @@ def attention_block(
             local_module=Residual(local),
         )
     )
-
-
-class Stage(nn.Module):
-    """Blocks, of which the first halves the size."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(x)  # (N, C, H/2, W/2)
 
 
 class EfficientVit(Backbone):

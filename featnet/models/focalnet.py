@@ -15,7 +15,6 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import check_stages
 from ..layers import (
-    Blocks,
     DropPath,
     Layer,
     LayerNorm2d,
@@ -23,6 +22,7 @@ from ..layers import (
     Mlp,
     NormMlp,
     Phased,
+    Stage,
     drop_path_rates,
     get_norm,
     initialize,
@@ -134,18 +134,6 @@ class Downsample(nn.Module):
         return self.norm(self.proj(x))
 
 
-class Stage(nn.Module):
-    """Half the size, but for the first stage, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
-
-
 class FocalNet(Backbone):
     """A stem at a quarter of the size, then four stages, the last three of which halve it.
 
@@ -224,7 +212,7 @@ class FocalNet(Backbone):
             )
             before = down(dim, 2 * dim, stride=2) if i else nn.Identity()
             dim = embed_dim * 2**i
-            stage = Stage(before, [block(drop_path=rate) for rate in rates[i]])
+            stage = Stage([block(drop_path=rate) for rate in rates[i]], downsample=before)
             self.add_stage(f"layers.{i}", stage, channels=dim, reduction=4 * 2**i)
         self.norm = nn.Identity() if head_hidden_size else norm(dim)
         head_norm = norm if head_hidden_size else None

@@ -16,12 +16,12 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import check_stages
 from ..layers import (
-    Blocks,
     DropPath,
     GlobalPool,
     Head,
     Layer,
     Mlp,
+    Stage,
     drop_path_rates,
     get_act,
     get_norm,
@@ -84,18 +84,6 @@ class Block(nn.Module):
         return self.drop_path(y) + x
 
 
-class Stage(nn.Module):
-    """A norm and a 2x2 convolution to half the size, but for the first stage, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.downsample(x))  # (N, C, H/2, W/2)
-
-
 class InceptionNeXt(Backbone):
     """Patches of four pixels, then four stages, the last three of which halve the size.
 
@@ -143,7 +131,9 @@ class InceptionNeXt(Backbone):
         for i, (chs, ratio) in enumerate(zip(dims, mlp_ratios, strict=True)):
             down = nn.Sequential(norm(in_chs), nn.Conv2d(in_chs, chs, 2, 2)) if i else nn.Identity()
             blocks = [block(chs, mlp_ratio=ratio, drop_path=rate) for rate in rates[i]]
-            self.add_stage(f"stages.{i}", Stage(down, blocks), channels=chs, reduction=4 * 2**i)
+            self.add_stage(
+                f"stages.{i}", Stage(blocks, downsample=down), channels=chs, reduction=4 * 2**i
+            )
             in_chs = chs
         hidden, pooled = 3 * in_chs, in_chs * GlobalPool(global_pool).multiplier
         self.head = nn.Sequential(

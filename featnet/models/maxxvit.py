@@ -19,10 +19,10 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages, nearest
 from ..layers import (
-    Blocks,
     NormMlp,
     Scheme,
     Size,
+    Stage,
     conv2d,
     drop_path_rates,
     get_act,
@@ -63,17 +63,6 @@ class MaxxVitBlock(nn.Module):
         for name, attention in self.named_children():
             x = x if name == "conv" else attention(x)
         return x.permute(0, 3, 1, 2)
-
-
-class Stage(nn.Module):
-    """Blocks, of which the first halves the size."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(x)  # (N, C, H/2, W/2)
 
 
 class Stem(nn.Module):
@@ -302,363 +291,121 @@ TF_ATTENTION = AttentionSettings(
     act_layer="gelu_tanh", head_first=False, norm_eps=1e-5, rel_pos_type="bias_tf"
 )
 
-MAXVIT = ("M", "M", "M", "M")
-W64, W128, W192 = (64, 128, 256, 512), (128, 256, 512, 1024), (192, 384, 768, 1536)
-D = (2, 6, 14, 2)
+W32, W64, W128 = (32, 64, 128, 256), (64, 128, 256, 512), (128, 256, 512, 1024)
+W160, W192 = (160, 320, 640, 1280), (192, 384, 768, 1536)
+D, D_NANO, D_SMALL, D_RW = (2, 6, 14, 2), (1, 2, 3, 1), (2, 2, 5, 2), (2, 3, 7, 2)
+
+STEM: dict[str, Any] = dict(stem_width=(32, 64))
+NANO: dict[str, Any] = dict(embed_dim=W64, depths=(3, 4, 6, 3), **STEM)
+ONE: dict[str, Any] = dict(depths=D, **STEM)
+TWO: dict[str, Any] = dict(embed_dim=W128, depths=D, stem_width=(64, 128), conv=RW_PRE)
+THREE: dict[str, Any] = dict(embed_dim=W192, depths=D, stem_width=(96, 192), conv=RW_PRE)
+WIDE: dict[str, Any] = dict(embed_dim=W192, stem_width=192, head_hidden_size=1536)
+
+PARTITIONS: dict[str, Any] = dict(block_type=("M", "M", "M", "M"))
+TF: dict[str, Any] = dict(stem_bias=True, conv=TF_CONV, attention=TF_ATTENTION, **PARTITIONS)
+RW_MAX: dict[str, Any] = dict(conv=MAX, **PARTITIONS)
+PICO_MAX: dict[str, Any] = dict(embed_dim=W32, depths=D_SMALL, stem_width=(24, 32), **RW_MAX)
+NANO_MAX: dict[str, Any] = dict(embed_dim=W64, depths=D_NANO, **STEM, **RW_MAX)
+TINY_MAX: dict[str, Any] = dict(embed_dim=W64, depths=D_SMALL, **STEM, **RW_MAX)
+NEXT_MAX: dict[str, Any] = dict(conv=NEXT, **PARTITIONS)
+TEST: dict[str, Any] = dict(embed_dim=(32, 64, 96, 128), stem_width=(16, 32), attention=LATE)
+
+
+def _sizes(name: str, *sizes: int, **row: Any) -> dict[str, dict[str, Any]]:
+    """Variants of one network for inputs of several sizes."""
+    return {f"{name}_{size}": row for size in sizes}
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "coatnet_0_224": dict(head_hidden_size=768),
-    "coatnet_0_rw_224": dict(
-        depths=(2, 3, 7, 2), stem_width=(32, 64), conv=RW_0, attention=LATE_BARE
-    ),
+    "coatnet_0_rw_224": dict(depths=D_RW, conv=RW_0, attention=LATE_BARE, **STEM),
     "coatnet_1_224": dict(depths=D, head_hidden_size=768),
-    "coatnet_1_rw_224": dict(depths=D, stem_width=(32, 64), conv=RW_EARLY, attention=LATE_BARE),
+    "coatnet_1_rw_224": dict(conv=RW_EARLY, attention=LATE_BARE, **ONE),
     "coatnet_2_224": dict(embed_dim=W128, depths=D, stem_width=128, head_hidden_size=1024),
-    "coatnet_2_rw_224": dict(
-        embed_dim=W128, depths=D, stem_width=(64, 128), conv=RW_PRE, attention=LATE
-    ),
-    "coatnet_3_224": dict(embed_dim=W192, depths=D, stem_width=192, head_hidden_size=1536),
-    "coatnet_3_rw_224": dict(
-        embed_dim=W192, depths=D, stem_width=(96, 192), conv=RW_PRE, attention=SCALED
-    ),
-    "coatnet_4_224": dict(
-        embed_dim=W192, depths=(2, 12, 28, 2), stem_width=192, head_hidden_size=1536
-    ),
+    "coatnet_2_rw_224": dict(attention=LATE, **TWO),
+    "coatnet_3_224": dict(depths=D, **WIDE),
+    "coatnet_3_rw_224": dict(attention=SCALED, **THREE),
+    "coatnet_4_224": dict(depths=(2, 12, 28, 2), **WIDE),
     "coatnet_5_224": dict(
         embed_dim=(256, 512, 1280, 2048),
         depths=(2, 12, 28, 2),
         stem_width=192,
         head_hidden_size=2048,
     ),
-    "coatnet_bn_0_rw_224": dict(
-        depths=(2, 3, 7, 2), stem_width=(32, 64), conv=RW_EARLY, attention=BATCH_NORM
-    ),
+    "coatnet_bn_0_rw_224": dict(depths=D_RW, conv=RW_EARLY, attention=BATCH_NORM, **STEM),
     "coatnet_nano_cc_224": dict(
-        embed_dim=W64,
-        depths=(3, 4, 6, 3),
-        block_type=("C", "C", ("C", "T"), ("C", "T")),
-        stem_width=(32, 64),
-        conv=RW_CC,
-        attention=LATE,
+        block_type=("C", "C", ("C", "T"), ("C", "T")), conv=RW_CC, attention=LATE, **NANO
     ),
-    "coatnet_nano_rw_224": dict(
-        embed_dim=W64, depths=(3, 4, 6, 3), stem_width=(32, 64), conv=RW_POOL, attention=LATE
-    ),
-    "coatnet_pico_rw_224": dict(embed_dim=W64, stem_width=(32, 64), conv=RW, attention=LATE),
-    "coatnet_rmlp_0_rw_224": dict(
-        depths=(2, 3, 7, 2), stem_width=(32, 64), conv=RW_RELU, attention=MLP
-    ),
-    "coatnet_rmlp_1_rw2_224": dict(depths=D, stem_width=(32, 64), conv=RW_RELU, attention=MLP),
-    "coatnet_rmlp_1_rw_224": dict(depths=D, stem_width=(32, 64), conv=RMLP_1, attention=MLP_MAX),
-    "coatnet_rmlp_2_rw_224": dict(
-        embed_dim=W128, depths=D, stem_width=(64, 128), conv=RW_PRE, attention=MLP_SCALED
-    ),
-    "coatnet_rmlp_2_rw_384": dict(
-        embed_dim=W128, depths=D, stem_width=(64, 128), conv=RW_PRE, attention=MLP_SCALED
-    ),
-    "coatnet_rmlp_3_rw_224": dict(
-        embed_dim=W192, depths=D, stem_width=(96, 192), conv=RW_PRE, attention=MLP_SCALED
-    ),
-    "coatnet_rmlp_nano_rw_224": dict(
-        embed_dim=W64, depths=(3, 4, 6, 3), stem_width=(32, 64), conv=RW, attention=MLP_384
-    ),
-    "coatnext_nano_rw_224": dict(
-        embed_dim=W64,
-        depths=(3, 4, 6, 3),
-        stem_width=(32, 64),
-        weight_init="normal",
-        conv=NEXT_5,
-        attention=LATE,
-    ),
-    "maxvit_base_tf_224": dict(
-        depths=D,
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_base_tf_384": dict(
-        depths=D,
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_base_tf_512": dict(
-        depths=D,
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_large_tf_224": dict(
+    "coatnet_nano_rw_224": dict(conv=RW_POOL, attention=LATE, **NANO),
+    "coatnet_pico_rw_224": dict(embed_dim=W64, conv=RW, attention=LATE, **STEM),
+    "coatnet_rmlp_0_rw_224": dict(depths=D_RW, conv=RW_RELU, attention=MLP, **STEM),
+    "coatnet_rmlp_1_rw2_224": dict(conv=RW_RELU, attention=MLP, **ONE),
+    "coatnet_rmlp_1_rw_224": dict(conv=RMLP_1, attention=MLP_MAX, **ONE),
+    **_sizes("coatnet_rmlp_2_rw", 224, 384, attention=MLP_SCALED, **TWO),
+    "coatnet_rmlp_3_rw_224": dict(attention=MLP_SCALED, **THREE),
+    "coatnet_rmlp_nano_rw_224": dict(conv=RW, attention=MLP_384, **NANO),
+    "coatnext_nano_rw_224": dict(weight_init="normal", conv=NEXT_5, attention=LATE, **NANO),
+    **_sizes("maxvit_base_tf", 224, 384, 512, depths=D, head_hidden_size=768, **TF),
+    **_sizes(
+        "maxvit_large_tf",
+        224,
+        384,
+        512,
         embed_dim=W128,
         depths=D,
-        block_type=MAXVIT,
         stem_width=128,
-        stem_bias=True,
         head_hidden_size=1024,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
+        **TF,
     ),
-    "maxvit_large_tf_384": dict(
-        embed_dim=W128,
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=128,
-        stem_bias=True,
-        head_hidden_size=1024,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
+    "maxvit_nano_rw_256": dict(attention=LATE, **NANO_MAX),
+    "maxvit_pico_rw_256": dict(attention=LATE, **PICO_MAX),
+    **_sizes("maxvit_rmlp_base_rw", 224, 384, head_hidden_size=768, attention=MLP, **ONE, **RW_MAX),
+    "maxvit_rmlp_nano_rw_256": dict(attention=MLP, **NANO_MAX),
+    "maxvit_rmlp_pico_rw_256": dict(attention=MLP, **PICO_MAX),
+    **_sizes(
+        "maxvit_rmlp_small_rw", 224, 256, depths=D_SMALL, attention=MLP_SCALED, **STEM, **RW_MAX
     ),
-    "maxvit_large_tf_512": dict(
-        embed_dim=W128,
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=128,
-        stem_bias=True,
-        head_hidden_size=1024,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
+    "maxvit_rmlp_tiny_rw_256": dict(attention=MLP, **TINY_MAX),
+    **_sizes("maxvit_small_tf", 224, 384, 512, depths=D_SMALL, head_hidden_size=768, **TF),
+    "maxvit_tiny_pm_256": dict(attention=LATE, **TINY_MAX | {"block_type": ("PM",) * 4}),
+    **_sizes("maxvit_tiny_rw", 224, 256, attention=LATE, **TINY_MAX),
+    **_sizes(
+        "maxvit_tiny_tf", 224, 384, 512, embed_dim=W64, depths=D_SMALL, head_hidden_size=512, **TF
     ),
-    "maxvit_nano_rw_256": dict(
-        embed_dim=W64,
-        depths=(1, 2, 3, 1),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=LATE,
-    ),
-    "maxvit_pico_rw_256": dict(
-        embed_dim=(32, 64, 128, 256),
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(24, 32),
-        conv=MAX,
-        attention=LATE,
-    ),
-    "maxvit_rmlp_base_rw_224": dict(
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        head_hidden_size=768,
-        conv=MAX,
-        attention=MLP,
-    ),
-    "maxvit_rmlp_base_rw_384": dict(
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        head_hidden_size=768,
-        conv=MAX,
-        attention=MLP,
-    ),
-    "maxvit_rmlp_nano_rw_256": dict(
-        embed_dim=W64,
-        depths=(1, 2, 3, 1),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=MLP,
-    ),
-    "maxvit_rmlp_pico_rw_256": dict(
-        embed_dim=(32, 64, 128, 256),
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(24, 32),
-        conv=MAX,
-        attention=MLP,
-    ),
-    "maxvit_rmlp_small_rw_224": dict(
-        depths=(2, 2, 5, 2), block_type=MAXVIT, stem_width=(32, 64), conv=MAX, attention=MLP_SCALED
-    ),
-    "maxvit_rmlp_small_rw_256": dict(
-        depths=(2, 2, 5, 2), block_type=MAXVIT, stem_width=(32, 64), conv=MAX, attention=MLP_SCALED
-    ),
-    "maxvit_rmlp_tiny_rw_256": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=MLP,
-    ),
-    "maxvit_small_tf_224": dict(
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_small_tf_384": dict(
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_small_tf_512": dict(
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=768,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_tiny_pm_256": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=("PM", "PM", "PM", "PM"),
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=LATE,
-    ),
-    "maxvit_tiny_rw_224": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=LATE,
-    ),
-    "maxvit_tiny_rw_256": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=MAX,
-        attention=LATE,
-    ),
-    "maxvit_tiny_tf_224": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=512,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_tiny_tf_384": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=512,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_tiny_tf_512": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_bias=True,
-        head_hidden_size=512,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_xlarge_tf_224": dict(
-        embed_dim=W192,
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=192,
-        stem_bias=True,
-        head_hidden_size=1536,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_xlarge_tf_384": dict(
-        embed_dim=W192,
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=192,
-        stem_bias=True,
-        head_hidden_size=1536,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
-    "maxvit_xlarge_tf_512": dict(
-        embed_dim=W192,
-        depths=D,
-        block_type=MAXVIT,
-        stem_width=192,
-        stem_bias=True,
-        head_hidden_size=1536,
-        conv=TF_CONV,
-        attention=TF_ATTENTION,
-    ),
+    **_sizes("maxvit_xlarge_tf", 224, 384, 512, depths=D, **WIDE, **TF),
     "maxxvit_rmlp_nano_rw_256": dict(
-        embed_dim=W64,
-        depths=(1, 2, 3, 1),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        weight_init="normal",
-        conv=NEXT,
-        attention=MLP_SCALED,
+        embed_dim=W64, depths=D_NANO, weight_init="normal", attention=MLP_SCALED, **STEM, **NEXT_MAX
     ),
     "maxxvit_rmlp_small_rw_256": dict(
-        depths=(2, 2, 5, 2), block_type=MAXVIT, stem_width=(48, 96), conv=NEXT, attention=MLP_SCALED
+        depths=D_SMALL, stem_width=(48, 96), attention=MLP_SCALED, **NEXT_MAX
     ),
     "maxxvit_rmlp_tiny_rw_256": dict(
-        embed_dim=W64,
-        depths=(2, 2, 5, 2),
-        block_type=MAXVIT,
-        stem_width=(32, 64),
-        conv=NEXT,
-        attention=MLP_SCALED,
+        embed_dim=W64, depths=D_SMALL, attention=MLP_SCALED, **STEM, **NEXT_MAX
     ),
     "maxxvitv2_nano_rw_256": dict(
-        depths=(1, 2, 3, 1),
-        block_type=MAXVIT,
-        stem_width=(48, 96),
-        weight_init="normal",
-        conv=NEXT,
-        attention=GRID,
+        depths=D_NANO, stem_width=(48, 96), weight_init="normal", attention=GRID, **NEXT_MAX
     ),
-    "maxxvitv2_rmlp_base_rw_224": dict(
+    **_sizes(
+        "maxxvitv2_rmlp_base_rw",
+        224,
+        384,
         embed_dim=W128,
         depths=(2, 6, 12, 2),
-        block_type=MAXVIT,
         stem_width=(64, 128),
-        conv=NEXT,
         attention=GRID_MLP,
-    ),
-    "maxxvitv2_rmlp_base_rw_384": dict(
-        embed_dim=W128,
-        depths=(2, 6, 12, 2),
-        block_type=MAXVIT,
-        stem_width=(64, 128),
-        conv=NEXT,
-        attention=GRID_MLP,
+        **NEXT_MAX,
     ),
     "maxxvitv2_rmlp_large_rw_224": dict(
-        embed_dim=(160, 320, 640, 1280),
+        embed_dim=W160,
         depths=(2, 6, 16, 2),
-        block_type=MAXVIT,
         stem_width=(80, 160),
         head_hidden_size=1280,
-        conv=NEXT,
         attention=GRID_MLP,
+        **NEXT_MAX,
     ),
-    "test_coatnet": dict(
-        embed_dim=(32, 64, 96, 128),
-        depths=(1, 1, 2, 1),
-        stem_width=(16, 32),
-        conv=RW_POOL,
-        attention=LATE,
-    ),
-    "test_maxvit": dict(
-        embed_dim=(32, 64, 96, 128),
-        depths=(1, 1, 1, 1),
-        block_type=MAXVIT,
-        stem_width=(16, 32),
-        conv=MAX,
-        attention=LATE,
-    ),
+    "test_coatnet": dict(depths=(1, 1, 2, 1), conv=RW_POOL, **TEST),
+    "test_maxvit": dict(depths=(1, 1, 1, 1), **RW_MAX, **TEST),
 }
 
 FAMILY = Family(model=MaxxVit, variants=VARIANTS, weights=weights_table("maxxvit"))

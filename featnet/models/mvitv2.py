@@ -37,6 +37,7 @@ from ..layers import (
     rename_keys,
     resample_distances,
     split_heads,
+    stage_rule,
     to_pair,
     trunc_normal,
     zero_bias,
@@ -326,10 +327,9 @@ class MultiScaleVit(Backbone):
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; its authors' names, and distances of maps of another size."""
-        places = [f"stages.{i}.blocks.{j}." for i, n in enumerate(self.depths) for j in range(n)]
         widens = "shortcut_proj_attn" if self.expand_attn else "shortcut_proj_mlp"
         rules = (
-            (r"^blocks\.(\d+)\.", lambda m: places[int(m[1])]),
+            stage_rule("blocks", self.depths),
             (r"^(stages\.\d+\.blocks\.\d+)\.proj\.", rf"\1.{widens}."),
             (r"^head\.projection\.", "head.fc."),
         )

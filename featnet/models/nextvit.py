@@ -16,11 +16,11 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError, check_stages
 from ..layers import (
-    Blocks,
     DropPath,
     Layer,
     Mlp,
     Phased,
+    Stage,
     absorb_norms,
     attend,
     build_act,
@@ -32,6 +32,8 @@ from ..layers import (
     join_heads,
     make_divisible,
     pointwise,
+    rename_keys,
+    stage_rule,
     trunc_normal,
     unit,
     zero_bias,
@@ -204,17 +206,6 @@ class TransformerBlock(Phased):
         self.norm1 = self.norm2 = attention.norm = nn.Identity()
 
 
-class Stage(nn.Module):
-    """Blocks, of which the first may halve the size."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(x)  # (N, C, H/2, W/2)
-
-
 class NextViT(Backbone):
     """A stem at a quarter of the size, then four stages, the last three of which halve it.
 
@@ -259,6 +250,7 @@ class NextViT(Backbone):
         check_stages(depths=depths, strides=strides, sr_ratios=sr_ratios, widths=WIDTHS)
         if depths[2] % CYCLE or min(depths) < 1:
             raise ArgumentError(f"depths={depths!r}: the third must be a multiple of {CYCLE}.")
+        self.depths = tuple(depths)
         norm, act = get_norm(norm_layer), get_act(act_layer)
         chain = (in_chans, *stem_chs, stem_chs[-1])
         self.stem = nn.Sequential(
@@ -308,11 +300,13 @@ class NextViT(Backbone):
         return {"stem": r"^stem", "blocks": [(blocks, None), (r"^norm", (99999,))]}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As the base class says; its authors', whose tensors come in the same order."""
-        names = list(self.state_dict())
-        if "features.0.patch_embed.conv.weight" not in state or len(state) != len(names):
-            return dict(state)
-        return dict(zip(names, state.values(), strict=True))
+        """As the base class says; its authors' names."""
+        rules = (
+            stage_rule("features", self.depths),
+            (r"\.mlp\.conv([12])\.", r".mlp.fc\1."),
+            (r"^proj_head\.0\.", "head.fc."),
+        )
+        return rename_keys(state, rules)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

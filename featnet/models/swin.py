@@ -18,7 +18,6 @@ from torch import nn
 from ..backbone import Backbone
 from ..errors import ArgumentError
 from ..layers import (
-    Blocks,
     DropPath,
     Layer,
     Memo,
@@ -27,6 +26,7 @@ from ..layers import (
     Phased,
     RelativePositions,
     Size,
+    Stage,
     attend,
     drop_path_rates,
     get_act,
@@ -185,18 +185,6 @@ class PatchMerging(Phased):
         return self.reduction(self.norm(self.gather(x)))
 
 
-class Stage(nn.Module):
-    """Half the size, where it is halved, then blocks; (N, H, W, C)."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Blocks(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(self.downsample(x))
-
-
 def stage_windows(window_size: WindowSize, stages: int) -> list[Size]:
     """(height, width) of each stage's windows.
 
@@ -283,7 +271,7 @@ class WindowTransformer(Backbone):
                 block(i, j, dim, window=window, shift=half if j % 2 else (0, 0), drop_path=rate)
                 for j, rate in enumerate(rates)
             ]
-            stage = Stage(merge(dims[i - 1], dim) if i else nn.Identity(), blocks)
+            stage = Stage(blocks, downsample=merge(dims[i - 1], dim) if i else nn.Identity())
             reduction = max(self.patch_embed.patch_size) * 2**i
             self.add_stage(f"{self.trunk}.{i}", stage, channels=dim, reduction=reduction)
 
