@@ -22,17 +22,17 @@ def small(name: str) -> dict[str, Any]:
     them."""
     entry = registry.find(name)
     takes = inspect.signature(entry.build).parameters.keys()
+    wide = isinstance(width := entry.row.get("embed_dim"), int) and width > 300
+    choices: list[dict[str, Any]] = []
     if "channel_multiplier" in takes:
-        return {"channel_multiplier": 0.25}
-    width = entry.row.get("embed_dim")
-    if "depths" in takes and isinstance(width, int) and width > 300:  # FocalNet's largest
-        return {"embed_dim": 32}
-    if not {"depth", "embed_dim", "num_heads"} <= takes:
-        return {}
-    narrow = {"depth": 3, "embed_dim": 96, "num_heads": 3}
-    if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
-        narrow["num_kv_heads"] = 3
-    for options in (narrow, {"depth": 3}):
+        choices = [{"channel_multiplier": 0.25}]
+    elif {"depths", "embed_dim"} <= takes and "num_heads" not in takes and wide:  # FocalNet's
+        choices = [{"embed_dim": 32}]
+    elif {"depth", "embed_dim", "num_heads"} <= takes:
+        choices = [{"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}]
+        if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
+            choices[0]["num_kv_heads"] = 3
+    for options in choices:
         try:
             model = featnet.create_model(name, device="meta", **options)
             model.feature_info.sizes(trace.probe_size(model))
