@@ -62,11 +62,12 @@ def test_it_is_undone_exactly() -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A timm, and a module that holds it, a class of it, and one that featnet lacks."""
+    """A timm, and a module that holds it, a class of it, one that featnet lacks, and one of a module
+    that nobody knows."""
     real, layers = types.ModuleType("timm"), types.ModuleType("timm.layers")
     holder: Any = types.ModuleType("holder")
-    for name in ("DropPath", "NonLocalAttn"):
-        setattr(holder, name, type(name, (), {"__module__": "timm.layers"}))
+    for name, home in (("DropPath", "layers"), ("NonLocalAttn", "layers"), ("Secret", "_own")):
+        setattr(holder, name, type(name, (), {"__module__": f"timm.{home}"}))
     holder.timm, holder.number = real, 3
     for module in (real, layers, holder):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -83,7 +84,7 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
         assert holder.timm is featnet.compat.timm  # type: ignore[attr-defined]
         assert holder.DropPath is holder.timm.layers.DropPath
         assert {"holder.DropPath", "holder.timm"} <= {*switch.rebound}
-        assert "holder.NonLocalAttn" in switch.kept
+        assert {"holder.NonLocalAttn", "holder.Secret"} <= {*switch.kept}
     assert vars(holder) == before and sys.modules["timm"] is holder.timm
 
 

@@ -105,7 +105,7 @@ def look_up(path: str, name: str) -> Any:
         AttributeError: featnet has nothing under that name; with the nearest, and whether timm
             itself has it.
     """
-    place = table(path).get(name)
+    place = table(path).get(name) if is_module(path) else None
     if place is not None:
         home, _, there = place.partition(":")
         return getattr(importlib.import_module(home), there)

@@ -34,18 +34,20 @@ class Switch:
 
     def _put(self, holders: dict[str, tuple[dict[str, Any], str, Any]]) -> None:
         front = importlib.import_module(modules.FRONT)
+        others: dict[str, Any] = {}
+        for where, (_, _, value) in holders.items():
+            try:
+                others[where] = _counterpart(value)
+            except (AttributeError, ImportError):
+                self.kept.append(where)
         self._saved = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_timm(name)}
         sys.modules["timm"] = front
         sys.meta_path.insert(0, self._finder)
-        for where, (namespace, name, value) in holders.items():
-            try:
-                other = _counterpart(value)
-            except (AttributeError, ImportError):
-                self.kept.append(where)
-                continue
+        for where, other in others.items():
+            namespace, name, value = holders[where]
             namespace[name] = other
             self._before.append((namespace, name, value))
-            self.rebound.append(where)
+        self.rebound += others
 
     def undo(self) -> None:
         """Put timm back, or nothing, as it was before; what was imported meanwhile stays as it is.
@@ -158,7 +160,7 @@ def _counterpart(value: Any) -> Any:
         AttributeError, ImportError: featnet has none.
     """
     if isinstance(value, ModuleType):
-        return importlib.import_module(value.__name__)
+        return importlib.import_module(modules.FRONT + value.__name__.removeprefix("timm"))
     return modules.look_up(value.__module__.partition(".")[2], value.__name__)
 
 
