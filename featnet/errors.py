@@ -64,6 +64,18 @@ def check_rate(name: str, value: object) -> None:
         raise ArgumentError(f"{name}={value!r}: a number from 0 to below 1 is expected.")
 
 
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ArgumentError: with the choices, and the nearest.
+    """
+    names = list(choices)
+    if value not in names:
+        shown = ", ".join(map(repr, names))
+        raise ArgumentError(f"{name}={value!r}: one of {shown} is expected.{nearest(value, names)}")
+
+
 def check_stages(count: int | None = None, **values: Sequence[object]) -> None:
     """Refuse arguments that do not have a value for each stage.
 

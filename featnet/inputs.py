@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ArgumentError, FeatnetError, InputSizeError, nearest
+from .errors import ArgumentError, FeatnetError, InputSizeError, check_choice
 from .tracing import trace
 
 FORMATS = ("NCHW", "NHWC", "NLC")
@@ -107,11 +107,7 @@ def check_format(output_fmt: str) -> str:
     Raises:
         ArgumentError: with the layouts that exist.
     """
-    if output_fmt not in FORMATS:
-        raise ArgumentError(
-            f"output_fmt={output_fmt!r}: one of {', '.join(FORMATS)} is expected."
-            + nearest(output_fmt, FORMATS)
-        )
+    check_choice("output_fmt", output_fmt, FORMATS)
     return output_fmt
 
 

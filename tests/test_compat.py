@@ -62,8 +62,8 @@ def test_it_is_undone_exactly() -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A timm, and a module that holds it, a class of it, one that featnet lacks, and one of a module
-    that nobody knows."""
+    """A timm, and a module that holds it, a class of it, one that featnet lacks, and one of a
+    module that nobody knows."""
     real, layers = types.ModuleType("timm"), types.ModuleType("timm.layers")
     holder: Any = types.ModuleType("holder")
     for name, home in (("DropPath", "layers"), ("NonLocalAttn", "layers"), ("Secret", "_own")):

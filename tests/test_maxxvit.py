@@ -76,7 +76,7 @@ def test_nobody_sees_what_was_filled_in(grid: bool) -> None:
     ("options", "message"),
     [
         (dict(block_type=("C", "C", "T")), "equally many"),
-        (dict(block_type=("C", "C", "T", "X")), "'X' is none of"),
+        (dict(block_type=("C", "C", "T", "X")), "block_type='X': one of 'C', 'T'"),
         (dict(weight_init="vit"), "'vit_eff'"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_choice
 from ..values import checked
 
 POOLS = ("avg", "max", "gem", "cls")
@@ -44,10 +44,7 @@ def pool_features(maps: object, pool: str = "avg", *, normalize: bool = True) ->
         >>> torch.allclose(vectors.norm(dim=1), torch.ones(2))
         True
     """
-    if pool not in POOLS:
-        raise ArgumentError(
-            f"pool={pool!r}: one of {', '.join(POOLS)} is expected.{nearest(pool, POOLS)}"
-        )
+    check_choice("pool", pool, POOLS)
     levels = as_levels(maps)
     vectors = torch.cat([_vector(x, tokens, pool) for x, tokens in levels], dim=1)
     return F.normalize(vectors, dim=1) if normalize else vectors

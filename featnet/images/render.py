@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_choice
 from ..values import checked
 from .components import FeatureBasis
 from .pooling import as_levels
@@ -79,10 +79,7 @@ def render_features(
         (408, 280)
     """
     require_pillow()
-    if style not in STYLES:
-        raise ArgumentError(
-            f"style={style!r}: one of {', '.join(STYLES)} is expected.{nearest(style, STYLES)}"
-        )
+    check_choice("style", style, STYLES)
     levels = [x for x, _ in as_levels(maps)]
     images = _images(image, len(levels[0]))
     if overlay is not None and (not images or not 0 <= overlay <= 1):

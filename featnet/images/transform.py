@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import sources
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_choice
 from ..values import checked
 from ..weights import Weights
 from .fits import FITS, Placement
@@ -74,11 +74,7 @@ class ImageTransform:
             ("interpolation", self.interpolation, FILTERS),
             ("crop_mode", self.crop_mode, ("center", "squash", "border")),
         ):
-            if value not in choices:
-                raise ArgumentError(
-                    f"{name}={value!r}: one of {', '.join(choices)} is expected."
-                    + nearest(value, choices)
-                )
+            check_choice(name, value, choices)
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ArgumentError(
                 f"mean={self.mean!r}, std={self.std!r}: three numbers each are expected, or one "

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 from .dot_attention import attend, head_width, join_heads, split_heads
 from .factory import Layer
 from .init import trunc_normal_
@@ -22,11 +22,7 @@ class TokenPool(GlobalPool):
 
     def __init__(self, pool_type: str = "token") -> None:
         nn.Module.__init__(self)
-        if pool_type not in TOKENS:
-            raise ArgumentError(
-                f"global_pool={pool_type!r}: one of {TOKENS} is expected, by a network that pools "
-                f"by attention.{nearest(pool_type, TOKENS)}"
-            )
+        check_choice("global_pool", pool_type, TOKENS)
         self.pool_type, self.multiplier = pool_type, 1
 
 

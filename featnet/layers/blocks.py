@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ArgumentError, check_rate, nearest
+from ..errors import ArgumentError, check_choice, check_rate
 
 
 def chain(modules: Iterable[Callable[[Any], Any]], x: object) -> Any:
@@ -85,10 +85,7 @@ def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> N
     Raises:
         ArgumentError: another ``per``; nothing of the network can be recomputed.
     """
-    if per not in ("block", "stage"):
-        raise ArgumentError(
-            f"per={per!r}: 'block' or 'stage' is expected.{nearest(str(per), ('block', 'stage'))}"
-        )
+    check_choice("per", per, ("block", "stage"))
     blocks = [module for module in model.modules() if isinstance(module, Recomputed)]
     if not blocks:
         raise ArgumentError(f"{type(model).__name__} has no Blocks to checkpoint.")

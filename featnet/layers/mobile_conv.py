@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 from .static import ceil_div, in_memory_format_of
 
 Kernel = int | tuple[int, ...]  # several sizes: a share of the channels for each
@@ -33,10 +33,7 @@ def conv2d(
         pad_type: ``""`` pads both sides alike, ``"same"`` as TensorFlow does.
         experts: kernels to mix for each sample (:class:`CondConv2d`), whose forward wants weights.
     """
-    if pad_type not in PADDINGS:
-        raise ArgumentError(
-            f"pad_type={pad_type!r}: one of {PADDINGS} is expected.{nearest(pad_type, PADDINGS)}"
-        )
+    check_choice("pad_type", pad_type, PADDINGS)
     if isinstance(kernel, tuple):
         return MixedConv2d(
             in_chs, out_chs, kernel, stride=stride, depthwise=groups == in_chs, pad_type=pad_type

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
 
@@ -29,10 +29,7 @@ class GlobalPool(nn.Module):
         kind = (kind[len("fast") :] or "avg") if self.fast else kind
         if kind not in POOLS:
             allowed = [*POOLS, "fast", *(f"fast{p}" for p in POOLS if p)]
-            raise ArgumentError(
-                f"global_pool={pool_type!r}: one of {allowed} is expected."
-                + nearest(pool_type, allowed)
-            )
+            check_choice("global_pool", pool_type, allowed)
         self.kind = kind
         self.pool_type = pool_type or ""
         self.multiplier = 2 if kind == "catavgmax" else 1

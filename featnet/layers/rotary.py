@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 from ..size import Size
 from .memo import Memo
 
@@ -118,8 +118,7 @@ class RotaryEmbedding(nn.Module):
                 f"Rotary embeddings need a multiple of 4 channels in a head; {head_dim} "
                 "(embed_dim / num_heads) is none."
             )
-        if indexing not in ("ij", "xy"):
-            raise ArgumentError(f"rope_grid_indexing={indexing!r}: 'ij' or 'xy' is expected.")
+        check_choice("rope_grid_indexing", indexing, ("ij", "xy"))
         self.head_dim, self.temperature = head_dim, float(temperature)
         self.rotate_half, self.indexing = rotate_half, indexing
         self.offset, self.reference = offset, reference

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, check_rate, nearest
+from ..errors import check_choice, check_rate
 from ..size import Size
 from .pool import GlobalPool
 
@@ -63,11 +63,7 @@ class SequencePool(GlobalPool):
         self, pool_type: str = "token", *, prefix: int = 0, allowed: Sequence[str] = SEQUENCE_POOLS
     ) -> None:
         nn.Module.__init__(self)
-        if pool_type not in allowed:
-            raise ArgumentError(
-                f"global_pool={pool_type!r}: this network has {', '.join(map(repr, allowed))}."
-                + nearest(pool_type, allowed)
-            )
+        check_choice("global_pool", pool_type, allowed)
         self.pool_type, self.multiplier = pool_type, 1
         self.skip = prefix
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 from ..layers import (
     DropPath,
     Layer,
@@ -142,11 +142,7 @@ class AttentionSettings:
             "bias_tf": TensorFlowTable,
             "mlp": partial(DistanceMlp, hidden=self.rel_pos_dim),
         }
-        if self.rel_pos_type not in kinds:
-            raise ArgumentError(
-                f"rel_pos_type={self.rel_pos_type!r}: one of {', '.join(kinds)} is expected."
-                + nearest(self.rel_pos_type, kinds)
-            )
+        check_choice("rel_pos_type", self.rel_pos_type, kinds)
         return kinds[self.rel_pos_type](window, num_heads)
 
 
@@ -404,11 +400,7 @@ class Downsample2d(nn.Module):
 
     def __init__(self, dim: int, out: int, *, pool_type: str, bias: bool = True) -> None:
         super().__init__()
-        if pool_type not in POOLS:
-            raise ArgumentError(
-                f"pool_type={pool_type!r}: one of {', '.join(POOLS)} is expected."
-                + nearest(pool_type, POOLS)
-            )
+        check_choice("pool_type", pool_type, POOLS)
         self.pool = POOLS[pool_type]()
         self.expand = nn.Identity() if dim == out else nn.Conv2d(dim, out, 1, bias=bias)
 
@@ -423,10 +415,7 @@ class MbConvBlock(nn.Module):
         self, in_chs: int, chs: int, *, stride: int, settings: ConvSettings, drop_path: float
     ) -> None:
         super().__init__()
-        if settings.stride_mode not in ("pool", "1x1", "dw"):
-            raise ArgumentError(
-                f"stride_mode={settings.stride_mode!r}: 'pool', '1x1' or 'dw' is expected."
-            )
+        check_choice("stride_mode", settings.stride_mode, ("pool", "1x1", "dw"))
         mid = make_divisible((chs if settings.expand_output else in_chs) * settings.expand_ratio)
         strides = {mode: stride if settings.stride_mode == mode else 1 for mode in ("1x1", "dw")}
         pool = partial(Downsample2d, pool_type=settings.pool_type)
@@ -472,11 +461,7 @@ class ConvNeXtBlock(nn.Module):
         self, in_chs: int, chs: int, *, stride: int, settings: ConvSettings, drop_path: float
     ) -> None:
         super().__init__()
-        if settings.stride_mode not in ("pool", "dw"):
-            raise ArgumentError(
-                f"stride_mode={settings.stride_mode!r}: 'pool' or 'dw' is expected of ConvNeXt's "
-                "blocks."
-            )
+        check_choice("stride_mode", settings.stride_mode, ("pool", "dw"))
         bias, pools = settings.output_bias, settings.stride_mode == "pool"
         self.shortcut: nn.Module = nn.Identity()
         if stride == 2:
@@ -508,11 +493,7 @@ class ConvNeXtBlock(nn.Module):
 def conv_block(in_chs: int, chs: int, *, settings: ConvSettings, **rest: Any) -> nn.Module:
     """A convolutional block of the settings' type."""
     kinds: dict[str, Layer] = {"mbconv": MbConvBlock, "convnext": ConvNeXtBlock}
-    if settings.block_type not in kinds:
-        raise ArgumentError(
-            f"block_type={settings.block_type!r}: one of {', '.join(kinds)} is expected."
-            + nearest(settings.block_type, kinds)
-        )
+    check_choice("block_type", settings.block_type, kinds)
     return kinds[settings.block_type](in_chs, chs, settings=settings, **rest)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, InputSizeError, nearest
+from ..errors import ArgumentError, InputSizeError, check_choice
 from ..layers import (
     AttentionPool2d,
     AttentionPoolHead,
@@ -590,8 +590,7 @@ class ByobNet(Backbone):
         return args
 
     def _make_head(self, kind: str, channels: int, hidden: int, args: BlockArgs) -> Head:
-        if kind not in HEADS:
-            raise ArgumentError(f"head={kind!r}: one of {HEADS} is expected.{nearest(kind, HEADS)}")
+        check_choice("head", kind, HEADS)
         if kind == "attention":
             assert args.size is not None
             self.head, self.last_fc = AttentionPool2d(channels, size=args.size), "head.proj"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import ArgumentError, check_choice, check_stages
 from ..layers import (
     Blocks,
     DropPath,
@@ -242,10 +242,7 @@ class ConvNeXt(Backbone):
         self, kind: str, patch_size: int | None, width: int, norm: Layer, act: Layer
     ) -> int:
         """Returns its reduction."""
-        if kind not in STEMS:
-            raise ArgumentError(
-                f"stem_type={kind!r}: one of {', '.join(STEMS)} is expected." + nearest(kind, STEMS)
-            )
+        check_choice("stem_type", kind, STEMS)
         if kind != "patch" and patch_size is not None:
             raise ArgumentError(f"patch_size={patch_size!r}: stem_type={kind!r} has no patches.")
         reduction = 4 if patch_size is None else patch_size

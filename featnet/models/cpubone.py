@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 from ..layers import Head, Layer, Phased, drop_path_rates, get_act, get_norm, rename_keys, unit
 from ..registry import Family, weights_table
 from .lowformer import (
@@ -116,11 +116,7 @@ class CPUBone(ConvFormer):
             ("attn_upsample", attn_upsample, ("transpose", "nearest")),
             ("local_mbconv_norm", local_mbconv_norm, tuple(NORMS)),
         ):
-            if value not in allowed:
-                raise ArgumentError(
-                    f"{name}={value!r}: one of {', '.join(allowed)} is expected."
-                    + nearest(value, allowed)
-                )
+            check_choice(name, value, allowed)
         norm, act = get_norm(norm_layer), get_act(act_layer)
         down = check_widths(width_list, depth_list, downsample_expand_ratios, expand_ratio)
         form = partial(conv_block, norm=norm, act=act, groups=expand_groups)

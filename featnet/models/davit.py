@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import check_choice, check_stages
 from ..layers import (
     DropPath,
     Layer,
@@ -213,11 +213,7 @@ class DaVit(Backbone):
             "channel": partial(channel, qkv_bias=qkv_bias),
         }
         for kind in attn_types:
-            if kind not in kinds:
-                raise ArgumentError(
-                    f"attn_types={attn_types!r}: {', '.join(kinds)} are expected."
-                    + nearest(kind, kinds)
-                )
+            check_choice("attn_types", kind, kinds)
         names = [f"{k}_block" if named_blocks else str(i) for i, k in enumerate(attn_types)]
         part = partial(
             Block,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import check_choice, check_stages
 from ..layers import (
     CrossCovarianceAttention,
     DropPath,
@@ -135,10 +135,7 @@ class SplitTransposeBlock(Phased):
 def make_stem(kind: str, in_chans: int, dim: int, conv_bias: bool) -> nn.Module:
     """Patches of four pixels, side by side or overlapping, and a norm."""
     kernels = {"patch": 4, "overlap": 9}
-    if kind not in kernels:
-        raise ArgumentError(
-            f"stem_type={kind!r}: one of {', '.join(kernels)} is expected." + nearest(kind, kernels)
-        )
+    check_choice("stem_type", kind, kernels)
     side = kernels[kind]
     conv = nn.Conv2d(in_chans, dim, side, 4, side // 2 if side > 4 else 0, bias=conv_bias)
     return nn.Sequential(conv, LayerNorm2d(dim))

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, check_choice, nearest
 from ..layers import (
     Blocks,
     BlurPool2d,
@@ -279,11 +279,7 @@ class EfficientNet(Backbone):
         widths: str | None = None,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        if feature_location not in LOCATIONS:
-            raise ArgumentError(
-                f"feature_location={feature_location!r}: one of {', '.join(LOCATIONS)} is expected."
-                + nearest(feature_location, LOCATIONS)
-            )
+        check_choice("feature_location", feature_location, LOCATIONS)
         self.feature_location = feature_location
         norm = {k: v for k, v in (("eps", bn_eps), ("momentum", bn_momentum)) if v is not None}
         settings = MobileSettings(

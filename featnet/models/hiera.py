@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 from ..layers import (
     Blocks,
     DropPath,
@@ -240,8 +240,7 @@ class Hiera(Backbone):
         super().__init__(in_chans=in_chans)
         if not 0 <= q_pool < len(stages):
             raise ArgumentError(f"q_pool={q_pool!r}: from 0 to {len(stages) - 1} stages can pool.")
-        if weight_init not in ("", "jax"):
-            raise ArgumentError(f"weight_init={weight_init!r}: '' or 'jax' is expected.")
+        check_choice("weight_init", weight_init, ("", "jax"))
         norm = get_norm(norm_layer)
         self.img_size = to_pair(img_size)
         stride = to_pair(patch_stride)

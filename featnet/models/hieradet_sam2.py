@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 from ..layers import (
     Blocks,
     DropPath,
@@ -152,8 +152,7 @@ class HieraDet(hiera.Hiera):
                 f"stages={stages!r}, window_spec={window_spec!r}, q_pool={q_pool!r}: a window for "
                 "each stage is expected, and pooling in all but the first at most."
             )
-        if weight_init not in ("", "jax"):
-            raise ArgumentError(f"weight_init={weight_init!r}: '' or 'jax' is expected.")
+        check_choice("weight_init", weight_init, ("", "jax"))
         stride, pool = to_pair(patch_stride), max(to_pair(q_stride))
         patches = nn.Conv2d(
             in_chans, embed_dim, to_pair(patch_kernel), stride, to_pair(patch_padding)

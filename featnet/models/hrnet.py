@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, nearest
+from ..errors import check_choice
 from ..layers import Blocks, chain, crop, he_fan_out, initialize
 from ..registry import Family, weights_table
 from .resnet import BasicBlock, Bottleneck, Residual, conv_shortcut
@@ -178,11 +178,7 @@ class HRNet(Backbone):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans=in_chans)
-        if feature_location not in LOCATIONS:
-            raise ArgumentError(
-                f"feature_location={feature_location!r}: one of {LOCATIONS} is expected."
-                + nearest(feature_location, LOCATIONS)
-            )
+        check_choice("feature_location", feature_location, LOCATIONS)
         self.feature_location = feature_location
         self.conv1 = nn.Conv2d(in_chans, 64, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)

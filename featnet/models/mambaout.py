@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import check_choice, check_stages
 from ..layers import (
     Blocks,
     DropPath,
@@ -163,11 +163,7 @@ class MambaOut(Backbone):
             ("downsample", downsample, ("conv", "conv_nf")),
             ("head_fn", head_fn, ("default", "norm_mlp")),
         ):
-            if value not in allowed:
-                raise ArgumentError(
-                    f"{name}={value!r}: one of {', '.join(allowed)} is expected."
-                    + nearest(value, allowed)
-                )
+            check_choice(name, value, allowed)
         check_stages(depths=depths, dims=dims)
         norm, act = get_norm(norm_layer), get_act(act_layer)
         block = partial(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import check_choice, check_stages
 from ..layers import (
     NormMlp,
     Scheme,
@@ -169,8 +169,7 @@ class MaxxVit(Backbone):
         self, kind: str, in_chs: int, chs: int, size: Size, options: dict[str, Any]
     ) -> nn.Module:
         """A block of a stage, whose output has a size."""
-        if kind not in ("C", "T", "M", "PM"):
-            raise ArgumentError(f"block_type: {kind!r} is none of 'C', 'T', 'M', 'PM'.")
+        check_choice("block_type", kind, ("C", "T", "M", "PM"))
         if kind == "T":
             return TransformerBlock(in_chs, chs, size=size, settings=self.attention, **options)
         conv = partial(conv_block, settings=self.conv)
@@ -196,11 +195,7 @@ class MaxxVit(Backbone):
             "trunc_normal": (partial(trunc_normal, cut=2),) * 2,
             "xavier_normal": (xavier_normal, xavier_normal),
         }
-        if scheme not in schemes:
-            raise ArgumentError(
-                f"weight_init={scheme!r}: one of {', '.join(map(repr, schemes))} is expected."
-                + nearest(scheme, schemes)
-            )
+        check_choice("weight_init", scheme, schemes)
         conv, linear = schemes[scheme]
         if conv is None or linear is None:
             return

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..errors import ArgumentError, check_stages, nearest
+from ..errors import check_choice, check_stages
 from ..layers import (
     Blocks,
     ConvClassifier,
@@ -237,11 +237,7 @@ class ResNetV2(Backbone):
         super().__init__(in_chans=in_chans)
         widths = tuple(widths)[: len(depths)]
         check_stages(depths=depths, widths=widths)
-        if stem_pool not in POOLS:
-            raise ArgumentError(
-                f"stem_pool={stem_pool!r}: one of {', '.join(POOLS)} is expected."
-                f"{nearest(stem_pool, POOLS)}"
-            )
+        check_choice("stem_pool", stem_pool, POOLS)
         act, norm = get_act(act_layer), get_norm(norm_layer)
         layers: dict[str, Layer] = dict(conv=conv, norm=norm, act=act)
         self.stem = Stem(in_chans, stem_widths, preact=preact, pool=stem_pool, **layers)

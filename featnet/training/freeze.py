@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from ..errors import ArgumentError, MissingFeatureError, nearest
+from ..errors import ArgumentError, MissingFeatureError, check_choice, nearest
 from ..extraction.extractors import FeatureNet
 from ..extraction.hooks import matching
 from ..tracing import structure
@@ -65,11 +65,7 @@ def freeze(
         (False, True, False)
     """
     structure.check_module(net)
-    if norm not in NORM_MODES:
-        raise ArgumentError(
-            f"norm={norm!r}: one of {', '.join(map(repr, NORM_MODES))} is expected."
-            + nearest(norm, NORM_MODES)
-        )
+    check_choice("norm", norm, NORM_MODES)
     _refuse_sharded(net)
     modules, parameters = _part(net, until)
     if norm != "freeze":
