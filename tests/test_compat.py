@@ -118,7 +118,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 # Names --------------------------------------------------------------------------------------------
 
-PATHS = sorted({*names.NAMES, *names.SAME, *(f"models.{name}" for name in names.FAMILIES)})
+PATHS = sorted({*names.NAMES, *names.SAME, *(f"models.{name}" for name in modules.families())})
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -144,7 +144,7 @@ def test_names_that_are_called_by_timms_modules_are_timms() -> None:
     [
         ("from timm.layers import NonLocalAttn", "timm 1.0.31 itself has it"),
         ("from timm.layers import DropPth", "Did you mean 'DropPath'"),
-        ("import timm.optim", "no timm.optim. timm 1.0.31 itself has it"),
+        ("import timm.task", "no timm.task. timm 1.0.31 itself has it"),
         ("from timm.models.resnet import Resnet", "Did you mean 'ResNet'"),
         ("from timm.models.vision_transformer import nothing", "no timm.models.vision_transformer"),
     ],
@@ -166,13 +166,11 @@ def test_a_family_that_featnet_lacks_can_be_asked_about(timm: Any) -> None:
 
 
 def test_names_that_only_say_what_to_use(timm: Any) -> None:
-    from timm.models.efficientnet import decode_arch_def
+    from timm.layers import RotaryEmbeddingCat
 
-    assert not isinstance(nn.ReLU(), decode_arch_def)
-    with pytest.raises(
-        NotImplementedError, match="no decode_arch_def of timm's: build the network"
-    ):
-        decode_arch_def([])
+    assert not isinstance(nn.ReLU(), RotaryEmbeddingCat)
+    with pytest.raises(NotImplementedError, match="no RotaryEmbeddingCat of timm's: featnet"):
+        RotaryEmbeddingCat(8)
 
 
 # What is built ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Patterns = str | Sequence[str]
 # Extractors of timm's that differ in how they get at the maps, not in what comes out
 SAME_MAPS = {"getter": "list", "fx": "list"}
+# Levels that timm's features nets give unless they are told; where it is not the whole list
+DEFAULT_LEVELS: Mapping[str, int | tuple[int, ...]] = {
+    "dla": (1, 2, 3, 4, 5),
+    "selecsls": (0, 1, 2, 3, 4),
+    "tresnet": (1, 2, 3, 4),
+    **dict.fromkeys(("beit", "convmixer", "deit", "eva", "vision_transformer"), 3),
+    **dict.fromkeys((f"vision_transformer_{kind}" for kind in ("hybrid", "relpos", "sam")), 3),
+}
 
 
 def create_model(
@@ -38,7 +47,8 @@ def create_model(
 
     ``pretrained`` and ``features_only`` may be any value that is true or false; ``feature_cls`` may
     be ``"getter"`` or ``"fx"``, whose maps are those of ``"list"``; ``feature_cfg`` holds options
-    of the extractor. The levels come out in the order of ``out_indices``, not in timm's.
+    of the extractor. The levels come out in the order of ``out_indices``, not in timm's; without
+    them they are those that timm gives, of a ViT the last three.
 
     Args:
         model_name: as for :func:`featnet.create_model`.
@@ -59,6 +69,8 @@ def create_model(
     if isinstance(kind, str):
         kwargs["feature_cls"] = SAME_MAPS.get(kind, kind)
     features_only = bool(kwargs.pop("features_only", False))
+    if features_only and kwargs.get("out_indices") is None and "out_strides" not in kwargs:
+        kwargs["out_indices"] = _default_levels(model_name)
     try:
         model = factory.create_model(
             model_name,
@@ -81,13 +93,25 @@ def create_model(
             f"{error} timm {modules.VERSION} itself has {name!r}: that code needs timm, without "
             "use_as_timm()."
         ) from None
-    if not features_only and isinstance(model, modules.look_up("models", "VisionTransformer")):
+    if not features_only and isinstance(model, _vit()):
         _as_timms_vit(model)
     if options.flat and isinstance(model, FeatureNet):
         from .flat import flatten
 
         return flatten(model)
     return model
+
+
+def _default_levels(name: object) -> int | tuple[int, ...] | None:
+    """Levels that timm gives unless it is told; None for all."""
+    module = modules.peer_models().get(get_arch_name(name)) if isinstance(name, str) else None
+    return DEFAULT_LEVELS.get(module or "")
+
+
+def _vit() -> type[nn.Module]:
+    """The class of all vision transformers, which is loaded already where there is one."""
+    kind: type[nn.Module] = importlib.import_module("featnet.models.vit").VisionTransformer
+    return kind
 
 
 def _as_timms_vit(model: Any) -> None:
@@ -282,6 +306,16 @@ def resolve_pretrained_cfg(
         cfg = get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
     cfg = cfg or Weights(architecture=get_arch_name(variant))
     return cfg.replace(**(pretrained_cfg_overlay or {}))
+
+
+def describe(url: str = "", **fields: object) -> dict[str, Any]:
+    """Return the record of a checkpoint as a dict, of a model of one's own.
+
+    Args:
+        url: of the file; kept, not fetched.
+        **fields: of :class:`featnet.Weights`, in place of the defaults.
+    """
+    return {**Weights().to_dict(), "url": url, **fields}
 
 
 def filter_pretrained_cfg(

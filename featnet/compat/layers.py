@@ -100,6 +100,52 @@ class Mlp(nn.Module):
         return self.drop2(self.fc2(x))
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """A batch norm and the activation behind it, under the norm's names.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats: of the norm.
+        apply_act: False leaves the activation out.
+        act_layer, act_kwargs, inplace: of the activation.
+        drop_layer: what comes between the two.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        apply_act: bool = True,
+        act_layer: LayerType = nn.ReLU,
+        act_kwargs: dict[str, Any] | None = None,
+        inplace: bool = True,
+        drop_layer: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.drop = drop_layer() if drop_layer is not None else nn.Identity()
+        act = create_act_layer(act_layer, inplace, **(act_kwargs or {})) if apply_act else None
+        self.act = act or nn.Identity()
+
+    @classmethod
+    def of(cls, norm: nn.Module, act: nn.Module) -> BatchNormAct2d:
+        """Return a batch norm's tensors and settings with an activation behind them.
+
+        Raises:
+            ArgumentError: another norm.
+        """
+        if type(norm) is not nn.BatchNorm2d:
+            raise ArgumentError(f"A {type(norm).__name__}: torch.nn.BatchNorm2d is expected.")
+        norm_act = cls(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
+        norm_act.load_state_dict(norm.state_dict(), assign=True)
+        norm_act.act = act
+        return norm_act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 class LayerNorm(nn.LayerNorm):
     """torch's, with timm's epsilon."""
 

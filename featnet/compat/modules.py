@@ -45,6 +45,16 @@ def peer_models() -> dict[str, str]:
 
 
 @functools.cache
+def families() -> dict[str, tuple[str, ...]]:
+    """Return timm's modules of families, each with the files of featnet's that have its models."""
+    files: dict[str, dict[str, None]] = {}
+    for name, module in peer_models().items():
+        if registry.is_model(name):
+            files.setdefault(module, {})[registry.family_of(name)] = None
+    return {module: tuple(names) for module, names in files.items()}
+
+
+@functools.cache
 def table(path: str) -> dict[str, str]:
     """Return a module's names, each with its place, ``"module:name"``.
 
@@ -58,18 +68,18 @@ def table(path: str) -> dict[str, str]:
     whole, _, part = path.partition(".")
     path = "layers" if whole == "layers" and part in names.LAYERS else path
     rows = names.NAMES.get(path)
-    family = names.FAMILIES.get(path.removeprefix("models."))
-    if rows is None and family is None and not is_lacking(path):
+    module = path.removeprefix("models.")
+    homes = families().get(module, ()) if module != path else ()
+    if rows is None and not homes and not is_lacking(path):
         raise KeyError(path)
     found: dict[str, str] = {}
     for home, words in (rows or {}).items():
         for word in words.split():
             name, _, there = word.partition("=")
             found[name] = f"{home}:{there or name}"
-    if family is not None:
-        for word in names.CLASSES.get(path.removeprefix("models."), "").split():
-            name, _, there = word.partition("=")
-            found[name] = f"featnet.models.{family}:{there or name}"
+    for word in names.CLASSES.get(module, "").split() if homes else ():
+        name, _, there = word.partition("=")
+        found[name] = f"featnet.models.{homes[0]}:{there or name}"
     return found
 
 
@@ -82,7 +92,7 @@ def is_lacking(path: str) -> bool:
     """Tell if a module is that of a family of timm's that featnet does not have. It can be
     imported, for code that asks with isinstance."""
     family = path.removeprefix("models.")
-    return path != family and f"builds.{family}" in peer_names() and family not in names.FAMILIES
+    return path != family and f"builds.{family}" in peer_names() and family not in families()
 
 
 def is_module(path: str) -> bool:

@@ -12,6 +12,7 @@ _CREATION = (
     "create_model list_models list_pretrained list_modules is_model is_model_pretrained "
     "model_entrypoint get_pretrained_cfg get_pretrained_cfg_value"
 )
+_BUILDER = "EfficientNet decode_arch_def round_channels"
 _CONFIG = "is_exportable is_scriptable set_exportable set_scriptable"
 
 NAMES: Mapping[str, Mapping[str, str]] = {
@@ -41,9 +42,10 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "featnet.extraction.hooks": "FeatureHooks",
         "featnet.extraction.fx.graphnet": "FeatureGraphNet=GraphExtractor",
         "featnet.extraction.fx.graph": "create_feature_extractor get_graph_node_names",
-        "featnet.models.vit": "VisionTransformer",
-        "featnet.models.resnet": "ResNet",
-        "featnet.models.efficientnet": "EfficientNet MobileNetV3",
+        "featnet.compat.networks.vit": "VisionTransformer",
+        "featnet.compat.networks.resnet": "ResNet",
+        "featnet.compat.networks.efficientnet": "EfficientNet",
+        "featnet.models.efficientnet": "MobileNetV3",
         "featnet.models.swin": "SwinTransformer",
         "featnet.models.convnext": "ConvNeXt",
         "featnet.models.regnet": "RegNet",
@@ -51,9 +53,9 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "layers": {
         "featnet.compat.config": f"{_CONFIG} is_no_jit set_no_jit set_layer_config use_fused_attn",
         "featnet.compat.layers": "to_ntuple to_1tuple to_2tuple to_3tuple to_4tuple "
-        "make_divisible DropPath drop_path calculate_drop_path_rates Mlp LayerNorm LayerScale "
-        "PatchEmbed SelectAdaptivePool2d get_act_layer create_act_layer get_norm_layer "
-        "create_norm_layer create_conv2d create_pool2d resample_abs_pos_embed "
+        "make_divisible BatchNormAct2d DropPath drop_path calculate_drop_path_rates Mlp "
+        "LayerNorm LayerScale PatchEmbed SelectAdaptivePool2d get_act_layer create_act_layer "
+        "get_norm_layer create_norm_layer create_conv2d create_pool2d resample_abs_pos_embed "
         "resample_patch_embed trunc_normal_tf_ lecun_normal_ LayerType",
         "featnet.compat.training": "freeze_batch_norm_2d unfreeze_batch_norm_2d",
         "featnet.compat.attention_pool": "AttentionPool2d",
@@ -79,17 +81,34 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "IMAGENET_INCEPTION_MEAN IMAGENET_INCEPTION_STD IMAGENET_DPN_MEAN IMAGENET_DPN_STD "
         "OPENAI_CLIP_MEAN OPENAI_CLIP_STD DEFAULT_CROP_PCT DEFAULT_CROP_MODE"
     },
+    "models.resnet": {"featnet.compat.networks.resnet": "ResNet"},
     "models.vision_transformer": {
+        "featnet.compat.networks.vit": "VisionTransformer",
+        "featnet.compat.creation": "_cfg=describe",
         "featnet.compat.blocks": "Attention Block",
         "featnet.compat.layers": "Mlp PatchEmbed LayerScale DropPath resample_abs_pos_embed",
     },
-    "models.efficientnet": {"featnet.compat.layers": "make_divisible"},
+    "models.efficientnet": {
+        "featnet.compat.layers": "make_divisible",
+        "featnet.compat.networks.efficientnet": _BUILDER,
+    },
+    "models._efficientnet_builder": {"featnet.compat.networks.efficientnet": _BUILDER},
     "utils": {
         "featnet.compat.training": "freeze unfreeze freeze_batch_norm_2d unfreeze_batch_norm_2d "
         "unwrap_model get_state_dict ModelEmaV2 ModelEmaV3 AverageMeter accuracy random_seed "
         "natural_key",
         "featnet.compat.walking": "reparameterize_model",
     },
+    "optim": {
+        "featnet.compat.optimizers": "create_optimizer create_optimizer_v2 optimizer_kwargs "
+        "list_optimizers get_optimizer_class param_groups_weight_decay param_groups_layer_decay "
+        "add_weight_decay=param_groups_weight_decay"
+    },
+    "loss": {
+        "featnet.compat.optimizers": "LabelSmoothingCrossEntropy",
+        "torch.nn": "SoftTargetCrossEntropy=CrossEntropyLoss",
+    },
+    "scheduler": {},
 }
 
 # Modules with the names of another
@@ -100,6 +119,16 @@ SAME: Mapping[str, str] = {
     "data.constants": "data",
     "data.transforms_factory": "data",
     "data.imagenet_info": "data",
+    "data.mixup": "data",
+    "data.loader": "data",
+    "data.dataset": "data",
+    "data.dataset_factory": "data",
+    "data.auto_augment": "data",
+    "loss.cross_entropy": "loss",
+    "optim.optim_factory": "optim",
+    "optim._optim_factory": "optim",
+    "scheduler.cosine_lr": "scheduler",
+    "scheduler.scheduler_factory": "scheduler",
     "utils.model": "utils",
     "utils.model_ema": "utils",
     "utils.metrics": "utils",
@@ -126,69 +155,69 @@ _LAYERS = (
 )
 LAYERS = frozenset(_LAYERS.split())
 
-# timm's modules of families to featnet's files, where the names differ
-_FILES = {
-    "vision_transformer": "vit",
-    "vision_transformer_hybrid": "vit_hybrid",
-    "vision_transformer_relpos": "vit_relpos",
-    "vision_transformer_sam": "vit_sam",
-    "swin_transformer": "swin",
-    "swin_transformer_v2": "swin_v2",
-    "swin_transformer_v2_cr": "swin_v2_cr",
-    "byoanet": "byobnet",
-    "mobilenetv3": "efficientnet",
-    "xception_aligned": "xception",
-    "deit": "vit",
-}
-_SAME_FILES = (
-    "beit byobnet convnext cspnet cspnext densenet dla dpn efficientnet eva fasternet ghostnet "
-    "hgnet hiera hrnet inception_resnet_v2 inception_v3 inception_v4 lcnetv2 nasnet nest nfnet "
-    "pnasnet pvt_v2 rdnet regnet repghost res2net resnest resnet resnetv2 rexnet selecsls senet "
-    "sknet starnet tresnet vgg vovnet xception"
-)
-FAMILIES: Mapping[str, str] = {**{name: name for name in _SAME_FILES.split()}, **_FILES}
-
 # Of a family's module: the networks, which people ask about with isinstance
 CLASSES: Mapping[str, str] = {
     "beit": "Beit",
     "byoanet": "ByobNet",
     "byobnet": "ByobNet",
+    "coat": "CoaT=Coat",
+    "convmixer": "ConvMixer",
     "convnext": "ConvNeXt",
+    "cpubone": "CPUBone",
     "cspnet": "CspNet",
+    "cspnext": "CspNext",
+    "davit": "DaVit",
     "deit": "VisionTransformerDistilled=DistilledVisionTransformer",
     "densenet": "DenseNet",
     "dla": "DLA",
     "dpn": "DPN",
-    "efficientnet": "EfficientNet",
+    "edgenext": "EdgeNeXt",
+    "efficientvit_mit": "EfficientVit EfficientVitLarge",
     "eva": "Eva",
     "fasternet": "FasterNet",
+    "fastvit": "FastVit",
+    "focalnet": "FocalNet",
+    "gcvit": "GlobalContextVit",
     "ghostnet": "GhostNet",
     "hgnet": "HighPerfGpuNet=HgNet",
     "hiera": "Hiera",
+    "hieradet_sam2": "HieraDet",
     "hrnet": "HighResolutionNet=HRNet",
+    "inception_next": "MetaNeXt=InceptionNeXt",
     "inception_resnet_v2": "InceptionResnetV2",
     "inception_v3": "InceptionV3",
     "inception_v4": "InceptionV4",
+    "lcnetv2": "LCNetV2=LcNetV2",
+    "lowformer": "LowFormer",
+    "mambaout": "MambaOut",
+    "maxxvit": "MaxxVit",
+    "metaformer": "MetaFormer",
     "mobilenetv3": "MobileNetV3",
+    "mobilenetv5": "MobileNetV5",
+    "mvitv2": "MultiScaleVit",
     "nasnet": "NASNetALarge=NASNet",
     "nest": "Nest",
+    "nextvit": "NextViT",
     "nfnet": "NormFreeNet",
+    "pit": "PoolingVisionTransformer",
     "pnasnet": "PNASNet5Large=PNASNet",
     "pvt_v2": "PyramidVisionTransformerV2",
     "rdnet": "RDNet=RdNet",
     "regnet": "RegNet",
-    "resnet": "ResNet BasicBlock Bottleneck",
+    "repghost": "RepGhostNet=GhostNet",
+    "resnet": "BasicBlock Bottleneck",
     "resnetv2": "ResNetV2",
     "rexnet": "RexNet",
     "selecsls": "SelecSls",
     "senet": "SENet",
+    "sknet": "SelectiveKernelBasic=SelectiveBasic SelectiveKernelBottleneck=SelectiveBottleneck",
     "starnet": "StarNet",
     "swin_transformer": "SwinTransformer",
     "swin_transformer_v2": "SwinTransformerV2",
     "swin_transformer_v2_cr": "SwinTransformerV2Cr",
     "tresnet": "TResNet",
+    "twins": "Twins",
     "vgg": "VGG",
-    "vision_transformer": "VisionTransformer",
     "vision_transformer_relpos": "VisionTransformerRelPos",
     "vision_transformer_sam": "VisionTransformerSAM",
     "vovnet": "VovNet",
@@ -197,12 +226,29 @@ CLASSES: Mapping[str, str] = {
 }
 
 # Names that libraries import and seldom call: what to use in their place
-_OWN = "build the network by its name with create_model; a variant of one's own is a featnet.Family"
+_WARMUP = (
+    "torch.optim.lr_scheduler.SequentialLR of LinearLR and CosineAnnealingLR warms up and decays; "
+    "other schedules are in torch.optim.lr_scheduler."
+)
+_MIXUP = "torchvision.transforms.v2.MixUp and CutMix, over a batch, take its place."
+_LOADER = (
+    "torchvision.datasets.ImageFolder with create_transform, in a torch.utils.data.DataLoader, "
+    "takes its place."
+)
+_AUGMENT = "torchvision.transforms.v2 has RandAugment, AutoAugment and AugMix."
 REFUSED: Mapping[str, str] = {
-    "decode_arch_def": _OWN,
-    "round_channels": _OWN,
-    "SelectiveKernelBasic": _OWN,
-    "SelectiveKernelBottleneck": _OWN,
+    **dict.fromkeys(("create_dataset", "create_loader", "ImageDataset"), _LOADER),
+    **dict.fromkeys(("Mixup", "FastCollateMixup"), _MIXUP),
+    **dict.fromkeys(("rand_augment_transform", "auto_augment_transform"), _AUGMENT),
+    **dict.fromkeys(
+        (
+            *("create_scheduler", "create_scheduler_v2", "scheduler_kwargs", "CosineLRScheduler"),
+            *("MultiStepLRScheduler", "PlateauLRScheduler", "PolyLRScheduler", "StepLRScheduler"),
+            "TanhLRScheduler",
+        ),
+        _WARMUP,
+    ),
+    "BinaryCrossEntropy": "torch.nn.BCEWithLogitsLoss takes its place.",
     "RotaryEmbeddingCat": "featnet.layers.RotaryEmbedding has other arguments.",
     "apply_rot_embed_cat": "it goes with RotaryEmbeddingCat.",
     "ImageNetInfo": "it holds no names of classes; torchvision's "
