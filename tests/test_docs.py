@@ -22,7 +22,7 @@ from featnet.cli import main
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"  # test_contributing.py runs its blocks
-PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = [page for page in PAGES if page != CONTRIBUTING]
 NETWORK = ("--pretrained", "prefetch")
 

