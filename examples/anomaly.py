@@ -51,12 +51,7 @@ def spoil(image: Image.Image, number: int) -> tuple[Image.Image, Image.Image]:
 
 
 class AnomalyMap:
-    """Distances of an image's features to those of good images.
-
-    Args:
-        good: images without defects.
-        size: of the bank, in vectors.
-    """
+    """Distances of an image's features to a bank of some of those of good images."""
 
     def __init__(self, good: list[Image.Image], size: int) -> None:
         self.net = featnet.create_model(
@@ -83,7 +78,7 @@ class AnomalyMap:
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """Scores of the pixels, (N, 1, H, W)."""
         vectors = self.vectors(images)
-        scores = torch.cdist(vectors.flatten(0, 2), self.bank).amin(1).view(vectors.shape[:3])
+        scores = torch.cdist(vectors, self.bank).amin(-1)
         return F.interpolate(scores[:, None], (SIDE, SIDE), mode="bicubic")
 
 
