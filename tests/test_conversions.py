@@ -86,14 +86,20 @@ def parametrized(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def same(name: str, change: Callable[[Any], Any], *, tolerance: float = 0.0) -> None:
+def same(
+    name: str,
+    change: Callable[[Any], Any],
+    *,
+    tolerance: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """The classifier and its levels before and after a change, which has to change something."""
-    model = noisy(lambda: helpers.create(name)).eval()
-    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))))
+    model = noisy(lambda: helpers.create(name)).eval().to(dtype)
+    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))), dtype=dtype)
     with torch.inference_mode():
         before = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
         types = [type(module) for module in model.modules()]
-        model = change(model).eval()
+        model = change(model).eval().to(dtype)
         assert [type(module) for module in model.modules()] != types, "nothing was changed"
         after = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
     for a, b in zip(before, after, strict=True):
@@ -117,7 +123,7 @@ def test_sync_batch_norm(name: str) -> None:
 
 @pytest.mark.parametrize("name", NORMALISED)
 def test_frozen_batch_norm(name: str, torchvision: Any) -> None:
-    same(name, lambda m: swap(m, (nn.BatchNorm2d,), frozen), tolerance=1e-4)
+    same(name, lambda m: swap(m, (nn.BatchNorm2d,), frozen), tolerance=1e-9, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", helpers.families())
