@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
     from .images.components import FeatureBasis as FeatureBasis
+    from .images.many.features import FeatureDataset as FeatureDataset
+    from .images.many.features import Features as Features
+    from .images.many.features import read_features as read_features
+    from .images.many.job import extract_images as extract_images
     from .images.pooling import pool_features as pool_features
     from .images.render import render_features as render_features
     from .images.transform import ImageTransform as ImageTransform
@@ -71,6 +75,7 @@ _PUBLIC = {
     "Family": "registry",
     "Feature": "features",
     "FeatureBasis": "images.components",
+    "FeatureDataset": "images.many.features",
     "FeatureDictNet": "extraction.extractors",
     "FeatureHookNet": "extraction.hooknet",
     "FeatureHooks": "extraction.hooks",
@@ -85,6 +90,7 @@ _PUBLIC = {
     "Weights": "weights",
     "build_model_with_cfg": "factory",
     "convert_checkpoint": "checkpoints.loading",
+    "Features": "images.many.features",
     "FrozenBatchNorm2d": "layers.frozen_norm",
     "freeze": "training.freeze",
     "unfreeze": "training.freeze",
@@ -96,6 +102,7 @@ _PUBLIC = {
     "discover": "extraction.discovery",
     "export": "deploy.exporting",
     "extract": "extraction.tapping",
+    "extract_images": "images.many.job",
     "feature_info": "factory",
     "get_graph_node_names": "extraction.fx.graph",
     "get_weights": "registry",
@@ -111,6 +118,7 @@ _PUBLIC = {
     "pool_features": "images.pooling",
     "prefetch": "checkpoints.sources",
     "push_to_hub": "checkpoints.publish",
+    "read_features": "images.many.features",
     "register": "registry",
     "register_model": "registry",
     "render_features": "images.render",

@@ -22,9 +22,9 @@ import featnet
 from featnet import registry
 from featnet.capabilities import read_table
 from featnet.cli import main
-from featnet.cli.inputs import find_images
 from featnet.cli.listing import short
 from featnet.errors import ArgumentError
+from featnet.images.finding import find_images
 from featnet.images.reading import ImageError
 
 NAME = "resnet18"

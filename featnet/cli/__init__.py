@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("featnet: interrupted", file=sys.stderr)
         return 130
     except (FeatnetError, OSError) as error:
-        from .inputs import printable
+        from ..images.finding import printable
 
         print(f"featnet: error: {printable(str(error))}", file=sys.stderr)
         return 2

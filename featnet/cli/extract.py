@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, FeatnetError, InputSizeError
+from ..images.finding import Item, find_images
 from ..images.reading import read_image, require_pillow
-from .inputs import Item, find_images
 from .network import build, find_device
 from .outputs import Plan, Result, write_errors, writer_of
 

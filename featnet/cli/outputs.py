@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ArgumentError, OutputError
-from .inputs import Item, printable
+from ..images.finding import Item, printable
 
 if TYPE_CHECKING:
     import torch

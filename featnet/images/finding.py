@@ -1,4 +1,4 @@
-"""Find the images that a command line names: files, folders, patterns, lists, standard input."""
+"""Find images: files, folders, patterns, lists, standard input; each with its results' key."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ArgumentError, nearest
-from ..images.reading import ImageError
+from .reading import ImageError
 
 # Of the files in folders; a file that is named is read whatever its name
 SUFFIXES = frozenset(
@@ -32,7 +32,7 @@ class Item:
 
     Attributes:
         path: the file; None for standard input.
-        name: relative path that its output is named after.
+        name: key of its results: the path below the folder that was named.
     """
 
     path: Path | None
@@ -60,14 +60,50 @@ def find_images(arguments: Sequence[str]) -> list[Item]:
         ImageError: a file or folder that is not there, a folder or pattern without images, a URL.
         ArgumentError: two images whose outputs would have one name.
     """
-    items = [item for argument in arguments for item in _expand(argument)]
+    return _once(item for argument in arguments for item in _expand(argument))
+
+
+def find_listed(images: object) -> list[Item]:
+    """The images that an argument in Python stands for.
+
+    Args:
+        images: what :func:`find_images` takes, a list of paths, or a mapping of keys to paths.
+
+    Raises:
+        ImageError, ArgumentError: as there, or something else than paths.
+    """
+    if isinstance(images, (str, os.PathLike)):
+        return find_images([os.fspath(images)])
+    if isinstance(images, Mapping):
+        items = [Item(Path(_path(path)), str(key)) for key, path in images.items()]
+    elif isinstance(images, Iterable):
+        items = _once(_listed(_path(path) for path in images))
+    else:
+        raise ArgumentError(
+            f"images={images!r:.80}: a folder, a pattern, a list of paths, or a dict of keys and "
+            "paths is expected."
+        )
+    if not items:
+        raise ImageError("The list of images is empty")
+    return items
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ArgumentError(f"{value!r:.80} is a {type(value).__name__}: a path is expected.")
+    return os.fspath(value)
+
+
+def _once(items: Iterable[Item]) -> list[Item]:
+    """Each image once; two images of one name are an error."""
     by_name: dict[str, Item] = {}
     for item in items:
         other = by_name.setdefault(item.name, item)
         if other is not item and other.path != item.path:
             raise ArgumentError(
                 f"The outputs of {other.shown!r} and {item.shown!r} would both be called "
-                f"{item.name!r}: extract them into two folders, or name a folder above both."
+                f"{item.name!r}: extract them into two folders, or name a folder above both, or "
+                "their list as @FILE."
             )
     return list(by_name.values())
 
@@ -76,8 +112,7 @@ def _expand(argument: str) -> Iterator[Item]:
     if argument == STDIN:
         yield Item(None, "stdin")
     elif argument.startswith("@") and not os.path.exists(argument):
-        for line in _lines(Path(argument[1:])):
-            yield from _expand(line)
+        yield from _listed(_lines(Path(argument[1:])))
     elif _URL.match(argument):
         raise ImageError(f"{argument!r} is a URL: download the image first, and give its path")
     elif os.path.isdir(argument):
@@ -88,6 +123,17 @@ def _expand(argument: str) -> Iterator[Item]:
         yield from _matching(argument)
     else:
         raise ImageError(f"image {argument!r} does not exist{_near(argument)}")
+
+
+def _listed(paths: Iterable[str]) -> Iterator[Item]:
+    """Images of a list, named after their paths below the folder that is above them all."""
+    items = [item for path in paths for item in _expand(path)]
+    files = [os.path.abspath(item.path) for item in items if item.path is not None]
+    if len(files) < len(items):
+        raise ArgumentError("A list cannot hold -, an image from standard input.")
+    top = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    for item, file in zip(items, files, strict=True):
+        yield replace(item, name=Path(os.path.relpath(file, top)).as_posix())
 
 
 def _near(argument: str) -> str:
