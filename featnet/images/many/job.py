@@ -113,7 +113,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The numbers of a run.
 
     Attributes:
         out: the folder.

@@ -177,7 +177,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """What a finished run has left to say; None where it is not finished."""
+    """The last words of a finished run; None where it is not finished."""
     try:
         found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

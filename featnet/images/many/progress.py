@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines elsewhere, events for programs."""
+"""The state of a run: a bar on a terminal, lines elsewhere, events for programs."""
 
 from __future__ import annotations
 

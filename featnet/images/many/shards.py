@@ -61,7 +61,7 @@ def remove(folder: Path, index: int) -> None:
 
 
 def records(folder: Path, index: int) -> Iterator[dict[str, Any]]:
-    """What is said about the images of a shard, in order."""
+    """The lines about the images of a shard, in order."""
     with part(folder, index, "jsonl").open(encoding="utf-8") as file:
         yield from map(json.loads, file)
 
