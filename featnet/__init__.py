@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
     from .images.components import FeatureBasis as FeatureBasis
-    from .images.many.features import FeatureDataset as FeatureDataset
     from .images.many.features import Features as Features
     from .images.many.features import read_features as read_features
     from .images.many.job import extract_images as extract_images
@@ -75,7 +74,6 @@ _PUBLIC = {
     "Family": "registry",
     "Feature": "features",
     "FeatureBasis": "images.components",
-    "FeatureDataset": "images.many.features",
     "FeatureDictNet": "extraction.extractors",
     "FeatureHookNet": "extraction.hooknet",
     "FeatureHooks": "extraction.hooks",

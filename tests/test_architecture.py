@@ -62,7 +62,6 @@ PUBLIC = [
     "Family",
     "Feature",
     "FeatureBasis",
-    "FeatureDataset",
     "FeatureDictNet",
     "FeatureHookNet",
     "FeatureHooks",

@@ -31,6 +31,24 @@ class Features(Mapping[str, Value]):
         folder: the folder.
         manifest: what the results depend on, as the run wrote it.
         errors: keys of the images without a result, and the reasons.
+
+    Raises:
+        OutputError: a folder without features.
+
+    Example:
+        >>> import pathlib, tempfile, torch, featnet
+        >>> from PIL import Image
+        >>> net = featnet.create_model("test_resnet", features_only=True, out_indices=(0,)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     photos, out = pathlib.Path(folder, "photos"), pathlib.Path(folder, "out")
+        ...     photos.mkdir()
+        ...     for name in ("coffee",):
+        ...         Image.new("RGB", (96, 64), "brown").save(photos / f"{name}.png")
+        ...     summary = featnet.extract_images(net, photos, out=out)
+        ...     loader = torch.utils.data.DataLoader(featnet.read_features(out).dataset())
+        ...     (key,), maps = next(iter(loader))
+        >>> key, {name: tuple(x.shape) for name, x in maps.items()}
+        ('coffee.png', {'act1': (1, 32, 80, 80)})
     """
 
     def __init__(self, folder: Path) -> None:
@@ -106,7 +124,10 @@ class Features(Mapping[str, Value]):
         return next(line for line in files.records(self.folder, index) if line["key"] == key)
 
     def matrix(self) -> torch.Tensor:
-        """Read all vectors: (N, C), in the order of the keys.
+        """Read all vectors.
+
+        Returns:
+            (N, C), in the order of the keys.
 
         Raises:
             ArgumentError: the results are maps.
@@ -162,15 +183,20 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
         OutputError: no such folder, or not one of features.
 
     Example:
-        >>> import tempfile, featnet
+        >>> import pathlib, tempfile, featnet
+        >>> from PIL import Image
         >>> net = featnet.create_model("test_resnet", features_only=True, out_indices=(-1,)).eval()
-        >>> with tempfile.TemporaryDirectory() as out:
-        ...     summary = featnet.extract_images(net, "examples/*.jpg", out=out, pool="avg")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     photos, out = pathlib.Path(folder, "photos"), pathlib.Path(folder, "out")
+        ...     photos.mkdir()
+        ...     for name in ("coffee", "rocket"):
+        ...         Image.new("RGB", (96, 64), "brown").save(photos / f"{name}.png")
+        ...     summary = featnet.extract_images(net, photos, out=out, pool="avg")
         ...     features = featnet.read_features(out)
-        ...     vector, every = features["coffee.jpg"], features.matrix()
+        ...     vector, every = features["rocket.png"], features.matrix()
         >>> list(features)
-        ['astronaut.jpg', 'coffee.jpg', 'rocket.jpg']
+        ['coffee.png', 'rocket.png']
         >>> vector.shape, every.shape
-        (torch.Size([192]), torch.Size([3, 192]))
+        (torch.Size([96]), torch.Size([2, 96]))
     """
     return Features(Path(folder))

@@ -193,13 +193,18 @@ def extract_images(
         WorkerError: a worker process died, again and again.
 
     Example:
-        >>> import tempfile, featnet
+        >>> import pathlib, tempfile, featnet
+        >>> from PIL import Image
         >>> net = featnet.create_model("test_resnet", features_only=True, out_indices=(-1,)).eval()
-        >>> with tempfile.TemporaryDirectory() as out:
-        ...     summary = featnet.extract_images(net, "examples/*.jpg", out=out, pool="avg")
-        ...     features = featnet.read_features(out)
-        >>> summary.images, summary.failed
-        (3, 0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     photos, out = pathlib.Path(folder, "photos"), pathlib.Path(folder, "out")
+        ...     photos.mkdir()
+        ...     for name in ("coffee", "rocket"):
+        ...         Image.new("RGB", (96, 64), "brown").save(photos / f"{name}.png")
+        ...     summary = featnet.extract_images(net, photos, out=out, pool="avg")
+        ...     again = featnet.extract_images(net, photos, out=out, pool="avg")
+        >>> summary.images, summary.failed, again.kept
+        (2, 0, 2)
     """
     if net.training:
         raise ArgumentError("The network is in training mode: call net.eval() first.")
