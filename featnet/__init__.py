@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from .checkpoints.publish import push_to_hub as push_to_hub
     from .checkpoints.publish import save_for_hub as save_for_hub
     from .checkpoints.sources import prefetch as prefetch
+    from .deploy.enginenet import EngineNet as EngineNet
     from .deploy.exporting import ExportReport as ExportReport
     from .deploy.exporting import export as export
     from .deploy.optimizing import OptimizeReport as OptimizeReport
     from .deploy.optimizing import optimize as optimize
     from .deploy.reparam import reparameterize as reparameterize
+    from .deploy.saving import load_optimized as load_optimized
+    from .deploy.saving import save_optimized as save_optimized
     from .dilation.stride import set_output_stride as set_output_stride
     from .extraction import adapters as adapters
     from .extraction.discovery import discover as discover
@@ -70,6 +73,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backbone": "backbone",
+    "EngineNet": "deploy.enginenet",
     "ExportReport": "deploy.exporting",
     "Family": "registry",
     "Feature": "features",
@@ -110,6 +114,7 @@ _PUBLIC = {
     "list_pretrained": "registry",
     "list_taps": "extraction.tapping",
     "load_checkpoint": "assembly",
+    "load_optimized": "deploy.saving",
     "model_entrypoint": "factory",
     "optimize": "deploy.optimizing",
     "pad_to_divisor": "inputs",
@@ -122,6 +127,7 @@ _PUBLIC = {
     "render_features": "images.render",
     "reparameterize": "deploy.reparam",
     "save_for_hub": "checkpoints.publish",
+    "save_optimized": "deploy.saving",
     "set_output_stride": "dilation.stride",
     "unpad": "inputs",
 }

@@ -58,6 +58,7 @@ FAMILY_EDGES |= {("maxxvit", "_maxxvit_blocks")}
 
 PUBLIC = [
     "Backbone",
+    "EngineNet",
     "ExportReport",
     "Family",
     "Feature",
@@ -96,6 +97,7 @@ PUBLIC = [
     "list_pretrained",
     "list_taps",
     "load_checkpoint",
+    "load_optimized",
     "model_entrypoint",
     "optimize",
     "pad_to_divisor",
@@ -109,6 +111,7 @@ PUBLIC = [
     "render_features",
     "reparameterize",
     "save_for_hub",
+    "save_optimized",
     "set_output_stride",
     "unfreeze",
     "unpad",

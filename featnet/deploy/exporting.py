@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from ..extraction.extractors import FeatureNet, probe_size
 from ..tracing import trace
 from ..values import checked
 from .packed import Packed
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
 
 FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
 AXES = {"batch": 0, "height": 2, "width": 3}
@@ -124,22 +128,14 @@ def export(
         )
     x = _example(net, example)
     outputs = _names(net)
-    axes = {AXES[axis]: torch.export.Dim.DYNAMIC for axis in dynamic}
-    with torch.no_grad(), _quiet():
-        try:
-            program = torch.export.export(net, (x,), dynamic_shapes=(axes,), strict=True)
-        except Exception as error:
-            raise FeatnetError(
-                f"{type(net).__name__} cannot be exported with {', '.join(dynamic) or 'no axis'} "
-                f"free: {_first_line(error)}"
-            ) from error
+    program = _exported(net, x, dynamic)
     if not path.parent.is_dir():
         raise FeatnetError(f"{path.parent} is not a folder to write to.")
     with staged(path) as draft:
         with torch.no_grad(), _quiet():
             WRITERS[kind](program, x, draft, outputs)
             run = _runner(kind, draft)
-            pairs = [(x, net(x)), _other(net, x, dynamic)] if run is not None else []
+            pairs = [(x, net(x)), other_size(net, x, dynamic)] if run is not None else []
             try:
                 worst = max((_difference(run(y), want) for y, want in pairs if run), default=0.0)
             except Exception as error:
@@ -157,6 +153,41 @@ def export(
     return ExportReport(
         path, kind, path.stat().st_size, ("image",), outputs, tuple(dynamic), checked, worst
     )
+
+
+def onnx_program(net: nn.Module, x: torch.Tensor) -> bytes:
+    """Return the bytes of an ONNX program with free batch, height and width.
+
+    Args:
+        net: a network that :func:`export` takes.
+        x: a batch (N, C, H, W) that it takes.
+
+    Raises:
+        FeatnetError: the network cannot be exported (with the reason).
+    """
+    x = torch.cat([x, x])[:2]  # an axis of size one is taken for a constant
+    program = _exported(net, x, tuple(AXES))
+    with torch.no_grad(), _quiet():
+        try:
+            proto = _to_onnx(program, x, _names(net)).model_proto
+            content = proto.SerializeToString()
+        except Exception as error:
+            raise FeatnetError(
+                f"{type(net).__name__} cannot be written as ONNX: {_first_line(error)}"
+            ) from error
+    return bytes(content)
+
+
+def _exported(net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]) -> ExportedProgram:
+    axes = {AXES[axis]: torch.export.Dim.DYNAMIC for axis in dynamic}
+    with torch.no_grad(), _quiet():
+        try:
+            return torch.export.export(net, (x,), dynamic_shapes=(axes,), strict=True)
+        except Exception as error:
+            raise FeatnetError(
+                f"{type(net).__name__} cannot be exported with {', '.join(dynamic) or 'no axis'} "
+                f"free: {_first_line(error)}"
+            ) from error
 
 
 def _sides(x: torch.Tensor) -> str:
@@ -219,7 +250,7 @@ def _names(net: nn.Module) -> tuple[str, ...]:
     return ("logits",) if hasattr(net, "forward_head") else ()
 
 
-def _other(
+def other_size(
     net: nn.Module, x: torch.Tensor, dynamic: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a batch of another size along the free axes, and the network's output for it: one
@@ -259,12 +290,16 @@ def _quiet() -> Iterator[None]:
 def _write_onnx(
     program: ExportedProgram, x: torch.Tensor, path: Path, outputs: Sequence[str]
 ) -> None:
+    _to_onnx(program, x, outputs).save(path)
+
+
+def _to_onnx(program: ExportedProgram, x: torch.Tensor, outputs: Sequence[str]) -> ONNXProgram:
     names = list(outputs) or None
-    onnx_program = torch.onnx.export(
+    written = torch.onnx.export(
         program, (x,), dynamo=True, input_names=["image"], output_names=names, verbose=False
     )
-    assert onnx_program is not None
-    onnx_program.save(path)
+    assert written is not None
+    return written
 
 
 def _write_pt2(
