@@ -191,8 +191,12 @@ class EngineNet(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Of an extractor: the levels that come out, in their order. Sizes are those of a run on
-        zeros."""
+        """The levels that an extractor puts out, in their order; their sizes are those of a run on
+        zeros.
+
+        Raises:
+            AttributeError: the original is no extractor.
+        """
         known = self.interface
         if not known.levels:
             raise AttributeError(f"A {known.name} in {self.program.engine} has no feature_info.")
