@@ -3,6 +3,7 @@
 # make test       set up .venv with the test extras and run the whole suite
 # make peers      add timm and torchvision, which the tests compare with, from the package index
 # make consumers  add the libraries that the tests run over featnet, after the peers
+# make docs       build the site in build/site
 # make bench      the figures in benchmarks/
 # make clean      remove .venv and what was built
 
@@ -14,7 +15,7 @@ PIP := $(INSTALL) --quiet
 TORCH_INDEX ?=
 DEMO := examples/chelsea.png --output-stride 8 --out build/demo --overwrite
 
-.PHONY: demo test bench setup peers consumers package clean
+.PHONY: demo test docs bench setup peers consumers package clean
 
 # Where the trained weights cannot be had, the same with random ones.
 demo: .venv/.ready-demo
@@ -24,6 +25,9 @@ demo: .venv/.ready-demo
 
 test: .venv/.ready-test
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+docs: .venv/.ready-docs
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/site
 
 bench: .venv/.ready-test
 	$(BIN)/python -m benchmarks
@@ -67,6 +71,10 @@ package: .venv/.ready-test
 
 .venv/.ready: pyproject.toml constraints.txt .venv/.torch
 	$(PIP) -e '.[cli]'
+	@touch $@
+
+.venv/.ready-docs: .venv/.ready
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/.ready-test: .venv/.ready

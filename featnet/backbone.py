@@ -25,37 +25,37 @@ class Backbone(nn.Module):
     the levels' maps from :meth:`forward_levels`; all else is derived here.
 
     The declaration is held to: extractors, ``feature_info``, ``sizes`` and
-        ``forward_intermediates``
-    compare channels, reduction and order of the levels with what the network yields, the classifier
-    their number. A level is the output of its module, as that module gives it.
+    ``forward_intermediates`` compare channels, reduction and order of the levels with what the
+    network yields, the classifier their number. A level is the output of its module, as that module
+    gives it.
 
-    ============================  ==========================================================
-    must be defined ============================
-    ==========================================================
-    ``forward_levels(x)``         gets (N, C, H, W); yields each level's map, finest first
-    ``first_conv``                name(s) of the layer(s) on which ``in_chans`` acts
-    ``last_fc``                   name(s) of the linear layer(s) on which ``num_classes``
-                                  acts; of several the first is the classifier
-    ============================  ==========================================================
+    =============================  ==========================================================
+    must be defined
+    =============================  ==========================================================
+    ``forward_levels(x)``          gets (N, C, H, W); yields each level's map, finest first
+    ``first_conv``                 name(s) of the layer(s) on which ``in_chans`` acts
+    ``last_fc``                    name(s) of the linear layer(s) on which ``num_classes``
+                                   acts; of several the first is the classifier
+    =============================  ==========================================================
 
-    ============================  ==========================================================
-    may be overridden             (by default)
-    ============================  ==========================================================
-    ``finish(y)``                 gets the last yielded value; returns the final features
-                                  (the value itself)
-    ``as_map(y)``                 gets a yielded value; returns its map (N, C, H, W)
-    ``normalize(y, index)``       gets a yielded value; returns it under the final norm (the
-                                  value itself)
-    ``normalized(level)``         gets a level; returns it as ``normalize`` leaves it
-    ``convert_state_dict(state)`` gets the tensors of another layout; returns them under this
-                                  network's names
-    ``group_matcher(coarse)``     returns patterns that sort parameters into layers
-    ``no_weight_decay()``         returns names of parameters (none)
-    ``breaks_law``                kinds of operations that break the à trous law (none)
-    ``dense_norm``                True if the authors' dense features are normed (False)
-    ``size_divisibility``         the sides of an input are multiples of it (1)
-    ``num_prefix_tokens``         tokens before those of the image (0)
-    ============================  ==========================================================
+    =============================  ==========================================================
+    may be overridden              (by default)
+    =============================  ==========================================================
+    ``finish(y)``                  gets the last yielded value; returns the final features
+                                   (the value itself)
+    ``as_map(y)``                  gets a yielded value; returns its map (N, C, H, W)
+    ``normalize(y, index)``        gets a yielded value; returns it under the final norm (the
+                                   value itself)
+    ``normalized(level)``          gets a level; returns it as ``normalize`` leaves it
+    ``convert_state_dict(state)``  gets the tensors of another layout; returns them under this
+                                   network's names
+    ``group_matcher(coarse)``      returns patterns that sort parameters into layers
+    ``no_weight_decay()``          returns names of parameters (none)
+    ``breaks_law``                 kinds of operations that break the à trous law (none)
+    ``dense_norm``                 True if the authors' dense features are normed (False)
+    ``size_divisibility``          the sides of an input are multiples of it (1)
+    ``num_prefix_tokens``          tokens before those of the image (0)
+    =============================  ==========================================================
 
     Args:
         in_chans: channels of the input.
@@ -190,7 +190,7 @@ class Backbone(nn.Module):
             num_classes: of the classifier; 0 for none.
             global_pool: name of the pooling.
             drop_rate: dropout before the classifier.
-            head: see :mod:`featnet.layers.heads`; by default pooling and a linear layer.
+            head: see ``featnet.layers.heads``; by default pooling and a linear layer.
         """
         check_rate("drop_rate", drop_rate)
         self._check_names()
@@ -233,7 +233,7 @@ class Backbone(nn.Module):
     def through(self, name: str, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Run the children of a Sequential in order, up to the last one that is a level.
 
-        :meth:`rest` goes on from there. With activation checkpointing, the :class:`Blocks` between
+        :meth:`rest` goes on from there. With activation checkpointing, the ``Blocks`` between
         two levels are recomputed at once.
 
         Args:
@@ -285,7 +285,7 @@ class Backbone(nn.Module):
     def as_map(self, y: Any) -> torch.Tensor:
         """Turn a yielded value into a map; it runs only for levels that are asked for.
 
-        Families override it whose layout is neither a map nor :class:`featnet.layers.Tokens`, or
+        Families override it whose layout is neither a map nor ``featnet.layers.Tokens``, or
         which compute levels side by side.
 
         Args:

@@ -107,7 +107,7 @@ class Weights(Mapping[str, Any]):
 
     @property
     def has_weights(self) -> bool:
-        """True if there is a place to load from: a file, an address or a repository."""
+        """True if there is a file, an address or a repository to load from."""
         return bool(self.url or self.file or self.hf_hub_id)
 
     def replace(self, **changes: object) -> Weights:

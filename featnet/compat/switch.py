@@ -87,7 +87,7 @@ class Switch:
 
 @checked
 def use_as_timm(*, rebind: bool = False, flat: bool = False) -> Switch:
-    """Put :mod:`featnet.compat.timm` in the place of ``timm``, for what is imported afterwards.
+    """Put ``featnet.compat.timm`` in the place of ``timm``, for what is imported afterwards.
 
     timm need not be installed. A second call while the first is on changes nothing but ``flat``.
 

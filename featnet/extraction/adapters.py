@@ -83,12 +83,12 @@ class _Adapter(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """The maps that come out: the extractor's levels, or those behind the neck."""
+        """The maps that come out, the extractor's levels, or those behind the neck."""
         return _info_of(self.net) if self._behind is None else self._behind
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest reduction: an input whose sides it divides has maps that fit each other."""
+        """The coarsest reduction; an input whose sides it divides has maps that fit each other."""
         reductions = [*_info_of(self.net).reduction(), *self.feature_info.reduction()]
         return max(math.ceil(r) for r in reductions)
 
@@ -209,7 +209,7 @@ class Detectron2Backbone(_Adapter):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Empty: an input may have any size; for an FPN see ``size_divisibility``."""
+        """Empty, since an input may have any size; for an FPN see ``size_divisibility``."""
         return {}
 
 

@@ -149,10 +149,10 @@ class FeatureHooks:
 
     Args:
         model: any module. Only hooks are added to it.
-        taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``; see :func:`matching`) and
+        taps: names, patterns (``"layer*"``, ``"blocks.*.attn"``; as in a shell) and
             :class:`Tap` s, or a dict of them to keys.
         rewritten: (module, kind) of the taps whose value something changes in place afterwards.
-            These are kept apart (:func:`featnet.extraction.apart.keep_apart`). By default a run on
+            These are kept apart (``featnet.extraction.apart.keep_apart``). By default a run on
             the meta device finds them; of a model that cannot run there all taps are.
         input_size: (H, W) or (C, H, W) for that run, of a model that takes one size only.
 
@@ -240,7 +240,7 @@ class FeatureHooks:
 
     @property
     def can_stop(self) -> bool:
-        """True if nothing is missing once every module has run: no tap waits for a last call."""
+        """True if nothing is missing once every module has run, so that no tap waits for a last call."""
         return all(tap.which in (None, "first") for tap in self.taps)
 
     def begin(self, outputs: dict[Any, Any], *, stop: bool = False) -> Under | None:
@@ -248,7 +248,7 @@ class FeatureHooks:
 
         Args:
             outputs: the dict.
-            stop: end the forward by :class:`featnet.tracing.trace.Stop` as soon as nothing is
+            stop: end the forward by ``featnet.tracing.trace.Stop`` as soon as nothing is
                 missing, unless a tap waits for the last call of its module.
 
         Returns:

@@ -36,7 +36,8 @@ class ImageTransform:
     Attributes:
         input_size: (height, width) that ``fit`` aims at.
         fit: ``"crop"``, ``"pad"``, ``"squash"``, ``"short"`` or ``"keep"``.
-        mean, std: per channel, for values from 0 to 1; of one channel for grey inputs.
+        mean: of each channel, for values from 0 to 1; of one channel for grey inputs.
+        std: standard deviation of each channel, likewise.
         interpolation: name of a filter of Pillow's.
         crop_pct: share of the shorter side that ``fit="crop"`` keeps.
         crop_mode: what ``fit="crop"`` does before its crop: ``"center"`` keeps the aspect ratio,
