@@ -46,6 +46,9 @@ nitpick_ignore_regex = [
 nitpick_ignore = [
     ("py:class", name)
     for name in (
+        "Model",
+        "featnet.deploy.enginenet.Interface",
+        "featnet.deploy.engines.Program",
         "featnet.deploy.optimizing.Model",
         "featnet.deploy.reparam.Model",
         "featnet.extraction.extractors.FeatureNet",

@@ -27,6 +27,8 @@ class Capabilities:
         modules, channels, reductions: of every level, finest first.
         output_strides: those that it can be dilated to.
         prefix_tokens: tokens before those of the patches.
+        size_multiple: the sides of an input are multiples of it; 0 where any size will do.
+        largest: True if no input may be larger than ``input_size``.
     """
 
     params: int
@@ -37,6 +39,8 @@ class Capabilities:
     reductions: tuple[int, ...]
     output_strides: tuple[int, ...]
     prefix_tokens: int = 0
+    size_multiple: int = 0
+    largest: bool = False
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Capabilities:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from . import registry
 from .capabilities import TABLE, Capabilities, read_table, render_table
+from .errors import InputSizeError
 from .factory import create_model
 
 
@@ -45,6 +46,33 @@ class CountMacs(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
+def sizes(model: Any, size: Sequence[int]) -> dict[str, Any]:
+    """Try inputs of other sizes.
+
+    Args:
+        model: a classifier on the meta device.
+        size: (height, width) of its usual input.
+
+    Returns:
+        The fields of its record about sizes.
+    """
+
+    def runs(height: int, width: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(torch.empty(1, model.in_chans, height, width, device="meta"))
+        except InputSizeError:
+            return False
+        return True
+
+    step = model.size_divisibility
+    height, width = (side // step * step for side in size)
+    if step == 1 and not runs(height - 29, width - 27):
+        step = 32  # anti-aliasing and average pooling round odd sides differently
+    largest = not runs(height + 2 * step, width + 4 * step)
+    return {"size_multiple": step if step > 1 else 0, "largest": largest}
+
+
 def measure(name: str) -> Capabilities:
     """Measure one variant.
 
@@ -70,6 +98,7 @@ def measure(name: str) -> Capabilities:
         reductions=tuple(info.reduction()),
         output_strides=tuple(model.output_strides),
         prefix_tokens=model.num_prefix_tokens,
+        **sizes(model, size),
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import re
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import featnet
 from featnet import registry
+from tools import drawings
 
 pytest.importorskip("furo")
 
@@ -164,3 +166,42 @@ def test_a_phone_shows_it(site: Path, page: browser.Browser, name: str) -> None:
         assert 0 <= page.run(f"{head}.getBoundingClientRect().left") < 40  # it stays in sight
     page.picture(site / f"{name}.png")
     assert page.errors == []
+
+
+@pytest.mark.parametrize("name", drawings.DRAWINGS)
+def test_a_committed_drawing_is_what_the_tool_draws(name: str) -> None:
+    path = DOCS / "drawings" / f"{name}.svg"
+    assert path.read_text(encoding="utf-8") == drawings.DRAWINGS[name]()
+
+
+# The search --------------------------------------------------------------------------------------
+
+# What a newcomer types, and a page that must be among the first five
+QUESTIONS = {
+    "one vector per image": "faq.html",
+    "freeze": "finetuning.html",
+    "lower learning rate": "faq.html",
+    "U-Net": "heads.html",
+    "FPN": "heads.html",
+    "detector": "heads.html",
+    "ONNX": "deploy.html",
+    "DINOv2 at 700 x 500": "faq.html",
+    "attention maps": "transformers.html",
+    "a folder": "faq.html",
+    "multi-GPU": "faq.html",
+    "which model may be used commercially": "faq.html",
+    "my .pth does not load": "faq.html",
+    "add my network": "faq.html",
+    "odd sizes": "faq.html",
+    "memory": "finetuning.html",
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_search_finds(site: Path, page: browser.Browser, question: str) -> None:
+    page.resize(1280, 900)
+    page.open(f"{(site / 'search.html').as_uri()}?q={urllib.parse.quote_plus(question)}")
+    links = "[...document.querySelectorAll('#search-results li > a')]"
+    page.wait(f"{links}.length")
+    found = page.run(f"{links}.map(a => a.getAttribute('href').split('?')[0].split('#')[0])")
+    assert QUESTIONS[question] in found[:5], found[:10]

@@ -26,8 +26,8 @@ COLUMNS = (
     "FLOPs",
     "input",
     "sizes",
-    "channels",
     "reductions",
+    "channels",
     "output strides",
     "licences",
     "paper",
@@ -59,8 +59,8 @@ def _row(name: str, facts: Any) -> dict[str, str]:
 
 
 def _sizes(facts: Any) -> str:
-    multiple = getattr(facts, "size_multiple", 0)
-    return f"multiples of {multiple}" if multiple > 1 else "any"
+    words = f"multiples of {facts.size_multiple}" if facts.size_multiple else "any"
+    return f"{words} up to {'x'.join(map(str, facts.input_size))}" if facts.largest else words
 
 
 def _licences(name: str) -> list[str]:
@@ -103,17 +103,16 @@ def _cell(column: str, row: dict[str, str]) -> str:
         case "channels" | "reductions":
             return f"<td>{_runs(value.split())}</td>"
         case "licences":
-            lines = (x.partition(": ") for x in value.split("; ") if x)
-            return (
-                "<td>"
-                + "<br>".join(f"<b>{escape(a)}</b>: {escape(b)}" for a, _, b in lines)
-                + "</td>"
-            )
+            lines = [line.partition(": ") for line in value.split("; ") if line]
+            heads = ", ".join(f"{licence} ({tags.count(',') + 1})" for licence, _, tags in lines)
+            tags = "<br>".join(f"<b>{escape(name)}</b>: {escape(tags)}" for name, _, tags in lines)
+            summary = f"<details><summary>{escape(heads)}</summary>{tags}</details>"
+            return f"<td>{summary if lines else 'no checkpoint'}</td>"
         case "paper":
             links = (f'<a href="{url}">{url.rpartition("/")[2]}</a>' for url in value.split())
             return f"<td>{' '.join(links)}</td>"
         case "name":
-            return f'<th scope="row">{escape(value)}</th>'
+            return f'<th scope="row">{escape(value).replace("_", "_<wbr>")}</th>'
     return f"<td>{escape(value)}</td>"
 
 

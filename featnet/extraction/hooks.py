@@ -240,7 +240,7 @@ class FeatureHooks:
 
     @property
     def can_stop(self) -> bool:
-        """True if nothing is missing once every module has run, so that no tap waits for a last call."""
+        """True if nothing is missing once every module has run, as no tap waits for a last call."""
         return all(tap.which in (None, "first") for tap in self.taps)
 
     def begin(self, outputs: dict[Any, Any], *, stop: bool = False) -> Under | None:

@@ -68,7 +68,7 @@ class SimplePyramid(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """The maps that come out, with their channels, reductions (fractions over patches of 14), sizes."""
+        """The maps that come out; reductions are fractions over patches of 14."""
         levels = [
             Feature(channels, int(s) if s == int(s) else s, f"branches.{i}", i)  # type: ignore[arg-type]
             for i, (channels, s) in enumerate(zip(self.channels, self.strides, strict=True))
