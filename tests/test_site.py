@@ -202,6 +202,6 @@ def test_the_search_finds(site: Path, page: browser.Browser, question: str) -> N
     page.resize(1280, 900)
     page.open(f"{(site / 'search.html').as_uri()}?q={urllib.parse.quote_plus(question)}")
     links = "[...document.querySelectorAll('#search-results li > a')]"
-    page.wait(f"{links}.length")
+    page.wait("document.querySelector('.search-summary')?.textContent.includes('finished')")
     found = page.run(f"{links}.map(a => a.getAttribute('href').split('?')[0].split('#')[0])")
     assert QUESTIONS[question] in found[:5], found[:10]

@@ -22,7 +22,7 @@ _OPEN = 8  # shards of vectors that stay in memory
 
 
 class Features(Mapping[str, Value]):
-    """The results in a folder by key; :func:`read_features` opens them.
+    """The results in a folder by key; :func:`featnet.read_features` opens them.
 
     A value is a vector (C,), or a dict of levels' names and maps (C, h, w). It is read when it is
     asked for.
@@ -153,7 +153,7 @@ class FeatureDataset(Dataset[tuple[str, Value]]):
     """Pairs of a key and its features.
 
     Args:
-        features: of :func:`read_features`.
+        features: of :func:`featnet.read_features`.
     """
 
     def __init__(self, features: Features) -> None:
