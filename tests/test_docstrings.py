@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import doctest
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -174,6 +175,26 @@ def lacks(name: str, value: Any) -> list[str]:
 def test_public_docstrings_are_whole(name: str) -> None:
     value = public()[name]
     assert not (missing := lacks(name, value)), f"{name} lacks {', '.join(missing)}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Without a build, which test_site.py does: ``docs/reference`` has an entry for each name."""
+    pages = (PACKAGE.parent / "docs" / "reference").glob("*.rst")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    entries = set(re.findall(r"^\.\. auto\w+:: (\S+)$", text, re.MULTILINE))
+    lacking = {f"featnet.{name}" for name in featnet.__all__} - entries
+    assert not lacking, "add an autofunction or autoclass line to a page of docs/reference"
+
+
+def test_every_page_is_in_the_contents() -> None:
+    """Each page of docs/ stands in a toctree of docs/index.md, by its name or by a pattern."""
+    docs = PACKAGE.parent / "docs"
+    text = (docs / "index.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```{toctree}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.split() if not line.startswith(":")]
+    pages = (page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md"))
+    lost = [page for page in pages if not any(fnmatch.fnmatch(page, line) for line in lines)]
+    assert lost == ["index"], "add the page to a toctree of docs/index.md"
 
 
 def test_the_check_of_sections_sees_what_is_missing() -> None:
