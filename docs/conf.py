@@ -63,6 +63,6 @@ nitpick_ignore = [
 html_theme = "furo"
 html_title = f"featnet {version}"
 html_static_path = ["_static"]
-html_css_files = ["models.css"]
+html_css_files = ["featnet.css"]
 html_show_sphinx = False
 html_theme_options = {"source_directory": "docs/"}

@@ -152,7 +152,9 @@ def test_the_table_is_searched_and_sorted(site: Path, page: browser.Browser) -> 
     assert page.errors == []
 
 
-@pytest.mark.parametrize("name", ["models.html", "index.html", "benchmarks.html", "dilation.html"])
+@pytest.mark.parametrize(
+    "name", ["models.html", "index.html", "benchmarks.html", "how_it_works.html"]
+)
 def test_a_phone_shows_it(site: Path, page: browser.Browser, name: str) -> None:
     """Nothing is wider than the window but what scrolls in a box of its own; letters are large."""
     page.errors.clear()
