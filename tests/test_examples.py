@@ -66,6 +66,8 @@ def number(pattern: str, text: str) -> float:
 @pytest.mark.parametrize("example", PROGRAMS)
 def test_they_say_what_they_do(example: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Short, with help, and with a page that has the command and a small image."""
+    if example == "detection":
+        helpers.peer("torchvision")
     source = (EXAMPLES / f"{example}.py").read_text(encoding="utf-8")
     assert source.count("\n") < 120
     with pytest.raises(SystemExit, match="^0$"):
@@ -107,6 +109,24 @@ def test_anomaly(run: Run, tmp_path: Path) -> None:
     said = run("anomaly", "--good", 4, "--test", 3, "--bank", 300, "--out", out)
     assert number(r"of pixels ([\d.]+)", said) >= 0.98 and out.exists()
     assert number(r"of images ([\d.]+)", said) == 1
+
+
+def test_detection(run: Run, tmp_path: Path) -> None:
+    helpers.peer("torchvision")
+    out = tmp_path / "boxes.png"
+    said = run("detection", "--steps", 60, "--test", 8, "--out", out)
+    assert number(r"(?m)^found (\d+) of", said) >= 0.8 * number(r"of (\d+) objects", said)
+    assert number(r"with (\d+) boxes", said) <= 1.5 * number(r"of (\d+) objects", said)
+    assert out.exists()
+
+
+def test_distillation(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "maps.png"
+    said = run("distillation", "--student", "test_resnet", "--steps", 40, "--out", out)
+    for stride, least in ((8, 0.4), (16, 0.25)):
+        assert abs(number(rf"stride {stride}: .* ([-\d.]+) before", said)) < 0.1
+        assert number(rf"stride {stride}: .* ([-\d.]+) after", said) > least
+    assert out.exists()
 
 
 def test_onnx_levels(run: Run, tmp_path: Path) -> None:
