@@ -340,7 +340,7 @@ def test_taps_and_out_indices_both_say_what_comes_out() -> None:
 @pytest.mark.parametrize("wrong", ["NCWH", "nchw", None.__class__])
 def test_output_fmt(wrong: Any) -> None:
     call = lambda: create_model("resnet18", features_only=True, output_fmt=wrong)  # noqa: E731
-    refusal(ArgumentError, call, f"output_fmt={wrong!r}", "NCHW, NHWC, NLC")
+    refusal(ArgumentError, call, f"output_fmt={wrong!r}", "'NCHW', 'NHWC', 'NLC'")
 
 
 @pytest.mark.parametrize("wrong", [["a"], ["a", "a"], "ab", 3])
