@@ -590,6 +590,10 @@ class Backbone(nn.Module):
         """``pretrained_cfg``, under its older name."""
         return self.pretrained_cfg
 
+    @default_cfg.setter
+    def default_cfg(self, value: Weights | None) -> None:
+        self.pretrained_cfg = value
+
 
 class LevelReader:
     """A way to read levels: under the norm or not, in a layout, with prefix tokens or not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -385,3 +386,28 @@ def test_nothing_imports_it() -> None:
     code = "import sys, featnet; featnet.create_model('test_resnet'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "featnet.compat" not in done.stdout.split()
+
+
+def test_more_than_tensors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours = importlib.import_module(f"{modules.FRONT}.models")
+    state = {"weight": torch.ones(2)}
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "b.pth")
+    assert list(ours.load_state_dict(tmp_path / "b.pth")) == ["weight"]
+    torch.save({"state_dict": state, "args": Path()}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="No automatic unsafe pickle fallback"):
+        ours.load_state_dict(tmp_path / "c.pth")
+    assert list(ours.load_state_dict_from_path(tmp_path)) == ["weight"]
+    assert "b.pth, c.pth: the first is read" in caplog.text
+    with pytest.raises(CheckpointError, match="No suitable checkpoints"):
+        ours.load_state_dict_from_path(tmp_path / "nowhere")
+    assert ours.safe_model_name("hf-hub:a/resnet18.a1_in1k") == "a_resnet18_a1_in1k"
+    assert ours.parse_model_name("local-dir://server/share") == ("local-dir", "//server/share")
+
+
+def test_layouts() -> None:
+    layers = importlib.import_module(f"{modules.FRONT}.layers")
+    assert layers.get_channel_dim("NHWC") == 3 and layers.get_spatial_dim("NCHW") == (2, 3)
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(layers.nchw_to(x, layers.Format.NHWC), x.permute(0, 2, 3, 1))
+    assert layers.nhwc_to(x.permute(0, 2, 3, 1), "NLC").shape == (2, 20, 3)
+    assert modules.look_up("models", "VGG") and not isinstance(x, modules.look_up("models", "Cait"))

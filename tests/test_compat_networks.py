@@ -98,10 +98,24 @@ def positional(library: Any) -> nn.Module:
     return kind(64, 16, 3, 5, embed_dim=48, depth=2, num_heads=3, class_token=True, reg_tokens=1)
 
 
+def with_blocks(library: Any) -> nn.Module:
+    """Blocks of one's own, which inherit from timm's."""
+    module = library.vision_transformer
+
+    class Doubled(module.Block):
+        def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model = module.VisionTransformer(64, embed_dim=48, depth=2, num_heads=3, block_fn=Doubled)
+    model.default_cfg = {"mean": (0.5,) * 3}
+    assert model.default_cfg["mean"][0] == 0.5
+    return model
+
+
 PARTS = ("resnet", "sknet", "efficientnet", "vision_transformer")
 
 
-@pytest.mark.parametrize("make", [residual, selective, mobile, masked, positional])
+@pytest.mark.parametrize("make", [residual, selective, mobile, masked, positional, with_blocks])
 def test_what_inherits_from_timms_gives_the_same_numbers(make: Callable[[Any], nn.Module]) -> None:
     pairs = [load(f"models.{part}") for part in PARTS]
     theirs, ours = (

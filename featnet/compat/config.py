@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, TypeVar
 
 from ..errors import ArgumentError
+
+Registered = TypeVar("Registered")
 
 
 def is_scriptable() -> bool:
@@ -25,6 +27,26 @@ def is_no_jit() -> bool:
 def use_fused_attn(experimental: bool = False) -> bool:
     """Return True: attention is torch's fused one; a Backbone has ``set_fused_attn``."""
     return not experimental
+
+
+def get_notrace_modules() -> list[type]:
+    """Return none: no module of featnet's needs to be left out of a trace."""
+    return []
+
+
+def get_notrace_functions() -> list[object]:
+    """Return none: no function of featnet's needs to be left out of a trace."""
+    return []
+
+
+def register_notrace_module(module: Registered) -> Registered:
+    """Return a class as it is: ``torch.fx`` goes into all modules here."""
+    return module
+
+
+def register_notrace_function(name_or_fn: Registered) -> Registered:
+    """Return a function as it is: ``torch.fx`` goes into all functions here."""
+    return name_or_fn
 
 
 class _Setting:

@@ -337,14 +337,17 @@ def parse_model_name(model_name: str) -> tuple[str | None, str]:
     Raises:
         UnknownModelError: an unknown source, or nothing behind it.
     """
+    kind, _, place = model_name.partition(":")
+    if kind.lower() == "local-dir" and place.strip():
+        return "local-dir", place  # whatever it looks like, //server/share too
     source = sources.parse(model_name)
     return (None, model_name) if source is None else (source.kind, source.place)
 
 
 def safe_model_name(model_name: str, remove_source: bool = True) -> str:
-    """Return a name in which all but letters, digits and dots is ``_``, for files."""
+    """Return a name in which all but letters and digits is ``_``, for files."""
     name = parse_model_name(model_name)[1] if remove_source else model_name
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).rstrip("_")
+    return "".join(c if c.isalnum() else "_" for c in name).rstrip("_")
 
 
 def build_model_with_cfg(

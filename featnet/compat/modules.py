@@ -7,7 +7,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -125,11 +125,22 @@ def look_up(path: str, name: str) -> Any:
             return importlib.import_module(f"{FRONT}.{below}")
         if f"{path}.".startswith("models.") and registry.is_model(name):
             return importlib.import_module(names.CREATION).entrypoint(name)
+        if names.SAME.get(path, path) == "models" and name in peer_names()["models"]:
+            for family in _having(name):
+                return look_up(family, name)
         if is_lacking(path) and name in peer_names()[path]:
             return _refused(name, "it is of a family that featnet lacks; that code needs timm.")
         if name in names.REFUSED:
             return _refused(name, names.REFUSED[name])
     raise AttributeError(missing(path, name))
+
+
+def _having(name: str) -> Iterator[str]:
+    """Yield the modules of families whose class a name is, which timm.models has too."""
+    for path, theirs in peer_names().items():
+        known = path.startswith("models.") and is_module(path)
+        if known and name in (theirs if is_lacking(path) else table(path)):
+            yield path
 
 
 def missing(path: str, name: str) -> str:

@@ -13,6 +13,9 @@ _CREATION = (
     "model_entrypoint get_pretrained_cfg get_pretrained_cfg_value"
 )
 _BUILDER = "EfficientNet decode_arch_def round_channels"
+_TRACE = (
+    "get_notrace_modules get_notrace_functions register_notrace_module register_notrace_function"
+)
 _CONFIG = "is_exportable is_scriptable set_exportable set_scriptable"
 
 NAMES: Mapping[str, Mapping[str, str]] = {
@@ -34,6 +37,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "featnet.compat.walking": "model_parameters named_apply named_modules "
         "named_modules_with_params group_with_matcher group_modules group_parameters checkpoint "
         "checkpoint_seq reparameterize_model feature_take_indices MATCH_PREV_GROUP",
+        "featnet.compat.config": _TRACE,
         "featnet.weights": "PretrainedCfg=Weights DefaultCfg=Weights",
         "featnet.features": "FeatureInfo",
         "featnet.extraction.extractors": "FeatureListNet FeatureDictNet "
@@ -51,13 +55,15 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "featnet.models.regnet": "RegNet",
     },
     "layers": {
-        "featnet.compat.config": f"{_CONFIG} is_no_jit set_no_jit set_layer_config use_fused_attn",
+        "featnet.compat.config": f"{_CONFIG} {_TRACE} is_no_jit set_no_jit "
+        "set_layer_config use_fused_attn",
         "featnet.compat.layers": "to_ntuple to_1tuple to_2tuple to_3tuple to_4tuple "
         "make_divisible BatchNormAct2d DropPath drop_path calculate_drop_path_rates Mlp "
         "LayerNorm LayerScale PatchEmbed SelectAdaptivePool2d get_act_layer create_act_layer "
         "get_norm_layer create_norm_layer create_conv2d create_pool2d resample_abs_pos_embed "
         "resample_patch_embed trunc_normal_tf_ lecun_normal_ LayerType",
         "featnet.compat.training": "freeze_batch_norm_2d unfreeze_batch_norm_2d",
+        "featnet.compat.layout": "Format get_spatial_dim get_channel_dim nchw_to nhwc_to",
         "featnet.compat.attention_pool": "AttentionPool2d",
         "featnet.compat.blocks": "Attention",
         "featnet.layers": "DropBlock2d BlurPool2d SqueezeExcite SEModule=SqueezeExcite "

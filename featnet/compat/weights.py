@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,22 +54,36 @@ def load_state_dict(
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path = files.local(checkpoint_path)
-    content: Any
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        content = load_file(path, device=str(device))
-    else:
-        if not path.is_file():
-            files.read(path)  # says what is near
-        content = torch.load(path, map_location=device, weights_only=True)
+    content = _content(checkpoint_path, device)
     ema = ("state_dict_ema", "model_ema") if use_ema else ()
     for key in (*ema, "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     return clean_state_dict(content)
+
+
+def _content(checkpoint_path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """All that a file holds; of Python's classes only what training scripts put beside weights.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = files.local(checkpoint_path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path, device=str(device))
+    if not path.is_file():
+        files.read(path)  # says what is near
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{str(path)!r} holds more than tensors. No automatic unsafe pickle fallback is "
+            f"performed, with weights_only=False neither: {error}"
+        ) from error
 
 
 def load_checkpoint(
@@ -156,7 +173,7 @@ def resume_checkpoint(
         CheckpointError: the file cannot be read, or does not fit.
     """
     load_checkpoint(model, checkpoint_path, use_ema=False)
-    content: Any = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    content = _content(checkpoint_path)
     if optimizer is not None and "optimizer" in content:
         optimizer.load_state_dict(content["optimizer"])
     epoch: int | None = content.get("epoch")
@@ -248,8 +265,21 @@ def load_state_dict_from_hf(
 def load_state_dict_from_path(
     path: str | Path, weights_only: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a folder."""
-    return load_state_dict(files.in_folder(Path(path)))
+    """Read the tensors of a folder; of several files with one ending the first.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    folder = Path(path)
+    usual = [folder / name for name in files.WEIGHTS if (folder / name).is_file()]
+    others = [sorted(folder.glob(f"*{ending}")) for ending in files.ENDINGS]
+    found = usual or next(filter(None, others), [])
+    if not found:
+        raise CheckpointError(f"No suitable checkpoints in {str(folder)!r}.")
+    if not usual and len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        logging.getLogger(__name__).warning("%s has %s: the first is read.", folder, names)
+    return load_state_dict(found[0])
 
 
 def save_for_hf(

@@ -68,7 +68,9 @@ class ResNet(resnet.ResNet, metaclass=StandIn):
         block_args: Mapping[str, Any] | None = None,
     ) -> None:
         options = dict(block_args or {})
-        if "settings" not in inspect.signature(block).parameters:
+        known = inspect.signature(block).parameters.values()
+        passes = any(p.name == "settings" or p.kind is p.VAR_KEYWORD for p in known)
+        if not (issubclass(block, resnet.Residual) and passes):
             raise NotHereError(
                 f"block={block!r}: blocks are called with other arguments here than in timm. "
                 "Derive from featnet.models.resnet.Residual, or run this code with timm."

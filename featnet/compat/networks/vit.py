@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...errors import ArgumentError
 from ...layers import Tokens
 from ...layers.patch_embed import PatchEmbed
 from ...models import vit
+from ...models._vit_blocks import ViTSettings
 from .stand_in import StandIn
 
 
@@ -18,6 +23,25 @@ class _TokenEmbed(PatchEmbed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).flatten(1, 2)
+
+
+def _timms_block(
+    block: Callable[..., nn.Module], dim: int, *, settings: ViTSettings, drop_path: float
+) -> nn.Module:
+    """Build a block of one's own with timm's arguments."""
+    return block(
+        dim,
+        num_heads=settings.num_heads,
+        mlp_ratio=settings.mlp_ratio,
+        qkv_bias=settings.qkv_bias,
+        qk_norm=settings.qk_norm,
+        proj_drop=settings.proj_drop,
+        attn_drop=settings.attn_drop,
+        init_values=settings.init_values,
+        drop_path=drop_path,
+        act_layer=settings.act,
+        norm_layer=settings.norm,
+    )
 
 
 class VisionTransformer(vit.VisionTransformer, metaclass=StandIn):
@@ -31,6 +55,7 @@ class VisionTransformer(vit.VisionTransformer, metaclass=StandIn):
             may be positional, as in timm.
         dynamic_img_size: take any size of whole patches; ``patch_embed`` then gives (N, h, w, D).
         weight_init: accepted as ``""``.
+        block_fn: featnet's, or a class with the arguments of timm's ``Block``.
         **kwargs: as in featnet.
 
     Raises:
@@ -60,6 +85,9 @@ class VisionTransformer(vit.VisionTransformer, metaclass=StandIn):
             raise ArgumentError(f"weight_init={weight_init!r}: only '', the default, is here.")
         named = {name: value for name, value in kwargs.items() if value is not None}
         named.setdefault("embed_layer", PatchEmbed if dynamic_img_size else _TokenEmbed)
+        block = named.get("block_fn")
+        if block is not None and "settings" not in inspect.signature(block).parameters:
+            named["block_fn"] = functools.partial(_timms_block, block)
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -74,7 +102,7 @@ class VisionTransformer(vit.VisionTransformer, metaclass=StandIn):
             dynamic_img_size=dynamic_img_size,
             **named,
         )
-        self.dynamic_img_size = dynamic_img_size
+        self.dynamic_img_size, self.grad_checkpointing = dynamic_img_size, False
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
         """Put the tokens before those of the patches, and add the positions."""
