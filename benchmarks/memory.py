@@ -33,6 +33,8 @@ class Live(TorchDispatchMode):
         self.now -= size
 
     def _count(self, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            return  # it has a shape, and no memory
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

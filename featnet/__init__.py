@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .extraction.pyramid import SimplePyramid as SimplePyramid
     from .extraction.tapping import extract as extract
     from .extraction.tapping import list_taps as list_taps
+    from .extraction.tiling import extract_tiled as extract_tiled
     from .factory import build_model_with_cfg as build_model_with_cfg
     from .factory import create_model as create_model
     from .factory import feature_info as feature_info
@@ -105,6 +106,7 @@ _PUBLIC = {
     "export": "deploy.exporting",
     "extract": "extraction.tapping",
     "extract_images": "images.many.job",
+    "extract_tiled": "extraction.tiling",
     "feature_info": "factory",
     "get_graph_node_names": "extraction.fx.graph",
     "get_weights": "registry",

@@ -87,6 +87,7 @@ PUBLIC = [
     "export",
     "extract",
     "extract_images",
+    "extract_tiled",
     "feature_info",
     "freeze",
     "get_graph_node_names",

@@ -102,6 +102,13 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table.reshape(rows, columns, self.num_heads)
         return relative_bias(table, self.window)
 
+    def attended_windows(self, size: Size) -> list[Size | None]:
+        """(window, shift) of the rows and of the columns of a map; None where the shift brings
+        opposite borders together: on a map that is no whole number of windows the mask misses what
+        it is to keep apart."""
+        sides = zip(size, self.window, self.shift, strict=True)
+        return [None if s and length % w else (w, s) for length, w, s in sides]
+
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> queries, keys and values, (..., 3 * heads * C')."""
         return self.qkv(x)
