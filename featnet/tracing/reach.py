@@ -39,7 +39,7 @@ _FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How far an output sees along one side of the image.
+    """The pixels that an output sees along one side of the image.
 
     Attributes:
         dim: dimension of the output that counts rows (or columns); None where there is no such.
@@ -344,7 +344,7 @@ def _period(near: Log, far: Log) -> int:
 
 
 def _place(near: torch.Size, far: torch.Size) -> Reach:
-    """Where the rows of an output are, without how far it sees."""
+    """Return the places of an output's rows, without what it sees around them."""
     dims = [dim for dim, pair in enumerate(zip(near, far, strict=True)) if pair[0] != pair[1]]
     if len(dims) != 1:
         return Reach(None, 0, Fraction(1), 0, 0, "not a map: rows and columns are one dimension")
@@ -355,7 +355,7 @@ def _place(near: torch.Size, far: torch.Size) -> Reach:
 def _reaches(
     run: Any, channels: int, sides: Size, periods: Sequence[int], axis: int, places: Sequence[Reach]
 ) -> list[Reach]:
-    """How far outputs see, from runs on images that are longer each time, until none sees both
+    """Return what outputs see, from runs on images that are longer each time, until none sees both
     ends from everywhere."""
     period = periods[axis]
     least = [_congruent(side, each, 128) for side, each in zip(sides, periods, strict=True)]

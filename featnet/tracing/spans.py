@@ -235,7 +235,7 @@ def _convolution(call: Call) -> Span | None:
 
 
 def _with_scalars(call: Call, seen: Span | None) -> Span | None:
-    """What weights that were computed from the image see, too."""
+    """Add what weights that were computed from the image see."""
     for at, span in enumerate(call.spans[1:], start=1):
         if span is not None and seen is not None:
             every = [dim for dim, grows in enumerate(call.grows[at])]
