@@ -28,7 +28,7 @@ QUICK = [
     name
     for name in families()
     if EXHAUSTIVE
-    or (helpers.parameter_count(name) < 8e6 and len([*meta_model(name).modules()]) < 250)
+    or (helpers.parameter_count(name) < 6e6 and len([*meta_model(name).modules()]) < 150)
 ]
 
 
