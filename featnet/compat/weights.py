@@ -273,13 +273,13 @@ def load_state_dict_from_path(
     folder = Path(path)
     usual = [folder / name for name in files.WEIGHTS if (folder / name).is_file()]
     others = [sorted(folder.glob(f"*{ending}")) for ending in files.ENDINGS]
-    found = usual or next(filter(None, others), [])
-    if not found:
+    paths = usual or next(filter(None, others), [])
+    if not paths:
         raise CheckpointError(f"No suitable checkpoints in {str(folder)!r}.")
-    if not usual and len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    if not usual and len(paths) > 1:
+        names = ", ".join(file.name for file in paths)
         logging.getLogger(__name__).warning("%s has %s: the first is read.", folder, names)
-    return load_state_dict(found[0])
+    return load_state_dict(paths[0])
 
 
 def save_for_hf(

@@ -93,7 +93,7 @@ def pieces(cuts: Sequence[Cut], step: Fraction, length: int, side: int, seam: in
         >>> pieces(plan(64, 48, 8, 8, 15), Fraction(8), 8, 64, 0)[1][:2]
         (slice(1, 5, None), slice(4, 8, None))
     """
-    found: list[Piece] = []
+    parts: list[Piece] = []
     total = torch.zeros(length)
     for cut in cuts:
         offset = int(cut.start / step)
@@ -104,10 +104,10 @@ def pieces(cuts: Sequence[Cut], step: Fraction, length: int, side: int, seam: in
         if seam:
             share = _ramp(cut, end - begin, step, side, seam)
             total[begin:end] += share
-        found.append(Piece(slice(begin - offset, end - offset), slice(begin, end), share))
+        parts.append(Piece(slice(begin - offset, end - offset), slice(begin, end), share))
     return [
         piece if piece.share is None else piece._replace(share=piece.share / total[piece.target])
-        for piece in found
+        for piece in parts
     ]
 
 

@@ -302,7 +302,7 @@ def measure(
         raise
     except Exception as error:
         raise trace.does_not_run(model, sides, error) from error
-    found = []
+    placed = []
     for axis in (-2, -1):
         try:
             far, wide = run((channels, *_longer(sides, axis, FAR)), axis=axis)
@@ -313,10 +313,10 @@ def measure(
                 f"{type(error).__name__}: {error}"
             ) from error
         places = [_place(a, b) for (a, _), (b, _) in zip(shapes, wide, strict=True)]
-        found.append((_period(near, far), places))
-    periods = [period or math.lcm(*(p.step.numerator for p in places)) for period, places in found]
+        placed.append((_period(near, far), places))
+    periods = [period or math.lcm(*(p.step.numerator for p in places)) for period, places in placed]
     result = []
-    for axis, (period, places) in zip((-2, -1), found, strict=True):
+    for axis, (period, places) in zip((-2, -1), placed, strict=True):
         whole = "" if period else _OTHERWISE
         places = [dataclasses.replace(place, whole=place.whole or whole) for place in places]
         reaches = _reaches(run, channels, sides, periods, axis, places)

@@ -223,7 +223,7 @@ def _convolution(call: Call) -> Span | None:
     if joined is None:
         return call.whole()  # kernels that were computed from the image
     spans = [joined, *call.spans[1:]]
-    seen = _slide(
+    span = _slide(
         call._replace(spans=spans),
         weight.shape[2:],
         stride,
@@ -231,21 +231,21 @@ def _convolution(call: Call) -> Span | None:
         dilation,
         transposed=transposed,
     )
-    return _with_scalars(call, seen)
+    return _with_scalars(call, span)
 
 
-def _with_scalars(call: Call, seen: Span | None) -> Span | None:
+def _with_scalars(call: Call, span: Span | None) -> Span | None:
     """Add what weights that were computed from the image see."""
-    for at, span in enumerate(call.spans[1:], start=1):
-        if span is not None and seen is not None:
+    for at, weights in enumerate(call.spans[1:], start=1):
+        if weights is not None and span is not None:
             every = [dim for dim, grows in enumerate(call.grows[at])]
             joined = call.shared(at, every)
             if joined is not None:
                 like = (1,) * len(call.outputs[0])
-                seen = seen | Span(
+                span = span | Span(
                     joined.first.reshape(like), joined.last.reshape(like), joined.why
                 )
-    return seen
+    return span
 
 
 def _pool(call: Call) -> Span | None:

@@ -87,11 +87,11 @@ class Job:
                 while todo:
                     before = meter.done
                     few = itertools.islice(stream, len(todo[0].units(self.batch_size)))
-                    found = rows(self.net, few, self.settings, batch_size=self.batch_size)
-                    for row in found:
+                    results = rows(self.net, few, self.settings, batch_size=self.batch_size)
+                    for row in results:
                         if isinstance(row, Failure):
                             meter.fail(row)
-                    sink(todo[0], found)
+                    sink(todo[0], results)
                     todo.pop(0)
             except RuntimeError as error:  # torch raises it in the midst of whatever is going on
                 if "DataLoader worker" not in str(error):
@@ -317,6 +317,6 @@ def _finish(folder: Path, shards: Sequence[Shard], command: Mapping[str, Any] | 
     if not failed:
         (folder / ERRORS).unlink()
     images = sum(len(shard.items) for shard in shards)
-    found = {"images": images, "failed": failed, "shards": len(shards), "command": command}
-    write_text(folder / SUMMARY, json.dumps(found, indent=2) + "\n")
+    counts = {"images": images, "failed": failed, "shards": len(shards), "command": command}
+    write_text(folder / SUMMARY, json.dumps(counts, indent=2) + "\n")
     return failed

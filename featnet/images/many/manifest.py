@@ -179,7 +179,7 @@ def read(folder: Path) -> dict[str, Any]:
 def summary(folder: Path) -> dict[str, Any] | None:
     """The last words of a finished run; None where it is not finished."""
     try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        counts = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return counts if isinstance(counts, dict) else None
