@@ -79,6 +79,8 @@ def test_files_folders_patterns_and_lists(
     listing = tmp_path / "list.txt"
     listing.write_text(f"# two\n{folder / 'b.png'}\n\n{folder / 'a.jpg'}\n")
     assert names(f"@{listing}") == ["b.png", "a.jpg"]
+    listing.write_text(f"{folder / 'b.png'}\n{folder / 'below' / 'c.PNG'}\n")
+    assert names(f"@{listing}") == ["b.png", "below/c.PNG"]
     assert names("-") == ["stdin"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(str(folder).encode())))
     assert names("@-") == ["a.jpg", "b.png", "below/c.PNG"]
@@ -120,40 +122,52 @@ def test_two_outputs_of_one_name(folder: Path) -> None:
 # Several images ---------------------------------------------------------------------------------
 
 
-def test_a_file_for_each_image(
+def test_many_images_in_one_folder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In batches or one by one, the maps are those of the image alone."""
     out = tmp_path / "out"
-    assert extract(folder, "--out", out, "--batch-size", 2) == 0
+    assert extract(folder, "--out", out, "--batch-size", 2, "--workers", 0) == 0
     printed = capsys.readouterr().out
-    assert "3 images, the first: image 48 x 64, input 48 x 64" in printed
-    assert "weights: random, seed 0" in printed
-    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    assert files == [f"{name}.safetensors" for name in ("a.jpg", "b.png", "below/c.PNG")]
+    assert "resnet18, 3 images, as they are" in printed and "random, seed 0" in printed
+    features = featnet.read_features(out)
+    assert list(features) == ["a.jpg", "b.png", "below/c.PNG"]
     for name in ("a.jpg", "below/c.PNG"):
         assert extract(folder / name, "--out", tmp_path / "one", "--overwrite") == 0
-        one, _ = tensors(tmp_path / "one" / "features.safetensors")
-        every, metadata = tensors(out / f"{name}.safetensors")
-        torch.testing.assert_close(every["layer1"], one["layer1"])
-        assert metadata["image"] == str(folder / name)
+        one, metadata = tensors(tmp_path / "one" / "features.safetensors")
+        torch.testing.assert_close(features[name]["layer1"], one["layer1"][0])
+        assert metadata["image"] == str(folder / name) == features.record(name)["image"]
+    assert "single photograph" in refused(capsys, folder, "--out", out, "--render")
+    assert "one of many" in refused(capsys, folder, "-", "--out", out)
 
 
 def test_what_is_there_is_kept(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     out = tmp_path / "out"
-    assert extract(folder, "--out", out) == 0
-    kept = out / "a.jpg.safetensors"
-    kept.write_bytes(b"old")
-    (out / "b.png.safetensors").unlink()
-    assert extract(folder, "--out", out) == 0
-    assert kept.read_bytes() == b"old" and (out / "b.png.safetensors").exists()
-    assert "1 images" in (printed := capsys.readouterr().out) and "2 were there already" in printed
-    assert extract(folder, "--out", out) == 0
+    options = (folder, "--out", out, "--workers", 0, "--shard-size", 1)
+    assert extract(*options) == 0
+    for suffix in ("jsonl", "safetensors"):
+        (out / f"part-00001.{suffix}").unlink()
+    (out / "summary.json").unlink()
+    kept = (out / "part-00000.safetensors").stat().st_ino
+    assert extract(*options) == 0
+    assert (out / "part-00000.safetensors").stat().st_ino == kept
+    assert "2 images were done already" in capsys.readouterr().out
+    with monkeypatch.context() as patch:  # a finished run is known without a network
+        patch.setattr(featnet, "create_model", None)
+        assert extract(*options) == 0
     assert "Nothing to do" in capsys.readouterr().out
-    assert extract(folder, "--out", out, "--overwrite") == 0
-    assert kept.read_bytes() != b"old"
+    assert "results.pool" in refused(capsys, *options, "--pool", "avg")
+    (out / "part-00000.safetensors").write_bytes(b"old")
+    assert extract(*options, "--overwrite") == 0
+    assert (out / "part-00000.safetensors").read_bytes() != b"old"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The last line of a command that gives up."""
+    assert extract(*arguments) == 2
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_only_output_is_not_replaced(
@@ -171,47 +185,46 @@ def test_images_that_cannot_be_read_are_skipped(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "b.png").write_bytes(b"no image")
-    assert extract(folder, "--out", tmp_path / "out") == 1
+    out = tmp_path / "out"
+    options = (folder, "--out", out, "--workers", 0)
+    assert extract(*options) == 1
     err = capsys.readouterr().err
     assert "skipped: " in err and "b.png" in err and "1 of 3 images were skipped" in err
-    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
-    errors = tmp_path / "out" / "errors.jsonl"
+    assert len(featnet.read_features(out)) == 2
+    errors = out / "errors.jsonl"
     (line,) = map(json.loads, errors.read_text().splitlines())
     assert line["image"] == str(folder / "b.png") and "not an image" in line["error"]
-    assert extract(folder, "--out", tmp_path / "out") == 1 and errors.exists()  # tried again
     Image.new("RGB", (64, 48)).save(folder / "b.png")
-    assert extract(folder, "--out", tmp_path / "out") == 0 and not errors.exists()
+    assert extract(*options) == 1 and errors.exists()  # finished is finished
+    assert extract(*options, "--retry-failed") == 0 and not errors.exists()
+    assert list(featnet.read_features(out)) == ["a.jpg", "b.png", "below/c.PNG"]
 
 
-def test_vectors_are_one_table(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("extract", folder, "--model", NAME, "--pool", "gem", "--out", tmp_path) == 0
-    found, metadata = tensors(tmp_path / "vectors.safetensors")
+def test_vectors_of_many(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", NAME, "--pool", "gem", "--table", "npy", "--out", tmp_path)
+    assert run("extract", folder, *options) == 0
     torch.manual_seed(0)
     net = featnet.create_model(NAME, features_only=True, out_indices=(-1,)).eval()
     x = featnet.create_transform(net)([folder / n for n in ("a.jpg", "b.png", "below/c.PNG")])
     with torch.no_grad():
         expected = featnet.pool_features(net(x), "gem")
-    torch.testing.assert_close(found["vectors"], expected)
-    assert json.loads(metadata["images"])[1] == str(folder / "b.png")
-    assert "gem of layer4: 512 values" in capsys.readouterr().out
+    torch.testing.assert_close(featnet.read_features(tmp_path).matrix(), expected)
+    assert "gem of layer4" in capsys.readouterr().out
 
 
-def test_json_is_a_line_an_image(
+def test_json_is_a_line_an_event(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert extract(folder, "--out", tmp_path / "out", "--json") == 0
+    (folder / "b.png").write_bytes(b"no image")
+    for _ in range(2):
+        assert extract(folder, "--out", tmp_path / "out", "--json") == 1
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert (rows[-1]["event"], rows[-1]["done"], rows[-1]["failed"]) == ("done", 3, 1)
+        assert rows[0] == {"event": "start", "total": 3, "kept": 0} or len(rows) == 1
+    assert extract(folder, "--pool", "max", "--json", "--no-normalize") == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["maps"] for row in rows] == [
-        {"layer1": [1, 64, 12, 16]},
-        {"layer1": [1, 64, 12, 16]},
-        {"layer1": [1, 64, 12, 20]},
-    ]
-    assert all(Path(row["files"][0]).exists() for row in rows)
-    assert extract(folder, "--pool", "max", "--json", "--no-normalize") == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 3 and len(rows[0]["vector"]) == 64
+    assert [row["image"] for row in rows] == [str(folder / n) for n in ("a.jpg", "below/c.PNG")]
+    assert len(rows[0]["vector"]) == 64
     assert "--out DIR is missing" in refusal(capsys, extract(folder))
 
 

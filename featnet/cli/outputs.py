@@ -1,17 +1,16 @@
-"""Write what was extracted: a file of maps for each image, or one table of vectors."""
+"""Write what was extracted of one photograph: its maps and a drawing of them, or its vector."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, OutputError
 from ..images.finding import Item, printable
+from ..images.many.manifest import prepare_folder
+from ..size import Size
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from ..images.fits import Placement
 
 FEATURES, RENDERING, VECTORS = "features.safetensors", "features.png", "vectors.safetensors"
-ERRORS = "errors.jsonl"
 
 
 @dataclasses.dataclass
@@ -43,123 +41,58 @@ class Result:
     preview: Image | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The images that are left to do.
-
-    Attributes:
-        todo: the images whose outputs are not there yet.
-        kept: how many outputs are there already.
-        single: whether there is one image only, whose outputs have fixed names.
-    """
-
-    todo: list[Item]
-    kept: int
-    single: bool
-
-    @classmethod
-    def prepare(cls, args: argparse.Namespace, items: list[Item]) -> Plan:
-        """Make the output folder and look at what is in it.
-
-        Raises:
-            ArgumentError: there is no output folder, and nothing is printed either.
-            OutputError: it cannot be written to, or what would be written exists.
-        """
-        single = len(items) == 1
-        if args.out is None:
-            if not (args.pool and args.json):
-                raise ArgumentError("--out DIR is missing; only --pool with --json needs none.")
-            return cls(items, 0, single)
-        if args.render is None:
-            args.render = single and not args.pool
-        prepare_folder(args.out)
-        if args.pool:
-            _refuse_existing([args.out / VECTORS], overwrite=args.overwrite)
-            return cls(items, 0, single)
-        if single:
-            names = [FEATURES, RENDERING] if args.render else [FEATURES]
-            _refuse_existing([args.out / name for name in names], overwrite=args.overwrite)
-            return cls(items, 0, single)
-        done = [item for item in items if not args.overwrite and _map_file(args, item).exists()]
-        return cls([item for item in items if item not in set(done)], len(done), single)
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder, and write to it once to see that it can be done.
+def prepare(args: argparse.Namespace) -> None:
+    """Make the output folder and look at what is in it.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        ArgumentError: there is no output folder, and nothing is printed either.
+        OutputError: it cannot be written to, or what would be written exists.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"output folder {str(folder)!r} cannot be written to: {error.strerror}"
-        ) from error
-
-
-def write_errors(folder: Path, failed: Sequence[tuple[Item, Exception]]) -> None:
-    """Write a line of JSON for each image that a run skipped; without any there is no such file."""
-    from ..checkpoints.writing import staged
-
-    path = folder / ERRORS
-    if not failed:
-        path.unlink(missing_ok=True)
+    if args.render is None:
+        args.render = not args.pool
+    check_out(args)
+    if args.out is None:
         return
-    lines = (json.dumps({"image": item.shown, "error": str(error)}) for item, error in failed)
-    with staged(path) as draft:
-        draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
-    for path in paths:
+    prepare_folder(args.out)
+    names = [VECTORS] if args.pool else [FEATURES, RENDERING] if args.render else [FEATURES]
+    for path in (args.out / name for name in names):
         if path.is_dir():
             raise OutputError(f"output file {str(path)!r} is a folder")
-        if path.exists() and not overwrite:
+        if path.exists() and not args.overwrite:
             raise OutputError(f"output file {str(path)!r} exists; --overwrite replaces it")
 
 
-def _map_file(args: argparse.Namespace, item: Item) -> Path:
-    """The file of the maps of one of several images, under its own name."""
-    path: Path = args.out / f"{item.name}.safetensors"
-    return path
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse a run whose results would go nowhere.
+
+    Raises:
+        ArgumentError: there is no output folder, and nothing is printed either.
+    """
+    if args.out is None and not (args.pool and args.json):
+        raise ArgumentError("--out DIR is missing; only --pool with --json needs none.")
 
 
-class Writer(Protocol):
-    """The place that results are given to, one after the other."""
-
-    def add(self, item: Item, result: Result) -> None:
-        """Write or keep one result."""
-
-    def close(self) -> None:
-        """Write what was kept, and say what was done."""
-
-
-def writer_of(
-    args: argparse.Namespace, plan: Plan, model: str, source: str, net: FeatureNet
-) -> Writer:
+def writer_of(args: argparse.Namespace, source: str, net: FeatureNet) -> Writer:
     """The writer for what the arguments ask for."""
-    kind = VectorWriter if args.pool else MapWriter
-    return kind(args, plan, model, source, net)
+    return (VectorWriter if args.pool else MapWriter)(args, source, net)
 
 
-class _Base:
-    """The part that writers have in common: the arguments, and the lines that say what was done."""
+class Writer:
+    """The part that writers have in common: the arguments, and the lines that say what was done.
 
-    def __init__(
-        self, args: argparse.Namespace, plan: Plan, model: str, source: str, net: FeatureNet
-    ) -> None:
-        self.args, self.plan, self.model, self.source, self.net = args, plan, model, source, net
-        self.count = 0
-        random = source.startswith("random")
+    Args:
+        args: the command line.
+        source: the origin of the weights.
+        net: the network.
+    """
+
+    def __init__(self, args: argparse.Namespace, source: str, net: FeatureNet) -> None:
+        self.args, self.source, self.net = args, source, net
         self.weights = f"weights: {source}"
-        if random and not args.json:
-            print(
-                f"The weights are random (seed {args.seed}); "
-                "--pretrained, --checkpoint FILE or --demo gives trained ones."
-            )
+
+    def write(self, item: Item, result: Result) -> None:
+        """Write or print the result."""
+        raise NotImplementedError
 
     def say(self, text: str) -> None:
         """Print a line for people; with --json there are none."""
@@ -168,26 +101,19 @@ class _Base:
 
     def heading(self, result: Result) -> str:
         """The first line: the network, the image and what became of it."""
-        several = "" if self.plan.single else f"{len(self.plan.todo)} images, the first: "
-        return f"{self.model}, {several}image {_size(result.size)}, {describe(result)}"
+        return f"{self.args.model}, image {_size(result.size)}, {describe(result)}"
 
     def record(self, item: Item, result: Result) -> dict[str, Any]:
         """The fields that --json prints for every result."""
-        return {
-            "image": item.shown,
-            "image_size": list(result.size),
-            "input_size": list(result.place.size),
-            "model": self.model,
-            "weights": self.source,
-        }
+        return record(self.args, self.source, item, result.size, result.place)
 
-    def metadata(self, result: Result, item: Item | None) -> dict[str, str]:
+    def metadata(self, result: Result, item: Item) -> dict[str, str]:
         """The header of a file, lists as JSON."""
         from ..images.transform import create_transform
 
         info, transform = self.net.feature_info, create_transform(self.net)
         lines = {
-            "model": self.model,
+            "model": self.args.model,
             "out_indices": json.dumps(list(info.out_indices)),
             "modules": json.dumps(info.module_name()),
             "reductions": json.dumps(info.reduction()),
@@ -198,45 +124,37 @@ class _Base:
             "input_size": json.dumps([3, *result.place.size]),
             "weights": printable(self.source),
         }
-        if item is not None:
-            lines |= {"image": item.shown, "image_size": json.dumps(list(result.size))}
-            lines["image_place"] = json.dumps([*result.place.offset, *result.place.resized])
+        if self.args.pool:
+            lines |= {"images": json.dumps([item.shown]), "pool": self.args.pool}
+            lines["normalized"] = json.dumps(not self.args.no_normalize)
+            return lines
+        lines |= {"image": item.shown, "image_size": json.dumps(list(result.size))}
+        lines["image_place"] = json.dumps([*result.place.offset, *result.place.resized])
         return lines
 
 
-class MapWriter(_Base):
-    """Write the maps of each image to a file of its own."""
+class MapWriter(Writer):
+    """Write the maps of a photograph, and a drawing of them."""
 
-    def add(self, item: Item, result: Result) -> None:
-        """Write one image's maps, and their drawing where it is wanted."""
+    def write(self, item: Item, result: Result) -> None:
+        """Write the maps, and their drawing where it is wanted."""
         from ..checkpoints.writing import staged, write_safetensors
 
-        single = self.plan.single
-        path = self.args.out / FEATURES if single else _map_file(self.args, item)
-        if self.count == 0:
-            self.say(self.heading(result))
-            self.say(_table(self.net.feature_info, result.maps))
-            self.say(self.weights)
+        self.say(self.heading(result))
+        self.say(_table(self.net.feature_info, result.maps))
+        self.say(self.weights)
         drawing = self._draw(item, result) if self.args.render else None
-        write_safetensors(result.maps, path, metadata=self.metadata(result, item))
-        files = [path]
+        files = [self.args.out / FEATURES]
+        write_safetensors(result.maps, files[0], metadata=self.metadata(result, item))
         if drawing is not None:
-            files.append(path.with_name(RENDERING if single else f"{path.stem}.features.png"))
+            files.append(self.args.out / RENDERING)
             with staged(files[1]) as draft:
                 drawing.save(draft, format="PNG")
-        self.count += 1
         if self.args.json:
             maps = {name: list(x.shape) for name, x in result.maps.items()}
-            record = {**self.record(item, result), "maps": maps, "files": [str(f) for f in files]}
-            print(json.dumps(record), flush=True)
-        elif single:
-            self.say(f"wrote {' and '.join(map(str, files))}")
-
-    def close(self) -> None:
-        """Say how many files were written."""
-        if not self.plan.single:
-            kept = f"; {self.plan.kept} were there already" if self.plan.kept else ""
-            self.say(f"wrote the maps of {self.count} images to {self.args.out}{kept}")
+            line = {**self.record(item, result), "maps": maps, "files": [str(f) for f in files]}
+            print(json.dumps(line), flush=True)
+        self.say(f"wrote {' and '.join(map(str, files))}")
 
     def _words(self) -> str:
         """The drawing's words for the weights: random ones show nothing that was learnt."""
@@ -256,52 +174,47 @@ class MapWriter(_Base):
         ):
             shape = " x ".join(map(str, x.shape[1:]))
             row.append(Panel(draw(x[0], size, level), f"{module}  {shape}  /{reduction}"))
-        return sheet(wrapped(row), footer=printable(f"{self.model}, {self._words()}"))
+        return sheet(wrapped(row), footer=printable(f"{self.args.model}, {self._words()}"))
 
 
-class VectorWriter(_Base):
-    """Keep one vector for each image, and write them as one table."""
+class VectorWriter(Writer):
+    """Write or print the vector of a photograph."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.names: list[str] = []
-        self.vectors: list[torch.Tensor] = []
-        self.last: Result | None = None
-
-    def add(self, item: Item, result: Result) -> None:
-        """Keep or print one image's vector."""
-        assert result.vector is not None
-        if self.count == 0:
-            info = self.net.feature_info
-            self.say(self.heading(result))
-            self.say(
-                f"{self.args.pool} of {', '.join(info.module_name())}: "
-                f"{len(result.vector)} values an image"
-            )
-            self.say(self.weights)
-        self.count += 1
-        self.names.append(item.shown)
-        self.last = result
-        if self.args.out is not None:
-            self.vectors.append(result.vector)
-        if self.args.json:
-            vector = [round(value, 7) for value in result.vector.tolist()]
-            print(json.dumps({**self.record(item, result), "vector": vector}), flush=True)
-
-    def close(self) -> None:
-        """Write the table, where there is a folder for it."""
-        import torch
-
+    def write(self, item: Item, result: Result) -> None:
+        """Print the vector with --json, and write it where there is a folder for it."""
         from ..checkpoints.writing import write_safetensors
 
-        if self.args.out is None or self.last is None:
-            return
-        lines = {"images": json.dumps(self.names), "pool": self.args.pool}
-        lines["normalized"] = json.dumps(not self.args.no_normalize)
-        path = self.args.out / VECTORS
-        metadata = {**self.metadata(self.last, None), **lines}
-        write_safetensors({"vectors": torch.stack(self.vectors)}, path, metadata=metadata)
-        self.say(f"wrote {self.count} {'vector' if self.count == 1 else 'vectors'} to {path}")
+        assert result.vector is not None
+        self.say(self.heading(result))
+        modules = ", ".join(self.net.feature_info.module_name())
+        self.say(f"{self.args.pool} of {modules}: {len(result.vector)} values an image")
+        self.say(self.weights)
+        if self.args.json:
+            line = {**self.record(item, result), "vector": rounded(result.vector)}
+            print(json.dumps(line), flush=True)
+        if self.args.out is not None:
+            path = self.args.out / VECTORS
+            tensors = {"vectors": result.vector[None]}
+            write_safetensors(tensors, path, metadata=self.metadata(result, item))
+            self.say(f"wrote 1 vector to {path}")
+
+
+def record(
+    args: argparse.Namespace, source: str, item: Item, size: Size, place: Placement
+) -> dict[str, Any]:
+    """The fields that --json prints for a result."""
+    return {
+        "image": item.shown,
+        "image_size": list(size),
+        "input_size": list(place.size),
+        "model": args.model,
+        "weights": source,
+    }
+
+
+def rounded(vector: torch.Tensor) -> list[float]:
+    """The values of a vector, as they are printed."""
+    return [round(value, 7) for value in vector.tolist()]
 
 
 def describe(result: Result) -> str:

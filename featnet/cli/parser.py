@@ -14,6 +14,7 @@ from ..errors import nearest
 
 FITS = ("crop", "pad", "squash", "short", "keep")  # of featnet.images.fits, which a test compares
 POOLS = ("avg", "max", "gem", "cls")  # of featnet.images.pooling
+TABLES = ("parquet", "npy")  # of featnet.images.many.shards
 SORTS = ("name", "params", "macs", "levels")
 SHELLS = ("bash", "zsh", "fish")
 
@@ -121,16 +122,41 @@ def _extract(commands: object) -> None:
     parser.add_argument(
         "--no-normalize", action="store_true", help="leave the vectors at their own length"
     )
-    parser.add_argument("--batch-size", type=_side, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--batch-size", type=_side, metavar="N", help="default: 16, and 1 where sizes are kept"
+    )
     parser.add_argument("--device", default="cpu", metavar="D", help="default: cpu")
     parser.add_argument(
         "--render",
         action=argparse.BooleanOptionalAction,
-        help="draw the maps (default: of a single image)",
+        help="draw the maps of a single photograph (default: yes)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print lines of JSON: the result of one photograph, the events of a run over many",
+    )
+    many = parser.add_argument_group("many images")
+    many.add_argument(
+        "--workers",
+        type=_number,
+        metavar="N",
+        help="processes that read images (default: as many as processors, at most 8)",
+    )
+    many.add_argument(
+        "--shard-size",
+        type=_side,
+        metavar="N",
+        help="images a file (default: 512 for vectors, one batch for maps)",
+    )
+    many.add_argument(
+        "--table", choices=TABLES, help="format of vectors (default: parquet with pyarrow)"
+    )
+    many.add_argument(
+        "--retry-failed", action="store_true", help="try the images again that had failed"
+    )
 
 
 def _list(commands: object) -> None:
@@ -263,6 +289,13 @@ def _side(text: str) -> int:
     """A side of an image, in pixels, or another count."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    """A count from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 

@@ -105,7 +105,9 @@ def read_image(source: Path | IO[bytes], *, name: str = "") -> Image:
         raise ImageError(f"image {name} may not be read: {error.strerror}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a format Pillow reads") from error
-    except (*_BROKEN, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {name} is too large: {error}") from error
+    except _BROKEN as error:
         raise ImageError(
             f"image {name} is damaged or cut off, and could not be read ({error})"
         ) from error

@@ -216,6 +216,8 @@ def extract_images(
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         if value is not None and value < 1:
             raise ArgumentError(f"{name}={value!r}: a positive int is expected.")
+    if workers is not None and workers < 0:
+        raise ArgumentError(f"workers={workers!r}: an int from 0 is expected.")
     items = find_listed(images)
     require_pillow()
     transform = create_transform(net) if transform is None else transform

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,6 +14,7 @@ from .decoding import Failure, Unit
 
 Report = Callable[[dict[str, Any]], None]
 QUIET = 2.0  # seconds without a word: what is over by then needs none
+EVENT = 0.5  # seconds between events
 EVERY = 10.0  # seconds between lines
 
 
@@ -24,14 +26,12 @@ class Meter:
         total: images of the run.
         kept: those whose results were there already.
         report: is given the events, dicts with an ``event``.
-        interval: least seconds between two events of progress.
-        done: images that are done.
+        done: images that are done, or in the network.
     """
 
     total: int
     kept: int
     report: Report
-    interval: float = 0.5
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -42,18 +42,18 @@ class Meter:
         self.report({"event": "start", "total": self.total, "kept": self.kept})
 
     def watch(self, units: Iterator[Unit]) -> Generator[Unit]:
-        """Pass units on, with the time that they take to come, and count those that were used."""
+        """Pass units on, with the time that they take to come, and count their images."""
         while True:
             start = time.monotonic()
             unit = next(units, None)
             self._waited += time.monotonic() - start
             if unit is None:
                 return
-            yield unit
             self.done += len(unit.items)
             for failure in unit.failures:
                 self.fail(failure)
             self._tell()
+            yield unit
 
     def fail(self, failure: Failure) -> None:
         """Count and report an image without a result, once."""
@@ -82,7 +82,7 @@ class Meter:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        if now - self._told >= self.interval:
+        if now - self._told >= EVENT:
             self._told = now
             self.report({"event": "progress", **self.state()})
 
@@ -94,8 +94,12 @@ class Meter:
 
 
 def reporter() -> Report:
-    """A bar where standard error is a terminal, lines where it is none."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    """A bar where standard error is a terminal with a width, lines elsewhere."""
+    try:
+        wide = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        wide = False
+    return Bar() if wide else Lines()
 
 
 class Bar:
