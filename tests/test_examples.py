@@ -85,6 +85,14 @@ def test_retrieval(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_search(run: Run, tmp_path: Path) -> None:
+    for kept in (0, 16):
+        said = run("search", "--crops", 16, "--count", 3, "--out", tmp_path)
+        assert number(r"(\d+) were done already", said) == kept
+        assert number(r"^(\d+) of 12 neighbours", said.split("\n", 5)[-1]) >= 11
+    assert (tmp_path / "found.jpg").exists()
+
+
 @pytest.mark.parametrize("stride", [8, 16])
 def test_correspondence(stride: int, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "matches.png"

@@ -70,11 +70,11 @@ def _run(args: argparse.Namespace, items: Sequence[Item], command: dict[str, Any
     """Build the network, and run it."""
     net, source = network(args)
 
-    from ..images.many.job import BATCH, Job, extract_into
+    from ..images.many.job import Job, default_batch, extract_into
     from ..images.many.progress import reporter
 
     transform = choose_transform(args, net, lambda: _first_size(items))
-    batch_size = args.batch_size or (1 if transform.fit == "keep" else BATCH)
+    batch_size = args.batch_size or default_batch(transform)
     job = Job(net, transform, settings(args), batch_size, args.workers)
     if args.out is None:
         return _print_vectors(args, items, job, source)

@@ -172,7 +172,7 @@ def extract_images(
         transform: by default ``create_transform(net)``, a crop. ``fit="pad"`` keeps the whole
             image; with ``"short"`` and ``"keep"`` inputs differ in size, and those of one size meet
             in a batch.
-        batch_size: most inputs in a batch; by default 16, or 1 for ``fit="keep"``.
+        batch_size: most inputs in a batch; by default 16, or 1 where photographs keep their size.
         shard_size: images whose results are written together; by default 512 for vectors and one
             batch for maps.
         workers: processes; 0 for none, by default as many as processors, at most 8.
@@ -221,7 +221,7 @@ def extract_images(
     items = find_listed(images)
     require_pillow()
     transform = create_transform(net) if transform is None else transform
-    batch_size = batch_size or (1 if transform.fit == "keep" else BATCH)
+    batch_size = batch_size or default_batch(transform)
     job = Job(net, transform, Settings(pool, normalize, dtype), batch_size, workers, start)
     report = (reporter() if progress else _silent) if isinstance(progress, bool) else progress
     return extract_into(
@@ -234,6 +234,11 @@ def extract_images(
         retry_failed=retry_failed,
         report=report,
     )
+
+
+def default_batch(transform: ImageTransform) -> int:
+    """Inputs in a batch: one where they are as large as the photographs."""
+    return 1 if transform.fit == "keep" and transform.max_side is None else BATCH
 
 
 def _silent(event: dict[str, Any]) -> None:
