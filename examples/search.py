@@ -99,8 +99,8 @@ def main() -> None:
         print(query.name, *(f"{keys[i]} {x:.2f}" for i, x in zip(row, values, strict=True)))
     if args.query is PHOTOS:
         print(f"{same} of {rows.size} neighbours are crops of the query")
-    found = [[Path(features.record(keys[i])["image"]) for i in row] for row in rows]
-    draw(args.query, found).save(args.out / "found.jpg", quality=85)
+    places = [[Path(features.record(keys[i])["image"]) for i in row] for row in rows]
+    draw(args.query, places).save(args.out / "found.jpg", quality=85)
     print(f"queries and their neighbours: {args.out / 'found.jpg'}")
 
 

@@ -15,8 +15,8 @@ from ..images.finding import Item, printable
 from ..images.many.manifest import ERRORS, hash_images, prepare_folder, summary, versions
 from ..images.reading import ImageError, read_image
 from ..size import Size
-from .extract import choose_transform, network, settings
 from .outputs import check_out, record, rounded
+from .preparation import choose_transform, network, settings
 
 # What does not change the results
 _BESIDE = {"images", "out", "overwrite", "json", "workers", "retry_failed", "render", "checkpoint"}
@@ -51,19 +51,19 @@ def extract_many(args: argparse.Namespace, items: Sequence[Item]) -> int:
 
 
 def _fingerprint(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, Any] | None:
-    """What a finished run is known by; None where the weights are in several files."""
+    """Return what a finished run is known by; None where the weights are in several files."""
     checkpoint = args.checkpoint
     if args.demo:
         from ..checkpoints.demo import demo_weights
 
         checkpoint = demo_weights()
-    found = {name: value for name, value in vars(args).items() if name not in _BESIDE}
+    facts = {name: value for name, value in vars(args).items() if name not in _BESIDE}
     if checkpoint is not None:
         if not checkpoint.is_file() or checkpoint.suffix == ".json":
             return None
         with Path(checkpoint).open("rb") as file:
-            found["checkpoint"] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    return {**found, "keys": hash_images(items), "versions": versions()}
+            facts["checkpoint"] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return {**facts, "keys": hash_images(items), "versions": versions()}
 
 
 def _run(args: argparse.Namespace, items: Sequence[Item], command: dict[str, Any] | None) -> int:

@@ -138,23 +138,27 @@ def _extract(commands: object) -> None:
         action="store_true",
         help="print lines of JSON: the result of one photograph, the events of a run over many",
     )
-    many = parser.add_argument_group("many images")
-    many.add_argument(
+    _add_many(parser.add_argument_group("many images"))
+
+
+def _add_many(group: argparse._ArgumentGroup) -> None:
+    """Add what a run over many images can be told."""
+    group.add_argument(
         "--workers",
         type=_number,
         metavar="N",
         help="processes that read images (default: as many as processors, at most 8)",
     )
-    many.add_argument(
+    group.add_argument(
         "--shard-size",
         type=_side,
         metavar="N",
         help="images a file (default: 512 for vectors, one batch for maps)",
     )
-    many.add_argument(
+    group.add_argument(
         "--table", choices=TABLES, help="format of vectors (default: parquet with pyarrow)"
     )
-    many.add_argument(
+    group.add_argument(
         "--retry-failed", action="store_true", help="try the images again that had failed"
     )
 
