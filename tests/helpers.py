@@ -14,6 +14,7 @@ from networks import (
     Cheap,
     attends,
     create,
+    facts,
     full_model,
     has_kernel,
     meta_model,
@@ -23,6 +24,7 @@ from networks import (
     sizes,
     small,
     strides,
+    tested_count,
 )
 from noise import NORMS, Unset, fill_noise, image_batch, noisy, settle
 from peers import Intermediates, at_size, peer, peer_features, peer_model, peer_transformer
@@ -41,6 +43,7 @@ __all__ = [
     "chosen",
     "create",
     "error",
+    "facts",
     "families",
     "fill_noise",
     "full_model",
@@ -65,6 +68,7 @@ __all__ = [
     "sizes",
     "small",
     "strides",
+    "tested_count",
     "without_global",
 ]
 

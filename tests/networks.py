@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import featnet
 from featnet import registry
+from featnet.capabilities import read_table
 from featnet.tracing import shapes, trace
 
 
@@ -64,7 +65,7 @@ def shallow(name: str) -> dict[str, Any]:
     return small(name)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def shallow_model(name: str) -> Any:
     """It on the meta device. Nobody may change it."""
     with torch.inference_mode(False):
@@ -94,17 +95,43 @@ def full_model(name: str) -> Any:
         return featnet.create_model(name, device="meta").eval()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def meta_model(name: str) -> Any:
-    """The model (small where it can be) on the meta device, built once for all tests. Nobody may
-    change it."""
+    """The model (small where it can be) on the meta device, built once for the tests that follow
+    each other: more than a thousand networks fill gigabytes without one weight. Nobody may change
+    it."""
     with torch.inference_mode(False):
         return create(name, device="meta").eval() if small(name) else full_model(name)
 
 
-@functools.cache
 def parameter_count(name: str) -> int:
-    return sum(p.numel() for p in meta_model(name).parameters())
+    """As the table of capabilities has it; the network itself is asked where it is too new."""
+    record = read_table().get(name)
+    return record.params if record else sum(p.numel() for p in full_model(name).parameters())
+
+
+class Facts(NamedTuple):
+    """What tests choose networks by: the classes of its modules, one each; whether it attends, and
+    with a fused form."""
+
+    types: tuple[type, ...]
+    attends: bool
+    has_kernel: bool
+
+
+@functools.cache
+def facts(name: str) -> Facts:
+    """Kept when the network itself is not: the tests are collected before one is run."""
+    model = meta_model(name)
+    return Facts(tuple(map(type, model.modules())), attends(model), has_kernel(model))
+
+
+@functools.cache
+def tested_count(name: str) -> int:
+    """The number of parameters of a model as the tests take it."""
+    if small(name):
+        return sum(p.numel() for p in meta_model(name).parameters())
+    return parameter_count(name)
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def same(
 def having(kind: type) -> Iterator[str]:
     """One network of each family that has such a layer."""
     for name in helpers.families():
-        if any(type(module) is kind for module in helpers.meta_model(name).modules()):
+        if kind in helpers.facts(name).types:
             yield name
 
 
@@ -168,7 +168,7 @@ def test_fx_quantisation(name: str) -> None:
         assert helpers.error(observed(x), model(x)) < 1e-9
 
 
-ATTENTIVE = tuple(name for name in helpers.families() if helpers.attends(helpers.meta_model(name)))
+ATTENTIVE = tuple(name for name in helpers.families() if helpers.facts(name).attends)
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)

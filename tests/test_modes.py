@@ -174,10 +174,9 @@ def convolutional() -> list[str]:
     seen: set[type] = set()
     found = []
     for name in sorted(helpers.representatives(), key=helpers.parameter_count):
-        model = helpers.meta_model(name)
-        kinds = {type(module) for module in model.modules()}
-        if not helpers.attends(model) and (ALL or kinds - seen):
-            seen |= kinds
+        facts = helpers.facts(name)
+        if not facts.attends and (ALL or {*facts.types} - seen):
+            seen |= {*facts.types}
             found.append(name)
     return found
 

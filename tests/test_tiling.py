@@ -11,7 +11,7 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import families, fill_noise, image_batch, meta_model, noisy
+from helpers import facts, families, fill_noise, image_batch, noisy
 from torch import nn
 
 import featnet
@@ -28,7 +28,7 @@ QUICK = [
     name
     for name in families()
     if EXHAUSTIVE
-    or (helpers.parameter_count(name) < 6e6 and len([*meta_model(name).modules()]) < 150)
+    or (helpers.tested_count(name) < 6e6 and len(facts(name).types) < 150)
 ]
 
 

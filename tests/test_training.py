@@ -355,7 +355,7 @@ def test_groups_that_cannot_be(options: dict[str, Any], words: str) -> None:
 # Higher derivatives -----------------------------------------------------------------------------
 
 
-FUSED = tuple(name for name in helpers.families() if helpers.has_kernel(helpers.meta_model(name)))
+FUSED = tuple(name for name in helpers.families() if helpers.facts(name).has_kernel)
 
 
 def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor]:
