@@ -30,12 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", "xdist_group(name): one worker runs them all")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one model go to one worker, which builds it once."""
-    for item in items:
-        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if isinstance(name, str):
-            item.add_marker(pytest.mark.xdist_group(name))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All tests of one model go to one worker, which builds it once. Not in
+    pytest_collection_modifyitems, where pytest-xdist reads the mark before a conftest has its turn.
+    """
+    name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+    if isinstance(name, str):
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 _ended = itertools.count(1)
