@@ -4,6 +4,7 @@ never read past its call; a norm does nothing but normalise, so that another nor
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,6 +87,19 @@ def parametrized(layer: nn.Module) -> nn.Module:
     return layer
 
 
+@functools.lru_cache(maxsize=2)  # in both precisions
+def unchanged(name: str, dtype: torch.dtype) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
+    """A network of noise, an image, and its logits and levels. Nobody may change them."""
+    model = noisy(lambda: helpers.create(name)).eval().to(dtype)
+    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))), dtype=dtype)
+    return model, x, outputs(model, x)
+
+
+def outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(x), *model.forward_intermediates(x, intermediates_only=True)]
+
+
 def same(
     name: str,
     change: Callable[[Any], Any],
@@ -94,15 +108,12 @@ def same(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """The classifier and its levels before and after a change, which has to change something."""
-    model = noisy(lambda: helpers.create(name)).eval().to(dtype)
-    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))), dtype=dtype)
-    with torch.inference_mode():
-        before = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
-        types = [type(module) for module in model.modules()]
-        model = change(model).eval().to(dtype)
-        assert [type(module) for module in model.modules()] != types, "nothing was changed"
-        after = [model(x), *model.forward_intermediates(x, intermediates_only=True)]
-    for a, b in zip(before, after, strict=True):
+    model, x, before = unchanged(name, dtype)
+    with torch.no_grad():
+        changed = change(copy.deepcopy(model)).eval().to(dtype)
+    types = [[type(module) for module in each.modules()] for each in (changed, model)]
+    assert types[0] != types[1], "nothing was changed"
+    for a, b in zip(before, outputs(changed, x), strict=True):
         assert helpers.error(b, a) <= tolerance
 
 
@@ -160,12 +171,11 @@ def test_fx_quantisation(name: str) -> None:
         from torch.ao.quantization import get_default_qconfig_mapping
         from torch.ao.quantization.quantize_fx import prepare_fx
 
-        model = noisy(lambda: helpers.create(name)).eval().double()
-        x = image_batch(*helpers.sizes(name)[0]).double()
+        model, x, before = unchanged(name, torch.float64)
         mapping = get_default_qconfig_mapping("onednn")
         mapping.set_object_type(nn.ConvTranspose2d, None)  # torch observes none by channels
         observed = prepare_fx(copy.deepcopy(model), mapping, (x,))
-        assert helpers.error(observed(x), model(x)) < 1e-9
+        assert helpers.error(observed(x), before[0]) < 1e-9
 
 
 ATTENTIVE = tuple(name for name in helpers.families() if helpers.facts(name).attends)
@@ -175,8 +185,7 @@ ATTENTIVE = tuple(name for name in helpers.families() if helpers.facts(name).att
 def test_adapters_by_name(name: str) -> None:
     """LoRA on each linear layer that attention reads: its adapter runs, and changes nothing yet."""
     peft = helpers.peer("peft")
-    model = noisy(lambda: helpers.create(name)).eval()
-    x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))))
+    model, x, (before, *_) = unchanged(name, torch.float32)
     parts = ("qkv", "q_proj", "k_proj", "v_proj", "q", "kv", "in_proj", "pwise")
     names = [
         at
@@ -184,12 +193,10 @@ def test_adapters_by_name(name: str) -> None:
         if type(module) in (nn.Linear, nn.Conv2d) and at.rpartition(".")[2] in parts
     ]
     assert names
-    with torch.inference_mode():
-        before = model(x)
     config = peft.LoraConfig(target_modules=names, r=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = peft.inject_adapter_in_model(config, model).eval()
+        adapted = peft.inject_adapter_in_model(config, copy.deepcopy(model)).eval()
     calls = dict.fromkeys(names, 0)
     for at in names:
         adapter = adapted.get_submodule(f"{at}.lora_A")

@@ -5,6 +5,7 @@ Paper: Rethinking Spatial Dimensions of Vision Transformers (https://arxiv.org/a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -72,17 +73,6 @@ class Transformer(PhasedTokens):
         return as_image(y[:, count:], size), y[:, :count]
 
 
-class ConvEmbedding(nn.Module):
-    """Overlapping patches of the image, unpadded."""
-
-    def __init__(self, in_chs: int, dim: int, *, patch_size: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_chs, dim, patch_size, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
-
-
 class ClassHead(TokenHead):
     """The class token and a linear layer; no other pooling is there."""
 
@@ -142,7 +132,8 @@ class PoolingVisionTransformer(Backbone):
         self.num_prefix_tokens = 2 if distilled else 1
         self.pos_embed = nn.Parameter(torch.empty(1, dims[0], *self.grid_size))
         self.cls_token = nn.Parameter(torch.empty(1, self.num_prefix_tokens, dims[0]))
-        self.patch_embed = ConvEmbedding(in_chans, dims[0], patch_size=patch_size, stride=stride)
+        patches = nn.Conv2d(in_chans, dims[0], patch_size, stride)
+        self.patch_embed = nn.Sequential(OrderedDict(conv=patches))
         self.pos_drop = nn.Dropout(pos_drop_rate)
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.transformers = nn.Sequential()
