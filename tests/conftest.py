@@ -33,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """All tests of one model go to one worker, which builds it once. Not in
-    pytest_collection_modifyitems, where pytest-xdist reads the mark before a conftest has its turn.
-    """
+    """All tests of one model go to one worker, which builds it once."""
     name = getattr(item, "callspec", None) and item.callspec.params.get("name")
     if isinstance(name, str):
         item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest-xdist knows groups by the ids of tests: where it cannot write them, as with pytest
+    9.2, every worker would build every model, and nothing would say so."""
+    marked = (item for item in session.items if item.get_closest_marker("xdist_group"))
+    if getattr(session.config.option, "loadgroup", False) and (item := next(marked, None)):
+        assert "@" in item.nodeid, "pytest-xdist has lost the groups of tests"
 
 
 _ended = itertools.count(1)
