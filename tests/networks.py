@@ -49,9 +49,9 @@ def shallow(name: str) -> dict[str, Any]:
     modes, in which every block is traced; checkpoints' shapes are not kept."""
     entry = registry.find(name)
     takes = inspect.signature(entry.build).parameters
-    for key in ("depths", "layers", "stages"):
-        depths = entry.row.get(key)
-        if key not in takes or not isinstance(depths, (tuple, list)):
+    for key in takes.keys() & {"depths", "layers", "stages"}:
+        depths = entry.row.get(key, takes[key].default)
+        if not isinstance(depths, (tuple, list)):
             continue
         if not all(isinstance(depth, int) for depth in depths):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers import fill_noise, image_batch
 from torch import nn
@@ -52,3 +53,15 @@ def test_an_image_without_whole_patches_is_padded() -> None:
     padded = nn.functional.pad(x, (0, 3, 0, 3))
     assert all(map(torch.equal, net(x), net(padded)))
     assert net.feature_info.reduction()[:2] == [4, 4]
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "hook"])
+def test_a_child_may_have_the_name_of_an_extractors_attribute(kind: str) -> None:
+    """TResNet's own ``body``: by its name it is found in the extractor as in the network."""
+    net = featnet.create_model("tresnet_m", features_only=True, feature_cls=kind, device="meta")
+    for name, module in net.named_modules():
+        assert net.get_submodule(name) is module
+    for name, parameter in net.named_parameters():
+        assert net.get_parameter(name) is parameter
+    net.set_submodule("body.conv1.act", other := torch.nn.Identity())
+    assert net.get_submodule("body.conv1.act") is net.body.get_submodule("body.conv1.act") is other

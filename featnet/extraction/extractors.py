@@ -223,6 +223,14 @@ class FeatureNet(SharedNet):
             return getattr(self.__dict__["body"], name)
         return super().__getattr__(name)
 
+    # Names are the network's, and a child of it may be called as an attribute here, "body" too
+
+    def get_submodule(self, target: str) -> nn.Module:
+        return self.body.get_submodule(target) if target else self
+
+    def set_submodule(self, target: str, module: nn.Module, strict: bool = False) -> None:
+        self.body.set_submodule(target, module, strict)
+
     def _replicate_for_data_parallel(self) -> Any:
         replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         body: Any = self.body._replicate_for_data_parallel()  # type: ignore[no-untyped-call]

@@ -121,11 +121,6 @@ class Block(Phased):
         return x.permute(0, 3, 1, 2)
 
 
-def filled(x: torch.Tensor, side: int) -> torch.Tensor:
-    """A map (N, C, H, W) with zeros after the last row and column, up to a multiple of ``side``."""
-    return F.pad(x, (0, -x.shape[-1] % side, 0, -x.shape[-2] % side))
-
-
 class Stem(nn.Module):
     """A convolution to a quarter of the size, and a norm."""
 
@@ -135,7 +130,7 @@ class Stem(nn.Module):
         self.norm = norm(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(filled(x, 4)))
+        return self.norm(self.conv(x))
 
 
 class Downsample(Phased):
@@ -146,13 +141,13 @@ class Downsample(Phased):
 
     def __init__(self, in_chs: int, dim: int, *, kernel_size: int, norm: Layer) -> None:
         super().__init__()
-        self.side = kernel_size if kernel_size % 2 == 0 else 1
+        self.fill = 1 - kernel_size % 2  # of zeros, for the last window of an odd map
         self.norm = norm(in_chs)
         pad = kernel_size // 2 if kernel_size % 2 else 0
         self.conv = nn.Conv2d(in_chs, dim, kernel_size, 2, pad)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(filled(self.norm(x), self.side))
+        return self.conv(F.pad(self.norm(x), (0, self.fill, 0, self.fill)))
 
 
 class DaVit(Backbone):
