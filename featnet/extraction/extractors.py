@@ -223,12 +223,12 @@ class FeatureNet(SharedNet):
             return getattr(self.__dict__["body"], name)
         return super().__getattr__(name)
 
-    # Names are the network's, and a child of it may be called as an attribute here, "body" too
-
     def get_submodule(self, target: str) -> nn.Module:
+        """Return the module of the network's name, ``body`` of its own too."""
         return self.body.get_submodule(target) if target else self
 
     def set_submodule(self, target: str, module: nn.Module, strict: bool = False) -> None:
+        """Put a module in the place of one of that name."""
         self.body.set_submodule(target, module, strict)
 
     def _replicate_for_data_parallel(self) -> Any:
