@@ -33,36 +33,37 @@ def small(name: str) -> dict[str, Any]:
         choices = [{"depth": 3, "embed_dim": 96, "num_heads": 3}, {"depth": 3}]
         if entry.row.get("num_kv_heads") is not None:  # it may be one for each block
             choices[0]["num_kv_heads"] = 3
-    for options in choices:
-        try:
-            model = featnet.create_model(name, device="meta", **options)
-            model.feature_info.sizes(trace.probe_size(model))
-            return options
-        except (RuntimeError, ValueError, TypeError):
-            continue
-    return {}
+    return next((options for options in choices if _runs(name, options)), {})
 
 
 @functools.cache
 def shallow(name: str) -> dict[str, Any]:
     """Arguments that leave a network few blocks: two in the first stage, one in the others. For
     modes, in which every block is traced; checkpoints' shapes are not kept."""
-    entry = registry.find(name)
-    takes = inspect.signature(entry.build).parameters
-    for key in takes.keys() & {"depths", "layers", "stages"}:
-        depths = entry.row.get(key, takes[key].default)
-        if not isinstance(depths, (tuple, list)):
+    entry, cut = registry.find(name), dict[str, Any]()
+    for key, parameter in inspect.signature(entry.build).parameters.items():
+        value = entry.row.get(key, parameter.default)
+        if not any(part in key for part in ("depth", "layers", "stages")):
             continue
-        if not all(isinstance(depth, int) for depth in depths):
-            continue
-        options = {key: tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(depths))}
-        try:
-            model = featnet.create_model(name, device="meta", **options)
-            model.feature_info.sizes(trace.probe_size(model))
-        except (RuntimeError, ValueError, TypeError):
-            continue
-        return options
+        if isinstance(value, (tuple, list)) and all(isinstance(depth, int) for depth in value):
+            cut[key] = tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(value))
+        elif isinstance(value, int) and value > 2:
+            cut[key] = 2
+    several = any(isinstance(value, tuple) for value in cut.values())
+    for options in (cut,) if several else (small(name), cut):
+        if options and _runs(name, options):
+            return options
     return small(name)
+
+
+def _runs(name: str, options: dict[str, Any]) -> bool:
+    """Whether a network can have such arguments."""
+    try:
+        model = featnet.create_model(name, device="meta", **options)
+        model.feature_info.sizes(trace.probe_size(model))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,14 +1,12 @@
 """The modes in which people run backbones: exported, compiled, traced, channels_last, half
 precision.
 
-Capturing a graph takes seconds a network, so each way of doing so sees its share of the families,
-and none a network of a thousand modules, minutes; with FEATNET_EXHAUSTIVE=1 all see every
-representative.
+Capturing a graph takes seconds a network, so each way of doing so sees its share of the families;
+with FEATNET_EXHAUSTIVE=1 all see every representative.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -30,19 +28,13 @@ from featnet.tracing.trace import tensors
 FREE = torch.export.Dim.DYNAMIC
 DYNAMIC = ({0: FREE, 2: FREE, 3: FREE},)
 ALL = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
-MOST = 1000  # modules of a network whose graph is captured
-
-
-@functools.cache
-def quick() -> tuple[str, ...]:
-    """The families whose graph is captured, the quickest first, so that shares take alike."""
-    count = {name: len(helpers.facts(name).types) for name in families()}
-    return tuple(name for name in sorted(count, key=count.__getitem__) if count[name] <= MOST)
 
 
 def share(first: int, step: int = 6) -> tuple[str, ...]:
-    """Every sixth family."""
-    return families() if ALL else quick()[first::step]
+    """Every sixth family, so that large ones are shared too."""
+    if ALL:
+        return families()
+    return tuple(sorted(families(), key=lambda name: len(helpers.facts(name).types)))[first::step]
 
 
 def noisy(name: str, kind: Any = featnet.FeatureListNet) -> Any:
