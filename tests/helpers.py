@@ -14,17 +14,18 @@ from networks import (
     Cheap,
     attends,
     create,
+    create_shallow,
     facts,
     full_model,
     has_kernel,
     meta_model,
     parameter_count,
     shallow,
+    shallow_count,
     shallow_model,
     sizes,
     small,
     strides,
-    tested_count,
 )
 from noise import NORMS, Unset, fill_noise, image_batch, noisy, settle
 from peers import Intermediates, at_size, peer, peer_features, peer_model, peer_transformer
@@ -42,6 +43,7 @@ __all__ = [
     "attends",
     "chosen",
     "create",
+    "create_shallow",
     "error",
     "facts",
     "families",
@@ -63,12 +65,12 @@ __all__ = [
     "representatives",
     "settle",
     "shallow",
+    "shallow_count",
     "shallow_model",
     "signature",
     "sizes",
     "small",
     "strides",
-    "tested_count",
     "without_global",
 ]
 

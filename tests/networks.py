@@ -78,6 +78,11 @@ def create(name: str, **options: Any) -> Any:
     return featnet.create_model(name, **small(name), **options)
 
 
+def create_shallow(name: str, **options: Any) -> Any:
+    """The model with few blocks: for laws, which hold for a block and so for any number of them."""
+    return featnet.create_model(name, **shallow(name), **options)
+
+
 def attends(model: nn.Module) -> bool:
     """Whether it is a transformer."""
     return has_kernel(model) or bool(getattr(model, "num_prefix_tokens", 0))
@@ -128,11 +133,9 @@ def facts(name: str) -> Facts:
 
 
 @functools.cache
-def tested_count(name: str) -> int:
-    """The number of parameters of a model as the tests take it."""
-    if small(name):
-        return sum(p.numel() for p in meta_model(name).parameters())
-    return parameter_count(name)
+def shallow_count(name: str) -> int:
+    """The number of parameters of a model with few blocks."""
+    return sum(p.numel() for p in shallow_model(name).parameters())
 
 
 @functools.cache

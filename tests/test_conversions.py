@@ -47,7 +47,7 @@ def swap(model: nn.Module, kinds: tuple[type, ...], make: Callable[[Any], nn.Mod
 @pytest.mark.parametrize("name", helpers.representatives())
 def test_layers_are_called_and_not_read(name: str) -> None:
     """Every layer that runs in the network runs through the module that stands in its place."""
-    model = helpers.create(name, device="meta").eval()
+    model = helpers.create_shallow(name, device="meta").eval()
     x = torch.empty(2, model.in_chans, *trace.probe_size(model), device="meta")
     counts: dict[str, int] = {}
 
@@ -90,7 +90,7 @@ def parametrized(layer: nn.Module) -> nn.Module:
 @functools.lru_cache(maxsize=2)  # in both precisions
 def unchanged(name: str, dtype: torch.dtype) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
     """A network of noise, an image, and its logits and levels. Nobody may change them."""
-    model = noisy(lambda: helpers.create(name)).eval().to(dtype)
+    model = noisy(lambda: helpers.create_shallow(name)).eval().to(dtype)
     x = image_batch(*(model.img_size or ((128, 160) if model.border else (64, 64))), dtype=dtype)
     return model, x, outputs(model, x)
 
@@ -160,7 +160,7 @@ def test_dynamic_quantisation(name: str) -> None:
 def test_fx_quantisation(name: str) -> None:
     """What is put in to observe changes no number: in every network without attention, and where
     torch.fx traces one with it."""
-    model = helpers.create(name, device="meta").eval()
+    model = helpers.create_shallow(name, device="meta").eval()
     try:
         torch.fx.symbolic_trace(model)
     except (torch.fx.proxy.TraceError, TypeError) as error:

@@ -57,7 +57,7 @@ class OnDevice(TorchFunctionMode):
 @pytest.mark.parametrize("name", families())
 def test_a_forward_does_not_leave_its_device(name: str) -> None:
     """From its second call on: tables are made in the first."""
-    model = helpers.meta_model(name)
+    model = helpers.shallow_model(name)
     x = torch.empty(2, 3, *helpers.sizes(name)[0], device="meta")
     dense = copy.deepcopy(model)
     set_output_stride(dense, strides(name)[-1])

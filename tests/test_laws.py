@@ -25,7 +25,15 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import fill_noise, image_batch, law_error, meta_model, noisy, representatives, strides
+from helpers import (
+    fill_noise,
+    image_batch,
+    law_error,
+    noisy,
+    representatives,
+    shallow_model,
+    strides,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,7 +127,7 @@ def selections(total: int) -> list[Any]:
 
 @pytest.mark.parametrize("name", representatives())
 def test_one_truth(name: str) -> None:
-    model = noisy(lambda: helpers.create(name)).eval()
+    model = noisy(lambda: helpers.create_shallow(name)).eval()
     x = image_batch(*helpers.sizes(name)[0])
     with torch.inference_mode():
         features, every = model.forward_intermediates(x)
@@ -162,24 +170,24 @@ def test_one_truth(name: str) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
     check_kinds(name)
-    full = {level.module: level for level in meta_model(name)._levels}
+    full = {level.module: level for level in shallow_model(name)._levels}
     every, keys = strides(name), set[tuple[str, ...]]()
     for stride in every if EXHAUSTIVE else sorted({every[0], every[-1]}, reverse=True):
-        net = helpers.create(name, features_only=True, output_stride=stride, device="meta")
+        net = helpers.create_shallow(name, features_only=True, output_stride=stride, device="meta")
         for size in helpers.sizes(name) if stride == every[0] else helpers.sizes(name)[:1]:
             check_info(net.eval(), size)
         for level in net.feature_info:
             assert level.channels == full[level.module].channels
             assert level.reduction == min(full[level.module].reduction, stride)
-        check_subset(net, meta_model(name))
+        check_subset(net, shallow_model(name))
         keys.add(tuple(net.state_dict()))
     assert len(keys) == 1  # law 5: parameters stay with any output stride
-    info = featnet.feature_info(name, output_stride=stride, **helpers.small(name))
+    info = featnet.feature_info(name, output_stride=stride, **helpers.shallow(name))
     assert info == net.feature_info
-    net = kind_for(name)(meta_model(name), (len(full) - 1, 0))
+    net = kind_for(name)(shallow_model(name), (len(full) - 1, 0))
     check_info(net, helpers.sizes(name)[-1])
-    check_subset(net, meta_model(name))
-    assert not any(key.startswith(meta_model(name).last_fc) for key in net.state_dict())
+    check_subset(net, shallow_model(name))
+    assert not any(key.startswith(shallow_model(name).last_fc) for key in net.state_dict())
 
 
 def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[torch.Tensor]]:
@@ -193,7 +201,7 @@ def price(net: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], list[
 
 @pytest.mark.parametrize("name", FULL)
 def test_pay_for_what_you_take(name: str) -> None:
-    model, size = meta_model(name), helpers.sizes(name)[0]
+    model, size = shallow_model(name), helpers.sizes(name)[0]
     whole, before = price(model, size)[0], (0, 0)
     total = len(model._levels)
     for index in range(total) if EXHAUSTIVE else sorted({0, 1, total - 2, total - 1}):
@@ -244,12 +252,12 @@ def breaks_law(name: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", [n for n in representatives() if "attention" not in breaks_law(n)])
 def test_a_trous(name: str) -> None:
-    original = helpers.without_global(noisy(lambda: helpers.create(name))).double().eval()
+    original = helpers.without_global(noisy(lambda: helpers.create_shallow(name))).double().eval()
     breaks = breaks_law(name)
     reductions = original.feature_info.reduction()
     full: dict[tuple[int, int], list[torch.Tensor]] = {}
     for stride in strides(name)[1:]:
-        if not EXHAUSTIVE and stride != 8 and helpers.tested_count(name) > 12_000_000:
+        if not EXHAUSTIVE and stride != 8 and helpers.shallow_count(name) > 12_000_000:
             continue  # one rule for all strides, and the blocks are those of smaller variants
         dense: Any = structure.clone(original)
         set_output_stride(dense, stride)
