@@ -1,4 +1,5 @@
-"""The figures of the core: cold start, building, features, hooks, output stride, training."""
+"""``python -m benchmarks.core``: cold start, building, features, hooks, output stride, training, of
+resnet50 for the most part."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 
+from .command import add_device, parsed, parser_of, report
 from .common import TIMES, Table, Timing, Work, alternate, load_noise, noise, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,7 @@ def import_time(rounds: int) -> Table:
         ("after `import torch`, in a new interpreter", "added s (median)", "loaded"),
         rows,
         "Loaded: model files, and which of " + ", ".join(HEAVY) + ".",
+        "start",
     )
 
 
@@ -100,7 +103,7 @@ def building(rounds: int) -> Table:
         }
         rows += _rows(label, alternate(contenders, rounds=rounds))
     note = "Random weights. featnet runs the network on the meta device to prune and to dilate."
-    return Table("create_model", ("model", "library", *TIMES), rows, note)
+    return Table("create_model", ("model", "library", *TIMES), rows, note, "start")
 
 
 def _pair(
@@ -163,7 +166,8 @@ def features(rounds: int, device: str) -> Table:
         "Eager float32, eval, inference_mode, 224 x 224, same weights. Largest difference from "
         f"timm's maps: {worst:g}."
     )
-    return Table("resnet50 features, five levels", ("input", "extractor", *TIMES), rows, note)
+    header = ("input", "extractor", *TIMES)
+    return Table("resnet50 features, five levels", header, rows, note, "forward")
 
 
 def flops(work: Callable[[], object]) -> int:
@@ -203,6 +207,7 @@ def hook_level(rounds: int, device: str) -> Table:
         ("net", "GFLOP", "million parameters", *TIMES),
         rows,
         "Batch 1, 224 x 224. FLOPs by torch.utils.flop_counter (a multiply-add counts two).",
+        "early",
     )
 
 
@@ -223,7 +228,7 @@ def output_stride(rounds: int, device: str) -> Table:
         "changes no value but the kernel that computes it."
     )
     header = ("model", "library", *TIMES, "largest relative difference")
-    return Table("Features at output_stride=8", header, rows, note)
+    return Table("Features at output_stride=8", header, rows, note, "dilated")
 
 
 def _step(net: nn.Module, x: torch.Tensor) -> Work:
@@ -242,15 +247,35 @@ def training(rounds: int, device: str) -> Table:
     times = alternate(contenders, rounds=rounds, device=device, warmup=1)
     rows = [[name, *timing.cells] for name, timing in times.items()]
     note = "Batch 2, 224 x 224, float32, batch norm in training mode, list net."
-    return Table("resnet50 training step", ("library", *TIMES), rows, note)
+    return Table("resnet50 training step", ("library", *TIMES), rows, note, "training")
 
 
-def run(device: str, *, quick: bool) -> Iterator[Table]:
-    """Every section in turn; ``quick`` measures a few rounds, to see that all works."""
+PARTS = ("import", "create", "features", "early", "dilated", "training")
+
+
+def run(device: str, *, quick: bool, only: Sequence[str] = PARTS) -> Iterator[Table]:
+    """Every table in turn; ``quick`` measures a few rounds, to see that all works."""
     many, few = (2, 2) if quick else (15, 5)
-    yield import_time(few)
-    yield building(few)
-    yield features(many, device)
-    yield hook_level(many * 2, device)
-    yield output_stride(many, device)
-    yield training(many, device)
+    parts: dict[str, Callable[[], Table]] = {
+        "import": lambda: import_time(few),
+        "create": lambda: building(few),
+        "features": lambda: features(many, device),
+        "early": lambda: hook_level(many * 2, device),
+        "dilated": lambda: output_stride(many, device),
+        "training": lambda: training(many, device),
+    }
+    for part in only:
+        yield parts[part]()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report."""
+    parser = parser_of("benchmarks.core", __doc__)
+    add_device(parser)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some tables")
+    args = parsed(parser, argv)
+    return report(args, run(args.device, quick=args.quick, only=args.only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
