@@ -110,26 +110,30 @@ QUICK = ("resnet10t", "mobilenetv3_small_050", "test_vit")
 
 
 class Pair:
-    """timm's network and featnet's with the same noise, and what is made of them."""
+    """timm's network and featnet's with the same noise, and what is made of them.
+
+    Attributes:
+        has_peer: timm is installed.
+        state: the noise, under the names that both have.
+        size: the height and width of :attr:`x`, one image.
+    """
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        import timm
-
         self.name, self.device, self.dtype = name, device, dtype
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.state = noise(timm.create_model(name))
-        self.size = (
-            featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
-        )
-        self.levels = featnet.create_model(name, features_only=True).feature_info
+        self.has_peer = importlib.util.find_spec("timm") is not None
+        self.state = noise(featnet.create_model(name))
+        weights = featnet.get_weights(name)
+        self.size = weights["input_size"][-1] if weights else 224
+        self.levels = featnet.feature_info(name)
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
 
     def ours(self, **options: Any) -> nn.Module:
         return self._ready(featnet.create_model(self.name, features_only=True, **options))
 
     def theirs(self, **options: Any) -> nn.Module | None:
-        """None where timm refuses."""
+        """None where timm refuses, or is not installed."""
+        if not self.has_peer:
+            return None
         import timm
 
         if "out_indices" not in options:  # of a transformer it gives only the last ones
