@@ -113,19 +113,22 @@ class Pair:
     """timm's network and featnet's with the same noise, and what is made of them.
 
     Attributes:
-        has_peer: timm is installed.
         state: the noise, under the names that both have.
         size: the height and width of :attr:`x`, one image.
     """
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype = name, device, dtype
-        self.has_peer = importlib.util.find_spec("timm") is not None
         self.state = noise(featnet.create_model(name))
         weights = featnet.get_weights(name)
         self.size = weights["input_size"][-1] if weights else 224
         self.levels = featnet.feature_info(name)
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
+
+    @property
+    def has_peer(self) -> bool:
+        """timm is installed."""
+        return importlib.util.find_spec("timm") is not None
 
     def ours(self, **options: Any) -> nn.Module:
         return self._ready(featnet.create_model(self.name, features_only=True, **options))

@@ -96,8 +96,8 @@ ROWS = (
 
 HEAD = """# Figures
 
-featnet beside timm, on a CPU: how many times timm's speed it has, above 1 if it is faster, unless the
-row names another unit. A row is the median over networks, and the chart has a dot for each of them.
+featnet beside timm, on a CPU: how many times timm's speed it has, above 1 if it is faster, unless
+the row names another unit. A row is the median over networks, and the chart has a dot for each.
 """
 CHART = """
 ![A line of dots for each row: how many times timm's speed each network has](benchmarks.svg)
@@ -107,22 +107,22 @@ No figure was measured on a GPU yet: [how to](gpu.md).
 
 ## How they are measured
 
-Both libraries are called in turn in one process (of imports and of loading each call has its own), the
-order reversed from round to round. A network's figure is the median of its rounds' ratios, with the
-middle half beside it, where 25 to 75 % of them lie: one that contains 1 shows no difference. The
-machines have neighbours, and wide middle halves were measured beside busy ones.
+Both libraries are called in turn in one process (of imports and of loading each call has its own),
+the order reversed from round to round. A network's figure is the median of its rounds' ratios, with
+the middle half beside it, where 25 to 75 % of them lie: one that contains 1 shows no difference.
+The machines have neighbours, and wide middle halves were measured beside busy ones.
 """
 TAIL = """
 ## All tables
 
-`python -m benchmarks.overview` writes this page from the tables. Besides those above there are [large
-images](benchmarks/large.md), [many images](benchmarks/many.md) and [levels found in networks that
-declare none](benchmarks/discovery.md). Figures of other subjects are where these are: [networks from
-elsewhere](foreign_models.md#figures), [their output strides](foreign_strides.md), [dilated
-convolutions](dilation.md#speed), [lines of code](sizes.md).
+`python -m benchmarks.overview` writes this page from the tables. Besides those above there are
+[large images](benchmarks/large.md), [many images](benchmarks/many.md) and [levels found in networks
+that declare none](benchmarks/discovery.md). Figures of other subjects are where these are:
+[networks from elsewhere](foreign_models.md#figures), [their output strides](foreign_strides.md),
+[dilated convolutions](dilation.md#speed), [lines of code](sizes.md).
 
-`python -m benchmarks --quick` takes about three minutes and shows that all works. `python -m benchmarks`
-runs the first three commands, for hours.
+`python -m benchmarks --quick` takes about three minutes and shows that all works.
+`python -m benchmarks` runs the first three commands, for hours.
 
 | command | tables of |
 | --- | --- |
@@ -140,9 +140,9 @@ COMMANDS = {
     "python -m benchmarks.discovery": ("discovery",),
 }  # fmt: skip
 LAST = """
-With `--out docs/benchmarks` each replaces there the tables that it measured, no others, and this page.
-`--only`, `--names` and `--dtype`, where a command has them, choose among tables and networks; `--help`
-tells.
+With `--out docs/benchmarks` each replaces there the tables that it measured, no others, and this
+page. `--only`, `--names` and `--dtype`, where a command has them, choose among tables and networks;
+`--help` tells.
 """
 
 

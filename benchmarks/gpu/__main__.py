@@ -83,7 +83,7 @@ def measure(part: Part, setting: Setting, budget: Budget, record: Record) -> Non
     if part.cuda and not setting.cuda:
         record.leave_out(part.title, "needs CUDA")
         return
-    rows: list[list[str]] = []
+    note = " ".join(str(part.measure.__doc__).split())
     longest = 0.0
     for name in part.chosen(setting):
         budget.at = f"{part.title}: {name}"
@@ -92,16 +92,13 @@ def measure(part: Part, setting: Setting, budget: Budget, record: Record) -> Non
             continue
         start = time.perf_counter()
         try:
-            rows += part.measure(setting, name)
+            rows = part.measure(setting, name)
         except Exception as error:
-            rows.append([name, f"failed: {type(error).__name__}: {error}"[:300]])
+            rows = [[name, f"failed: {type(error).__name__}: {error}"[:300]]]
+        record.add_rows(Table(part.title, part.header, rows, note))
         longest = max(longest, time.perf_counter() - start)
-        print(" | ".join(rows[-1]), flush=True)
         if setting.cuda:
             torch.cuda.empty_cache()
-    if rows:
-        note = " ".join(str(part.measure.__doc__).split())
-        record.add(Table(part.title, part.header, rows, note))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,8 +81,7 @@ def _difference(ours: nn.Module, theirs: nn.Module | None, x: torch.Tensor) -> s
     if theirs is None:
         return "-"
     with torch.inference_mode():
-        pairs = [(_maps(ours(x)), _maps(theirs(x)))]
-    found, wanted = pairs[0]
+        found, wanted = _maps(ours(x)), _maps(theirs(x))
     wanted = [
         b if a.shape == b.shape else b.permute(0, 3, 1, 2)
         for a, b in zip(found, wanted, strict=True)
@@ -202,10 +201,9 @@ def optimised(setting: Setting, name: str) -> Rows:
     pair, x = Pair(name, setting.device, torch.float32), _images(setting, 32, HALF, LAST)
     made = featnet.optimize(pair.ours().to(HALF), example=x)
     theirs = _net(pair.theirs(), HALF, LAST)
-    form = str(made.optimize_report.memory_format)  # type: ignore[union-attr]
-    return [
-        [name, f"batch {len(x)}, {form}", *beside(setting, _optional(theirs, x), _call(made, x))]
-    ]
+    report: Any = made.optimize_report
+    times = beside(setting, _optional(theirs, x), _call(made, x))
+    return [[name, f"batch {len(x)}, {report.memory_format}", *times]]
 
 
 def compiled(setting: Setting, name: str) -> Rows:

@@ -59,14 +59,21 @@ class Record:
             f"{title}: {row[0]}" for title, row in rows if row[1].startswith("failed: ")
         ]
 
-    def add(self, found: Outcome | Table) -> None:
-        """Keep an outcome, or a table that is complete, and print it."""
-        if isinstance(found, Table):
-            self.tables.append(found)
-            print(f"\n{found}", flush=True)
-        else:
-            self.outcomes.append(found)
-            print(" | ".join(found.row), flush=True)
+    def add(self, outcome: Outcome) -> None:
+        """Keep what became of a check."""
+        self.outcomes.append(outcome)
+        print(" | ".join(outcome.row), flush=True)
+        self.write()
+
+    def add_rows(self, table: Table) -> None:
+        """Keep more rows of a table, which begins with its first ones."""
+        if not self.tables or self.tables[-1].title != table.title:
+            self.tables.append(dataclasses.replace(table, rows=[]))
+            print(f"\n{table.title}: {' | '.join(table.header)}")
+        last = self.tables[-1]
+        self.tables[-1] = dataclasses.replace(last, rows=[*last.rows, *table.rows])
+        for row in table.rows:
+            print(" | ".join(row), flush=True)
         self.write()
 
     def leave_out(self, what: str, why: str) -> None:
