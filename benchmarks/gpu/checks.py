@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import featnet
+from featnet.checkpoints.writing import write_safetensors
 
 from ..common import noise
 from ..core import flops
@@ -51,11 +51,11 @@ def _near(found: Any, wanted: Any, limit: float) -> str:
 def dilated(setting: Setting, stride: int, *, compiled: bool) -> str:
     """An output stride, in bfloat16 and channels_last: the numbers of float32, and the format."""
     name, last = setting.names[0], torch.channels_last
-    wanted = setting.net(name, output_stride=stride)(setting.images())
+    wanted = setting.net(name, output_stride=stride)(setting.images(name))
     net = setting.net(name, dtype=torch.bfloat16, output_stride=stride).to(memory_format=last)
     if compiled:
         net = torch.compile(net, fullgraph=True, backend=setting.backend)
-    maps = net(setting.images(dtype=torch.bfloat16).to(memory_format=last))
+    maps = net(setting.images(name, dtype=torch.bfloat16).to(memory_format=last))
     formats = [y.is_contiguous(memory_format=last) for y in maps]
     assert all(formats), f"levels in channels_last: {formats}"
     return _near(maps, wanted, LOW)
@@ -64,7 +64,7 @@ def dilated(setting: Setting, stride: int, *, compiled: bool) -> str:
 @torch.inference_mode()
 def replays(setting: Setting, name: str, **options: Any) -> str:
     """A CUDA graph of a forward gives the maps of the image that is there when it is replayed."""
-    net, x = setting.net(name, **options), setting.images()
+    net, x = setting.net(name, **options), setting.images(name)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # whatever is chosen or kept at the first calls
@@ -74,7 +74,7 @@ def replays(setting: Setting, name: str, **options: Any) -> str:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         maps = net(x)
-    x.copy_(setting.images().flip(3))
+    x.copy_(setting.images(name).flip(3))
     graph.replay()
     return _near(maps, net(x), SAME)
 
@@ -82,7 +82,7 @@ def replays(setting: Setting, name: str, **options: Any) -> str:
 @torch.inference_mode()
 def reduces_overhead(setting: Setting, name: str) -> str:
     """torch.compile's own CUDA graphs."""
-    net, x = setting.net(name), setting.images()
+    net, x = setting.net(name), setting.images(name)
     compiled = torch.compile(net, fullgraph=True, mode="reduce-overhead")
     for _ in range(3):
         torch.compiler.cudagraph_mark_step_begin()
@@ -93,7 +93,7 @@ def reduces_overhead(setting: Setting, name: str) -> str:
 @torch.inference_mode()
 def waits_for_nothing(setting: Setting, name: str, kind: str) -> str:
     """From the second call on no forward makes the host wait for the device."""
-    net, x = setting.net(name, feature_cls=kind), setting.images()
+    net, x = setting.net(name, feature_cls=kind), setting.images(name)
     net(x)  # tables are made once
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -106,7 +106,8 @@ def waits_for_nothing(setting: Setting, name: str, kind: str) -> str:
 @torch.inference_mode()
 def optimised(setting: Setting, dtype: torch.dtype) -> str:
     """``optimize`` folds, and gives the network's numbers; on a GPU nothing is packed."""
-    net, x = setting.net(setting.names[0], dtype=dtype), setting.images(dtype=dtype)
+    name = setting.names[0]
+    net, x = setting.net(name, dtype=dtype), setting.images(name, dtype=dtype)
     made: Any = featnet.optimize(net, example=x)
     report = made.optimize_report
     assert report.folded, "no batch norm was folded"
@@ -117,7 +118,7 @@ def optimised(setting: Setting, dtype: torch.dtype) -> str:
 
 def trains(setting: Setting, name: str) -> str:
     """A step of all levels under autocast: a finite gradient for every parameter, on the device."""
-    net, x = setting.net(name).train(), setting.images()
+    net, x = setting.net(name).train(), setting.images(name)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
     with torch.autocast(torch.device(setting.device).type, torch.bfloat16):
         maps = net(x)
@@ -137,7 +138,7 @@ def loads(setting: Setting, name: str) -> str:
     state = noise(featnet.create_model(name))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.safetensors"
-        save_file(state, file)
+        write_safetensors(state, file)  # safetensors' own needs numpy
         net = featnet.create_model(
             name, features_only=True, checkpoint_path=file, device=setting.device,
             dtype=torch.bfloat16,
@@ -158,7 +159,7 @@ def loads(setting: Setting, name: str) -> str:
 def taps_early(setting: Setting, name: str) -> str:
     """One early level has the whole network's values, for less work."""
     whole, early = setting.net(name), setting.net(name, out_indices=(1,), feature_cls="hook")
-    x = setting.images()
+    x = setting.images(name)
     seen = _near(early(x), [whole(x)[1]], SAME)
     share = flops(lambda: early(x)) / flops(lambda: whole(x))
     assert share < 1, f"{share:.2f} of the whole network's operations"

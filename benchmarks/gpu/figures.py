@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import featnet
+from featnet.checkpoints.writing import write_safetensors
 
 from ..common import Timing, Work, alternate
 from ..core import _call, _maps, flops
@@ -26,10 +26,9 @@ FAMILIES = (
     "convnext_tiny", "efficientnet_b0", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 DENSE = ("resnet50", "efficientnet_b0", "regnety_032", "convnext_tiny")
-QUICK = ("test_resnet", "test_vit")
+QUICK = ("test_resnet",)
 TIMES = ("timm, ms", "featnet, ms", "times timm's speed", "middle half")
 LAST = torch.channels_last
-HALF = torch.bfloat16
 
 Rows = list[list[str]]
 
@@ -68,9 +67,12 @@ def _net(net: nn.Module | None, dtype: torch.dtype, form: torch.memory_format) -
     return None if net is None else net.to(dtype).to(memory_format=form)
 
 
-def _images(setting: Setting, batch: int, dtype: torch.dtype, form: Any) -> torch.Tensor:
-    x = setting.images(batch=1 if setting.quick else batch, dtype=dtype)
-    return x.to(memory_format=form)
+def _last(setting: Setting, net: nn.Module | None) -> nn.Module | None:
+    return _net(net, setting.half, LAST)
+
+
+def _images(setting: Setting, name: str, batch: int) -> torch.Tensor:
+    return setting.images(name, batch=batch, dtype=setting.half).to(memory_format=LAST)
 
 
 def _optional(net: nn.Module | None, x: torch.Tensor) -> Work | None:
@@ -95,22 +97,22 @@ def eager(setting: Setting, name: str) -> Rows:
     ours, theirs = pair.ours(), pair.theirs()
     for dtype, form, batch in (
         (torch.float32, torch.contiguous_format, 32),
-        (HALF, LAST, 32),
-        (HALF, LAST, 1),
+        (setting.half, LAST, 32),
+        (setting.half, LAST, 1),
     ):
-        x = _images(setting, batch, dtype, form)
+        x = setting.images(name, batch=batch, dtype=dtype).to(memory_format=form)
         own, peer = ours.to(dtype).to(memory_format=form), _net(theirs, dtype, form)
         times = beside(setting, _optional(peer, x), _call(own, x))
-        kind = "float32" if dtype == torch.float32 else "bfloat16, channels_last"
+        kind = str(dtype).removeprefix("torch.") + ", channels_last" * (form == LAST)
         rows.append([name, f"{kind}, batch {len(x)}", *times, _difference(own, peer, x)])
     return rows
 
 
 def dense(setting: Setting, name: str) -> Rows:
     """All levels at output stride 8, in bfloat16 and channels_last."""
-    pair, x = Pair(name, setting.device, torch.float32), _images(setting, 8, HALF, LAST)
-    ours = pair.ours(output_stride=8).to(HALF).to(memory_format=LAST)
-    theirs = _net(pair.theirs(output_stride=8), HALF, LAST)
+    pair, x = Pair(name, setting.device, torch.float32), _images(setting, name, 8)
+    ours = pair.ours(output_stride=8).to(setting.half).to(memory_format=LAST)
+    theirs = _last(setting, pair.theirs(output_stride=8))
     if theirs is not None and [y.shape for y in theirs(x)] != [y.shape for y in ours(x)]:
         theirs = None
     times = beside(setting, _optional(theirs, x), _call(ours, x))
@@ -124,7 +126,7 @@ def _step(net: nn.Module | None, x: torch.Tensor) -> Work | None:
 
     def work() -> None:
         network.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, HALF):
+        with torch.autocast(x.device.type, torch.bfloat16):
             maps = _maps(network(x))
         torch.stack([y.float().square().mean() for y in maps]).sum().backward()
 
@@ -133,7 +135,8 @@ def _step(net: nn.Module | None, x: torch.Tensor) -> Work | None:
 
 def training(setting: Setting, name: str) -> Rows:
     """Forward and backward over all levels under autocast to bfloat16, in channels_last."""
-    pair, x = Pair(name, setting.device, torch.float32), _images(setting, 16, torch.float32, LAST)
+    pair, x = Pair(name, setting.device, torch.float32), setting.images(name, batch=16)
+    x = x.to(memory_format=LAST)
     ours, theirs = pair.ours().to(memory_format=LAST), _net(pair.theirs(), torch.float32, LAST)
     work = _step(ours, x)
     assert work is not None
@@ -142,10 +145,10 @@ def training(setting: Setting, name: str) -> Rows:
 
 def early(setting: Setting, name: str) -> Rows:
     """The second level alone, in bfloat16 and channels_last, and its share of the operations."""
-    pair, x = Pair(name, setting.device, torch.float32), _images(setting, 32, HALF, LAST)
-    ours = pair.ours(out_indices=(1,)).to(HALF).to(memory_format=LAST)
-    whole = pair.ours().to(HALF).to(memory_format=LAST)
-    theirs = _net(pair.theirs(out_indices=(1,)), HALF, LAST)
+    pair, x = Pair(name, setting.device, torch.float32), _images(setting, name, 32)
+    ours = pair.ours(out_indices=(1,)).to(setting.half).to(memory_format=LAST)
+    whole = pair.ours().to(setting.half).to(memory_format=LAST)
+    theirs = _last(setting, pair.theirs(out_indices=(1,)))
     share = flops(lambda: ours(x)) / flops(lambda: whole(x))
     times = beside(setting, _optional(theirs, x), _call(ours, x))
     return [[name, f"batch {len(x)}", *times, f"{share:.2f}"]]
@@ -157,7 +160,7 @@ def loading(setting: Setting, name: str) -> Rows:
     wait = torch.cuda.synchronize if setting.cuda else (lambda: None)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.safetensors"
-        save_file(pair.state, file)
+        write_safetensors(pair.state, file)
 
         def ours() -> None:
             featnet.create_model(name, checkpoint_path=file, device=setting.device)
@@ -181,8 +184,8 @@ def loading(setting: Setting, name: str) -> Rows:
 
 def graphs(setting: Setting, name: str) -> Rows:
     """featnet's forward of one image replayed as a CUDA graph, against the same, eager."""
-    net = Pair(name, setting.device, torch.float32).ours().to(HALF).to(memory_format=LAST)
-    x = _images(setting, 1, HALF, LAST)
+    net = Pair(name, setting.device, torch.float32).ours().to(setting.half).to(memory_format=LAST)
+    x = _images(setting, name, 1)
     call, stream = _call(net, x), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -198,9 +201,9 @@ def graphs(setting: Setting, name: str) -> Rows:
 
 def optimised(setting: Setting, name: str) -> Rows:
     """``featnet.optimize`` against timm's extractor in channels_last, bfloat16."""
-    pair, x = Pair(name, setting.device, torch.float32), _images(setting, 32, HALF, LAST)
-    made = featnet.optimize(pair.ours().to(HALF), example=x)
-    theirs = _net(pair.theirs(), HALF, LAST)
+    pair, x = Pair(name, setting.device, torch.float32), _images(setting, name, 32)
+    made = featnet.optimize(pair.ours().to(setting.half), example=x)
+    theirs = _last(setting, pair.theirs())
     report: Any = made.optimize_report
     times = beside(setting, _optional(theirs, x), _call(made, x))
     return [[name, f"batch {len(x)}, {report.memory_format}", *times]]
@@ -208,12 +211,12 @@ def optimised(setting: Setting, name: str) -> Rows:
 
 def compiled(setting: Setting, name: str) -> Rows:
     """torch.compile of both, one graph of featnet's, in bfloat16 and channels_last."""
-    pair, x = Pair(name, setting.device, torch.float32), _images(setting, 32, HALF, LAST)
-    ours = pair.ours().to(HALF).to(memory_format=LAST)
-    theirs = _net(pair.theirs(), HALF, LAST)
-    fast = torch.compile(ours, fullgraph=True, backend=setting.backend)
-    peer = None if theirs is None else torch.compile(theirs, backend=setting.backend)
-    times = beside(setting, _optional(peer, x), _call(fast, x))  # type: ignore[arg-type]
+    pair, x = Pair(name, setting.device, torch.float32), _images(setting, name, 32)
+    ours = pair.ours().to(setting.half).to(memory_format=LAST)
+    theirs = _last(setting, pair.theirs())
+    fast: Any = torch.compile(ours, fullgraph=True, backend=setting.backend)
+    peer: Any = None if theirs is None else torch.compile(theirs, backend=setting.backend)
+    times = beside(setting, _optional(peer, x), _call(fast, x))
     torch.compiler.reset()
     return [[name, f"batch {len(x)}", *times]]
 
@@ -241,7 +244,7 @@ class Part:
 
     def chosen(self, setting: Setting) -> tuple[str, ...]:
         """The networks of a setting."""
-        return QUICK[: len(self.names)] if setting.quick else self.names
+        return QUICK if setting.quick else self.names
 
 
 _ROW = ("model", "what", *TIMES)

@@ -35,9 +35,9 @@ class Setting:
         return "eager" if self.quick else "inductor"
 
     @property
-    def side(self) -> int:
-        """Height and width of the images."""
-        return 160 if self.quick else 224
+    def half(self) -> torch.dtype:
+        """The type of figures in half precision, for which a CPU may have no quick kernels."""
+        return torch.float32 if self.quick else torch.bfloat16
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,10 +52,13 @@ class Setting:
         net.load_state_dict(noise(net))
         return net.eval().to(self.device, dtype)
 
-    def images(self, *, dtype: torch.dtype = torch.float32, batch: int = 2) -> torch.Tensor:
-        """Seeded noise (N, 3, side, side)."""
+    def images(
+        self, name: str, *, dtype: torch.dtype = torch.float32, batch: int = 2
+    ) -> torch.Tensor:
+        """Seeded noise (N, 3, H, W) for a network, at most two images in the quick form."""
+        side = 224 if not self.quick else 160 if "vit" in name else 64
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(batch, 3, self.side, self.side, generator=generator)
+        x = torch.randn(min(batch, 2) if self.quick else batch, 3, side, side, generator=generator)
         return x.to(self.device, dtype)
 
 
