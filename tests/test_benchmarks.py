@@ -180,11 +180,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., Any] = builtins.__import__
 
     def restricted(name: str, *args: Any, **kwargs: Any) -> Any:
-        own = str((args[0] if args else {} or {}).get("__name__", ""))
-        if (
-            own.startswith(("benchmarks", "featnet", "safetensors"))
-            and name.partition(".")[0] in absent
-        ):
+        own = str((args[0] or {}).get("__name__", "")).partition(".")[0] if args else ""
+        if own in ("benchmarks", "featnet", "safetensors") and name.partition(".")[0] in absent:
             raise ImportError(f"{own} imports {name}")
         return real(name, *args, **kwargs)
 
