@@ -121,7 +121,7 @@ that declare none](benchmarks/discovery.md). Figures of other subjects are where
 [networks from elsewhere](foreign_models.md#figures), [their output strides](foreign_strides.md),
 [dilated convolutions](dilation.md#speed), [lines of code](sizes.md).
 
-`python -m benchmarks --quick` takes about three minutes and shows that all works.
+`python -m benchmarks --quick` takes a few minutes and shows that all works.
 `python -m benchmarks` runs the first three commands, for hours.
 
 | command | tables of |
