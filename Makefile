@@ -4,7 +4,8 @@
 # make peers      add timm and torchvision, which the tests compare with, from the package index
 # make consumers  add the libraries that the tests run over featnet, after the peers
 # make docs       build the site in build/site
-# make bench      the figures in benchmarks/
+# make bench      the figures of benchmarks/, printed
+# make gpu        checks and figures on a GPU, in at most eight minutes
 # make clean      remove .venv and what was built
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(INSTALL) --quiet
 TORCH_INDEX ?=
 DEMO := examples/chelsea.png --output-stride 8 --out build/demo --overwrite
 
-.PHONY: demo test docs bench setup peers consumers package clean
+.PHONY: demo test docs bench gpu setup peers consumers package clean
 
 # Where the trained weights cannot be had, the same with random ones.
 demo: .venv/.ready-demo
@@ -31,6 +32,10 @@ docs: .venv/.ready-docs
 
 bench: .venv/.ready-test
 	$(BIN)/python -m benchmarks
+
+# With the torch that is there: it needs no environment of its own.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # The whole environment without running anything.
 setup: .venv/.ready-test

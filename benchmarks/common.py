@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
 import os
 import platform
 import re
@@ -42,21 +43,50 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One section of the report."""
+    """One section of the report.
+
+    Attributes:
+        title: the section's heading, one of its own in the page.
+        header, rows: cells; a row that failed may be shorter.
+        note: a paragraph above the table.
+        page: of docs/benchmarks, without its suffix; none where the table is only printed.
+        measured: machine, versions, date and command, in a sentence.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    page: str = ""
+    measured: str = ""
 
     def __str__(self) -> str:
         lines = [f"## {self.title}", ""]
-        lines += [self.note, ""] if self.note else []
-        lines += [
-            "| " + " | ".join(row) + " |" for row in (self.header, ["---"] * len(self.header))
-        ]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        for paragraph in (self.note, self.measured):
+            lines += [paragraph, ""] if paragraph else []
+        for row in (self.header, ["---"] * len(self.header), *self.rows):
+            cells = (" ".join(cell.split()).replace("|", r"\|") for cell in row)
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
+
+    def column(self, name: str, **where: str) -> dict[str, float]:
+        """The numbers of a column by the first cell of their rows.
+
+        Args:
+            name: of the column, as in the header; without it there are no numbers.
+            where: only the rows that have this value in the column of this name.
+        """
+        if not {name, *where} <= {*self.header}:
+            return {}
+        at = self.header.index(name)
+        wanted = {self.header.index(key): value for key, value in where.items()}
+        return {
+            row[0]: float(row[at].replace(",", ""))
+            for row in self.rows
+            if len(row) > at
+            and all(row[index] == value for index, value in wanted.items())
+            and re.fullmatch(r"[\d,.]+", row[at])
+        }
 
 
 TIMES = ("median ms", "times timm's speed", "middle half")
@@ -83,9 +113,24 @@ def summarise(rounds: Sequence[Mapping[str, float]], peer: str) -> dict[str, Tim
 
 
 def alternate(
-    contenders: Mapping[str, Work], *, rounds: int, device: str = "cpu", warmup: int = 2
+    contenders: Mapping[str, Work],
+    *,
+    rounds: int,
+    device: str = "cpu",
+    warmup: int = 2,
+    enough: float | None = None,
 ) -> dict[str, Timing]:
-    """Time contenders in turn; the first one is the peer. Short calls get more rounds."""
+    """Time contenders in turn; the first one is the peer.
+
+    Args:
+        contenders: by name.
+        rounds: that each gets at least; 2 are for a look at all that works.
+        device: that is waited for.
+        warmup: calls before the first round.
+        enough: seconds up to which short calls get more rounds, 30 at most: by default 6, or half
+            a second where there are only 2 rounds.
+    """
+    enough = enough if enough is not None else 6.0 if rounds > 2 else 0.5
     for _ in range(warmup):
         for work in contenders.values():
             work()
@@ -93,7 +138,7 @@ def alternate(
     taken: list[dict[str, float]] = []
     spent = 0.0
     for index in range(max(2, rounds, 30)):
-        if index >= max(2, rounds) and spent > 6.0:
+        if index >= max(2, rounds) and spent >= enough:
             break
         order = names if index % 2 == 0 else names[::-1]
         seconds = {name: seconds_of(contenders[name], device) for name in order}
@@ -132,19 +177,25 @@ def load_noise(net: nn.Module, state: State) -> nn.Module:
     return net
 
 
-def machine(device: str) -> str:
-    """Processor, cores, versions and date, in one paragraph."""
-    import timm
+def version_of(package: str) -> str | None:
+    """The version of an installed distribution, None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
+
+def machine(device: str, packages: Sequence[str] = ()) -> str:
+    """Date, processor, cores, threads and versions, in one sentence without its full stop."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text(encoding="utf-8").splitlines()
         cpu = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), cpu)
-    where = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)"
+    threads = torch.get_num_threads()
+    where = f"{cpu}, {os.cpu_count()} cores, {threads} torch thread{'s' * (threads > 1)}"
     if device.startswith("cuda"):
         where += f", {torch.cuda.get_device_name(device)}"
-    return (
-        f"Measured on {datetime.date.today().isoformat()}: {where}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}."
-    )
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    versions += [f"{name} {version_of(name) or 'absent'}" for name in packages]
+    return f"Measured on {datetime.date.today()}: {where}; {', '.join(versions)}"

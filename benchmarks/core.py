@@ -1,4 +1,5 @@
-"""The figures of the core: cold start, building, features, hooks, output stride, training."""
+"""``python -m benchmarks.core``: cold start, building, features, hooks, output stride, training, of
+resnet50 for the most part."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featnet
 
+from .command import add_device, parsed, parser_of, report
 from .common import TIMES, Table, Timing, Work, alternate, load_noise, noise, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,7 @@ def import_time(rounds: int) -> Table:
         ("after `import torch`, in a new interpreter", "added s (median)", "loaded"),
         rows,
         "Loaded: model files, and which of " + ", ".join(HEAVY) + ".",
+        "start",
     )
 
 
@@ -100,7 +103,7 @@ def building(rounds: int) -> Table:
         }
         rows += _rows(label, alternate(contenders, rounds=rounds))
     note = "Random weights. featnet runs the network on the meta device to prune and to dilate."
-    return Table("create_model", ("model", "library", *TIMES), rows, note)
+    return Table("create_model", ("model", "library", *TIMES), rows, note, "start")
 
 
 def _pair(
@@ -146,10 +149,10 @@ def _call(net: nn.Module, x: torch.Tensor) -> Work:
     return work
 
 
-def features(rounds: int, device: str) -> Table:
-    """resnet50, five levels, every extractor against timm's list net."""
+def features(rounds: int, device: str, name: str) -> Table:
+    """Five levels, every extractor against timm's list net."""
     kinds = ("list", "dict", "hook")
-    peer, ours = _pair("resnet50", device, {}, *({"feature_cls": kind} for kind in kinds))
+    peer, ours = _pair(name, device, {}, *({"feature_cls": kind} for kind in kinds))
     rows: list[list[str]] = []
     worst = 0.0
     for batch in (1, 4):
@@ -163,7 +166,8 @@ def features(rounds: int, device: str) -> Table:
         "Eager float32, eval, inference_mode, 224 x 224, same weights. Largest difference from "
         f"timm's maps: {worst:g}."
     )
-    return Table("resnet50 features, five levels", ("input", "extractor", *TIMES), rows, note)
+    header = ("input", "extractor", *TIMES)
+    return Table(f"{name} features, five levels", header, rows, note, "forward")
 
 
 def flops(work: Callable[[], object]) -> int:
@@ -173,10 +177,10 @@ def flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def hook_level(rounds: int, device: str) -> Table:
+def hook_level(rounds: int, device: str, name: str) -> Table:
     """The hook net at level 1 alone: what is computed, kept and waited for."""
     peer, (ours, full) = _pair(
-        "resnet50",
+        name,
         device,
         {"feature_cls": "hook", "out_indices": (1,)},
         {"feature_cls": "hook", "out_indices": (1,)},
@@ -194,23 +198,24 @@ def hook_level(rounds: int, device: str) -> Table:
     }
     times = alternate({n: _call(net, x) for n, net in nets.items()}, rounds=rounds, device=device)
     rows = []
-    for name, net in nets.items():
+    for kind, net in nets.items():
         count = flops(lambda net=net: net(x))
         parameters = sum(p.numel() for p in net.parameters())
-        rows.append([name, f"{count / 1e9:.3f}", f"{parameters / 1e6:.3f}", *times[name].cells])
+        rows.append([kind, f"{count / 1e9:.3f}", f"{parameters / 1e6:.3f}", *times[kind].cells])
     return Table(
-        "resnet50 hook net, `out_indices=(1,)`",
+        f"{name} hook net, `out_indices=(1,)`",
         ("net", "GFLOP", "million parameters", *TIMES),
         rows,
         "Batch 1, 224 x 224. FLOPs by torch.utils.flop_counter (a multiply-add counts two).",
+        "early",
     )
 
 
-def output_stride(rounds: int, device: str) -> Table:
+def output_stride(rounds: int, device: str, names: Sequence[str]) -> Table:
     """Features at output stride 8."""
     rows: list[list[str]] = []
     x = torch.randn(1, 3, 224, 224, device=device)
-    for name in ("resnet18", "resnet50", "resnet50d"):
+    for name in names:
         peer, (ours,) = _pair(name, device, {"output_stride": 8}, {"output_stride": 8})
         gap = f"{difference(ours, peer, x):.1g}"
         contenders = {"timm": _call(peer, x), "featnet": _call(ours, x)}
@@ -223,7 +228,7 @@ def output_stride(rounds: int, device: str) -> Table:
         "changes no value but the kernel that computes it."
     )
     header = ("model", "library", *TIMES, "largest relative difference")
-    return Table("Features at output_stride=8", header, rows, note)
+    return Table("Features at output_stride=8", header, rows, note, "dilated")
 
 
 def _step(net: nn.Module, x: torch.Tensor) -> Work:
@@ -234,23 +239,45 @@ def _step(net: nn.Module, x: torch.Tensor) -> Work:
     return work
 
 
-def training(rounds: int, device: str) -> Table:
+def training(rounds: int, device: str, name: str) -> Table:
     """Forward and backward over five levels, in training mode."""
-    peer, (ours,) = _pair("resnet50", device, {}, {})
+    peer, (ours,) = _pair(name, device, {}, {})
     x = torch.randn(2, 3, 224, 224, device=device)
     contenders = {"timm": _step(peer.train(), x), "featnet": _step(ours.train(), x)}
     times = alternate(contenders, rounds=rounds, device=device, warmup=1)
     rows = [[name, *timing.cells] for name, timing in times.items()]
     note = "Batch 2, 224 x 224, float32, batch norm in training mode, list net."
-    return Table("resnet50 training step", ("library", *TIMES), rows, note)
+    return Table(f"{name} training step", ("library", *TIMES), rows, note, "training")
 
 
-def run(device: str, *, quick: bool) -> Iterator[Table]:
-    """Every section in turn; ``quick`` measures a few rounds, to see that all works."""
+PARTS = ("import", "create", "features", "early", "dilated", "training")
+
+
+def run(device: str, *, quick: bool, only: Sequence[str] = PARTS) -> Iterator[Table]:
+    """Every table in turn; ``quick`` measures a few rounds, to see that all works."""
     many, few = (2, 2) if quick else (15, 5)
-    yield import_time(few)
-    yield building(few)
-    yield features(many, device)
-    yield hook_level(many * 2, device)
-    yield output_stride(many, device)
-    yield training(many, device)
+    names = ("resnet18",) if quick else ("resnet18", "resnet50", "resnet50d")
+    name = "resnet18" if quick else "resnet50"
+    parts: dict[str, Callable[[], Table]] = {
+        "import": lambda: import_time(few),
+        "create": lambda: building(few),
+        "features": lambda: features(many, device, name),
+        "early": lambda: hook_level(many * 2, device, name),
+        "dilated": lambda: output_stride(many, device, names),
+        "training": lambda: training(many, device, name),
+    }
+    for part in only:
+        yield parts[part]()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report."""
+    parser = parser_of("benchmarks.core", __doc__)
+    add_device(parser)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some tables")
+    args = parsed(parser, argv)
+    return report(args, run(args.device, quick=args.quick, only=args.only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,16 +1,14 @@
 """``discover`` beside what featnet's own models declare: ``python -m benchmarks.discovery [--every
 N]``.
 
-Each model is looked into with its classifier, without it, and without it inside another module. The
-tables are those of docs/foreign_models.md.
+Each model is looked into with its classifier, without it, and without it inside another module.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import nn
 
 import featnet
 
+from .command import parsed, parser_of, report
 from .common import Table
 
 Rows = list[tuple[int, int]]
@@ -77,21 +76,27 @@ def sweep(every: int) -> Iterator[Table]:
             if want != got:
                 others[type(net).__name__, reason(want, got)].add(name)
     rows = [[form, f"{agree} of {n}", f"{agree / n:.1%}"] for form, (agree, n) in counts.items()]
-    yield Table("discover beside the declaration", ("form", "agree", "share"), rows)
+    note = (
+        "Models of featnet whose declarations are hidden; they agree where the channels of the "
+        "last level at each resolution, and the resolutions, are the declared ones."
+    )
+    if every > 1:
+        note += f" Only each {every}th model."
+    header = ("form", "agree", "share")
+    yield Table("discover beside the declaration", header, rows, note, "discovery")
     listed = [
         [f"{len(names)}: {', '.join(sorted(names)[:4])}{', ...' * (len(names) > 4)}", family, why]
         for (family, why), names in sorted(others.items(), key=lambda item: -len(item[1]))
     ]
-    yield Table("The others", ("models", "class", "found"), listed)
+    yield Table("The others", ("models", "class", "found"), listed, page="discovery")
 
 
-def main() -> int:
-    """Parse the command line, compare, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.discovery", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, compare, report."""
+    parser = parser_of("benchmarks.discovery", __doc__)
     parser.add_argument("--every", type=int, default=1, help="only each N-th model")
-    for table in sweep(parser.parse_args().every):
-        print(table, flush=True)
-    return 0
+    args = parsed(parser, argv)
+    return report(args, sweep(args.every), ())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ defaults, but for the number of threads, float32, and for OpenVINO the one shape
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import statistics
 import sys
@@ -22,7 +21,8 @@ import featnet
 from featnet.deploy.engines import ENGINES
 from featnet.deploy.exporting import onnx_program
 
-from .common import Table, Work, alternate, machine
+from .command import parsed, parser_of, report
+from .common import Table, Work, alternate
 from .core import _call
 from .families import Pair
 
@@ -114,44 +114,45 @@ def row(name: str, batch: int, side: int | None, rounds: int) -> list[str]:
     ]
 
 
-def run(names: Sequence[str], batch: int, side: int | None, rounds: int) -> Iterator[list[str]]:
-    """One row a network; one that fails must not hide the others."""
+def run(
+    names: Sequence[str], *, batch: int = 1, side: int | None = None, rounds: int = 9
+) -> Iterator[Table]:
+    """A table with a row for each network; one that fails must not hide the others."""
+    rows: list[list[str]] = []
     for name in names:
         try:
-            yield row(name, batch, side, rounds)
+            rows.append(row(name, batch, side, rounds))
         except Exception as error:
-            yield [name, f"failed: {type(error).__name__}: {error}"[:160]]
+            rows.append([name, f"failed: {type(error).__name__}: {error}"[:160]])
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    title = f"Engines, float32, batch {batch}" + (f", {side} x {side}" if side else "")
+    note = ["All levels; images of the checkpoint's size unless the title says another."]
+    table = Table(title, HEADER, rows)
+    for what, column in (
+        ("the best by hand", "against the best by hand"),
+        ("timm's best eager form", "times timm's best"),
+    ):
+        ratios = table.column(column).values()
+        if ratios:
+            note.append(
+                f"Against {what}: median {statistics.median(ratios):.2f}, least {min(ratios):.2f}, "
+                f"most {max(ratios):.2f}, over {len(ratios)}."
+            )
+    yield Table(title, HEADER, rows, " ".join(note), "engines")
 
 
-def main() -> int:
-    """Parse the command line, measure, print each row as it comes, then the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report; rows go to the standard error as they come."""
+    parser = parser_of("benchmarks.engines", __doc__)
     parser.add_argument("--quick", action="store_true", help="two small networks, few rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of every engine (default: 1)")
     parser.add_argument("--batch", type=int, default=1, help="images in a call (default: 1)")
     parser.add_argument("--side", type=int, help="of the images (default: the checkpoint's)")
     parser.add_argument("names", nargs="*", help="networks (default: those of the page)")
-    args = parser.parse_args()
-    if importlib.util.find_spec("timm") is None:
-        print("timm is compared with, and not installed: pip install timm", file=sys.stderr)
-        return 1
-    torch.set_num_threads(args.threads)
+    args = parsed(parser, argv)
     names = args.names or (QUICK if args.quick else NAMES)
-    rows = []
-    for cells in run(names, args.batch, args.side, 3 if args.quick else 9):
-        rows.append(cells)
-        print(*cells, sep=" | ", flush=True)
-    versions = (f"{n} {e.version()}" for n, e in ENGINES.items() if not e.missing(writing=False))
-    note = [machine("cpu"), f"Engines: {', '.join(versions)}; batch {args.batch}."]
-    for title, at in (("the best by hand", 3), ("timm's best eager form", 9)):
-        ratios = [float(cells[at]) for cells in rows if len(cells) > at and cells[at] != "-"]
-        if ratios:
-            note.append(
-                f"Against {title}: median {statistics.median(ratios):.2f}, least "
-                f"{min(ratios):.2f}, most {max(ratios):.2f}, over {len(ratios)}."
-            )
-    print(Table("Engines, float32", HEADER, rows, " ".join(note)))
-    return 0
+    rounds = 3 if args.quick else 9
+    tables = run(names, batch=args.batch, side=args.side, rounds=rounds)
+    return report(args, tables, ("timm", *ENGINES))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Several families in every mode: five levels, one early level, output stride 8, a training step,
-optimised; and what the limits are: onnxruntime, and the machine's matrix product."""
+"""``python -m benchmarks.families``: many networks in every mode: all levels, one early level,
+output stride 8, a training step, optimised; and what the limits are: onnxruntime, and the machine's
+matrix product."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import io
-import math
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import nn
 
 import featnet
 
+from .command import add_device, parsed, parser_of, report
 from .common import TIMES, Table, Work, alternate, load_noise, noise, seconds_of
 from .core import _call, _step, difference, flops
 from .memory import held
@@ -104,30 +106,37 @@ FEW = (
 )
 DEPLOYED = (*FEW, "mobilenetv3_large_100", "densenet121")
 HEADS = ("vit_base_patch16_224", "swin_tiny_patch4_window7_224", "hiera_tiny_224")
-QUICK = ("resnet10t", "mobilenetv3_small_050", "test_vit")
+QUICK = ("test_resnet", "test_vit")
 
 
 class Pair:
-    """timm's network and featnet's with the same noise, and what is made of them."""
+    """timm's network and featnet's with the same noise, and what is made of them.
+
+    Attributes:
+        state: the noise, under the names that both have.
+        size: the height and width of :attr:`x`, one image.
+    """
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        import timm
-
         self.name, self.device, self.dtype = name, device, dtype
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.state = noise(timm.create_model(name))
-        self.size = (
-            featnet.get_weights(name)["input_size"][-1] if featnet.get_weights(name) else 224
-        )
-        self.levels = featnet.create_model(name, features_only=True).feature_info
+        self.state = noise(featnet.create_model(name))
+        weights = featnet.get_weights(name)
+        self.size = weights["input_size"][-1] if weights else 224
+        self.levels = featnet.feature_info(name)
         self.x = torch.randn(1, 3, self.size, self.size, device=device, dtype=dtype)
+
+    @property
+    def has_peer(self) -> bool:
+        """timm is installed."""
+        return importlib.util.find_spec("timm") is not None
 
     def ours(self, **options: Any) -> nn.Module:
         return self._ready(featnet.create_model(self.name, features_only=True, **options))
 
     def theirs(self, **options: Any) -> nn.Module | None:
-        """None where timm refuses."""
+        """None where timm refuses, or is not installed."""
+        if not self.has_peer:
+            return None
         import timm
 
         if "out_indices" not in options:  # of a transformer it gives only the last ones
@@ -330,12 +339,12 @@ def peak(device: str, dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / min(seconds_of(lambda: a @ a, device) for _ in range(5))
 
 
-FIGURES = ("MB, late level", "times timm's", "MB, training", "times timm's ")
+FIGURES = ("MB, late level", "times timm's", "MB, training", "times timm's, training")
 AGAINST = ("onnxruntime, ms", "times its speed", "with compile=True", "the form that was taken")
 # Title: (function, names, header)
 MODES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "All levels, eager": (features, NAMES, (*TIMES, "largest relative difference")),
-    "Four levels of transformers": (four, HEADS, (*TIMES, "MB, peak", "times timm's  ")),
+    "Four levels of transformers": (four, HEADS, (*TIMES, "MB, peak", "times timm's MB")),
     "The second level alone": (early, NAMES, ("share of the FLOPs", "timm's share", *TIMES)),
     "Output stride 8": (dense, NAMES, (*TIMES, "largest relative difference")),
     "Training step": (training, NAMES, TIMES),
@@ -351,18 +360,48 @@ MODES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
 }
 # What says the same, or nothing, of another type
 ONCE = (graph, memory, deployed)
+DTYPES = ("float32", "bfloat16")
+PAGES = {
+    features: "forward", four: "forward", graph: "forward", early: "early", dense: "dilated",
+    training: "training", compiled: "compiled", optimised: "compiled", deployed: "engines",
+    memory: "memory",
+}  # fmt: skip
 
 
-def run(device: str, *, quick: bool, dtypes: Sequence[str]) -> Iterator[Table]:
-    """One table a mode and data type, one row a family, and the medians."""
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The options that ``python -m benchmarks`` has too."""
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, help="default: both; with --quick float32"
+    )
+
+
+def run(
+    device: str,
+    *,
+    quick: bool,
+    dtypes: Sequence[str] | None = None,
+    only: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> Iterator[Table]:
+    """One table a mode and data type, one row a network, and the medians.
+
+    Args:
+        device: to measure on.
+        quick: two tiny networks and two rounds, in float32, and nothing that compiles for long.
+        dtypes: of :data:`DTYPES`.
+        only: names of the modes' functions; all by default.
+        names: networks, in place of each mode's own.
+    """
     rounds = 2 if quick else 5
-    for kind in dtypes:
-        for title, (mode, names, header) in MODES.items():
+    for kind in dtypes or (DTYPES[:1] if quick else DTYPES):
+        for title, (mode, own, header) in MODES.items():
             if (kind != "float32" and mode in ONCE) or (device != "cpu" and mode is deployed):
                 continue
-            chosen = QUICK if quick else names
-            chosen = tuple(name for name in chosen if featnet.is_model(name))
-            yield _table(title, mode, chosen, header, rounds, device, kind)
+            if quick and mode is deployed:
+                continue
+            if not only or mode.__name__ in only:
+                chosen = names or (QUICK[: 1 if own is FEW else 2] if quick else own)
+                yield _table(title, mode, chosen, header, rounds, device, kind)
 
 
 def _table(
@@ -388,42 +427,24 @@ def _table(
             f" Median over {len(found)} families {statistics.median(found):.2f}, least "
             f"{min(found):.2f}, most {max(found):.2f}."
         )
-    return Table(f"{title}, {kind}, {device}", ("model", *header), rows, note)
+    return Table(f"{title}, {kind}, {device}", ("model", *header), rows, note, PAGES[mode])
 
 
-def chart(tables: list[Table]) -> str:
-    """The ratios as an SVG image: one line of dots a mode, timm's speed in the middle."""
-    tables = [table for table in tables if TIMES[1] in table.header]
-    width, height, left = 760, 40 * (len(tables) + 1) + 20, 210
-    low, high = 0.5, 4.0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report each table when it is complete."""
+    parser = parser_of("benchmarks.families", __doc__)
+    add_device(parser)
+    add_choices(parser)
+    only = {mode.__name__: title for title, (mode, _, _) in MODES.items()}
+    parser.add_argument(
+        "--only", nargs="+", choices=only, default=list(only), metavar="TABLE",
+        help=f"some tables, of {', '.join(only)}",
+    )  # fmt: skip
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="these networks in all tables")
+    args = parsed(parser, argv)
+    tables = run(args.device, quick=args.quick, dtypes=args.dtype, only=args.only, names=args.names)
+    return report(args, tables, ("timm", "torchvision", "onnxruntime"))
 
-    def at(ratio: float) -> float:
-        share = math.log(min(max(ratio, low), high) / low) / math.log(high / low)
-        return left + share * (width - left - 20)
 
-    text = io.StringIO()
-    text.write(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="12">\n'
-        '<rect width="100%" height="100%" fill="white"/>\n'
-    )
-    for tick in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
-        x = at(tick)
-        text.write(
-            f'<line x1="{x:.0f}" x2="{x:.0f}" y1="20" y2="{height - 30}" '
-            f'stroke="{"#444" if tick == 1 else "#ddd"}"/>\n'
-            f'<text x="{x:.0f}" y="{height - 12}" text-anchor="middle">{tick:g}</text>\n'
-        )
-    for row, table in enumerate(tables):
-        y = 40 + 40 * row
-        text.write(f'<text x="8" y="{y + 4}">{table.title}</text>\n')
-        column = list(table.header).index(TIMES[1])
-        for cells in table.rows:
-            if len(cells) > column and cells[column] != "-":
-                x = at(float(cells[column]))
-                text.write(
-                    f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="#2a6fb0" fill-opacity="0.6">'
-                    f"<title>{cells[0]}: {cells[column]}</title></circle>\n"
-                )
-    text.write(f'<text x="{left}" y="14">times timm\'s speed, one dot a family</text>\n</svg>\n')
-    return text.getvalue()
+if __name__ == "__main__":
+    sys.exit(main())

@@ -196,7 +196,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(machine(args.device) + "\n")
+    print(machine(args.device, ("torchvision",)) + ".\n")
     if args.sweep:
         for table in sweep():
             print(table, flush=True)

@@ -15,12 +15,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from .common import machine, summarise
+import featnet
+
+from .command import parsed, parser_of, report
+from .common import Table, summarise
 
 MIB = 2**20
+LIBRARIES = ("timm", "featnet")
 SIZES = ((512, 512), (1024, 1024), (2048, 2048), (3000, 4000))
 NAMES = ("resnet50", "convnext_tiny", "efficientnet_b0", "swin_tiny_patch4_window7_224")
 
@@ -30,28 +35,29 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def tiled(name: str, levels: tuple[int, ...], size: tuple[int, int], tile: int) -> None:
-    """Print one row: the maps of an image of random bytes."""
-    import featnet
-
+def tiled(name: str, levels: Sequence[int], size: Sequence[int], tile: int) -> Iterator[Table]:
+    """The maps of an image of random bytes, in this process."""
     net = featnet.create_model(name, features_only=True, out_indices=levels).eval()
     image = torch.randint(0, 255, (1, 3, *size), dtype=torch.uint8)
     before, start = resident(), time.perf_counter()
     maps = featnet.extract_tiled(net, image, tile=tile, prepare=lambda part: part.float() / 255)
     seconds = time.perf_counter() - start
-    total = sum(y.nbytes for y in maps) // MIB
-    print(
-        f"| {name} | {', '.join(map(str, levels))} | {tile} | {image.nbytes // MIB} | {total} "
-        f"| {before // MIB} | {resident() // MIB} | {seconds:,.0f} |"
+    bytes_ = (image.nbytes, sum(y.nbytes for y in maps), before, resident())
+    row = [name, ", ".join(map(str, levels)), str(tile), *(str(n // MIB) for n in bytes_)]
+    header = ("network", "levels", "tile", "image", "maps", "before", "peak", "s")
+    note = (
+        "`featnet.extract_tiled` in a new process: bytes in memory, levels in memory. MiB; the "
+        "peak is the resident memory of the whole process, torch and the image included. One run: "
+        "the peak is what counts, the time is an upper bound."
     )
+    title = f"{size[1]} x {size[0]}"
+    yield Table(title, header, [[*row, f"{seconds:,.0f}"]], note, "large")
 
 
 def contender(library: str, name: str, levels: tuple[int, ...]) -> torch.nn.Module:
     """An extractor of a library, with its own random weights."""
     options = {} if "swin" not in name or library == "featnet" else {"strict_img_size": False}
     if library == "featnet":
-        import featnet
-
         return featnet.create_model(name, features_only=True, out_indices=levels).eval()
     import timm
 
@@ -72,49 +78,76 @@ def added(library: str, name: str, levels: tuple[int, ...], size: tuple[int, int
     return resident() - before
 
 
-def sizes(rounds: int, names: list[str]) -> None:
-    """Print the rows of all networks and sizes."""
-    print(
-        "| network | levels | height x width | MiB | timm's | ratio | s | timm's | times as fast |"
-    )
+def memory_of(name: str, levels: tuple[int, ...], size: tuple[int, int]) -> dict[str, float]:
+    """MiB that a forward of each library adds, in a process of its own."""
+    found = {}
+    for library in LIBRARIES:
+        call = json.dumps([library, name, levels, size])
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.large", "added", call],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[library] = int(done.stdout.split()[-1]) / MIB
+    return found
+
+
+def compared(name: str, levels: tuple[int, ...], size: tuple[int, int], rounds: int) -> list[str]:
+    """A row: memory and time of a forward of both libraries."""
+    memory = memory_of(name, levels, size)
+    nets = {library: contender(library, name, levels) for library in LIBRARIES}
+    x, taken = torch.zeros(1, 3, *size), []
+    with torch.inference_mode():
+        for index in range(rounds):
+            seconds = {}
+            for library in LIBRARIES[:: 1 if index % 2 else -1]:
+                start = time.perf_counter()
+                nets[library](x)
+                seconds[library] = time.perf_counter() - start
+            taken.append({library: seconds[library] for library in LIBRARIES})
+    timing = summarise(taken, "timm")
+    ours, theirs = memory["featnet"], memory["timm"]
+    return [
+        name,
+        "last" if len(levels) == 1 else "all",
+        f"{size[0]} x {size[1]}",
+        f"{ours:,.0f}",
+        f"{theirs:,.0f}",
+        f"{ours / max(theirs, 1):.2f}",
+        f"{timing['featnet'].seconds:.2f}",
+        f"{timing['timm'].seconds:.2f}",
+        *timing["featnet"].cells[1:],
+    ]
+
+
+def sizes(
+    rounds: int, names: Sequence[str], shapes: Sequence[tuple[int, int]] = SIZES
+) -> Iterator[Table]:
+    """All networks at all sizes, the last level and all of them; rows go to the standard error as
+    they come."""
+    rows = []
     for name in names:
-        count = 5 if name in ("resnet50", "efficientnet_b0") else 4
-        for size in SIZES:
+        count = len(featnet.feature_info(name))
+        for size in shapes:
             for levels in ((count - 1,), tuple(range(count))):
-                memory = {}
-                for library in ("timm", "featnet"):
-                    call = json.dumps([library, name, levels, size])
-                    done = subprocess.run(
-                        [sys.executable, "-m", "benchmarks.large", "added", call],
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                    )
-                    memory[library] = int(done.stdout.split()[-1]) / MIB
-                nets = {lib: contender(lib, name, levels) for lib in ("timm", "featnet")}
-                x, taken = torch.zeros(1, 3, *size), []
-                with torch.inference_mode():
-                    for index in range(rounds):
-                        seconds = {}
-                        for library in list(nets)[:: 1 if index % 2 else -1]:
-                            start = time.perf_counter()
-                            nets[library](x)
-                            seconds[library] = time.perf_counter() - start
-                        taken.append({library: seconds[library] for library in nets})
-                timing = summarise(taken, "timm")
-                ours, theirs = memory["featnet"], memory["timm"]
-                print(
-                    f"| {name} | {'last' if len(levels) == 1 else 'all'} | {size[0]} x {size[1]} "
-                    f"| {ours:,.0f} | {theirs:,.0f} | {ours / max(theirs, 1):.2f} "
-                    f"| {timing['featnet'].seconds:.2f} | {timing['timm'].seconds:.2f} "
-                    f"| {timing['featnet'].ratio:.2f} |",
-                    flush=True,
-                )
+                rows.append(compared(name, levels, size, rounds))
+                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    header = (
+        "network", "levels", "height x width", "MiB", "timm's MiB", "times timm's MiB", "s",
+        "timm's s", "times timm's speed", "middle half",
+    )  # fmt: skip
+    note = (
+        "MiB are what a forward adds to the peak of resident memory, in a process of its own; "
+        f"seconds the medians of {rounds} calls in turn."
+    )
+    yield Table("One forward beside timm", header, rows, note, "large")
 
 
-def main() -> None:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report."""
+    parser = parser_of("benchmarks.large", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=("tiled", "sizes", "added"))
     parser.add_argument("call", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--names", nargs="+", default=None)
@@ -122,20 +155,17 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(9000, 12000), metavar=("H", "W"))
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parsed(parser, argv)
     if args.what == "added":
+        torch.set_num_threads(args.threads)
         library, name, levels, size = json.loads(args.call)
         print(added(library, name, tuple(levels), tuple(size)))
-        return
+        return 0
     if args.what == "tiled":
         name = (args.names or ["mobilenetv2_100"])[0]
-        tiled(name, tuple(args.levels), tuple(args.size), args.tile)
-    else:
-        sizes(args.rounds, args.names or list(NAMES))
-    print(machine("cpu"))
+        return report(args, tiled(name, args.levels, args.size, args.tile), ())
+    return report(args, sizes(args.rounds, args.names or NAMES))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The figures of loading: a checkpoint from a local file, and the names without one.
+"""``python -m benchmarks.loading``: a checkpoint from a local file, and the names without one.
 
 Every measurement is a process of its own, which has imported torch. Its time is that of importing
 the library and of creating the model; its memory the peak above what it had after the import. The
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .command import add_device, parsed, parser_of, report
 from .common import TIMES, Table, Timing, noise, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ def from_a_file(rounds: int, models: Sequence[str] = MODELS) -> Table:
         "been touched."
     )
     header = ("weights", "contender", *TIMES, "peak MiB", "peak / size of the file")
-    return Table("Loading a local safetensors file", header, rows, note)
+    return Table("Loading a local safetensors file", header, rows, note, "start")
 
 
 COLD = """
@@ -158,7 +159,7 @@ def names(rounds: int) -> Table:
         "Imports included, in a new interpreter; what of torch, huggingface_hub and socket it "
         "loads."
     )
-    return Table("Names and tables, cold", ("statement", *TIMES, "loads"), rows, note)
+    return Table("Names and tables, cold", ("statement", *TIMES, "loads"), rows, note, "start")
 
 
 def run(device: str, *, quick: bool) -> Iterator[Table]:
@@ -167,3 +168,15 @@ def run(device: str, *, quick: bool) -> Iterator[Table]:
         return  # the peak of a process is Linux's to say
     yield names(2 if quick else 9)
     yield from_a_file(2 if quick else 5, MODELS[:1] if quick else MODELS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report."""
+    parser = parser_of("benchmarks.loading", __doc__)
+    add_device(parser)
+    args = parsed(parser, argv)
+    return report(args, run(args.device, quick=args.quick))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

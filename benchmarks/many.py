@@ -7,7 +7,6 @@ a finished run again; throughput beside the bare network's on inputs that lie in
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import resource
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from torch import nn
 
 import featnet
 from featnet.images.many.progress import Report
+
+from .command import parsed, parser_of, report
+from .common import Table
 
 MODEL = "resnet50"
 
@@ -56,7 +60,7 @@ def network(name: str) -> nn.Module:
     return featnet.create_model(name, features_only=True, out_indices=(-1,)).eval()
 
 
-def kills(photos: Path, folder: Path, count: int) -> str:
+def kills(photos: Path, folder: Path, count: int) -> dict[str, str]:
     """Kill the command at random moments, and compare."""
     command = [sys.executable, "-m", "featnet", "extract", str(photos), "--model", "test_resnet"]
     command += ["--pool", "avg", "--shard-size", "64", "--workers", "2", "--out"]
@@ -89,14 +93,18 @@ def kills(photos: Path, folder: Path, count: int) -> str:
         start = time.monotonic()
         subprocess.run([*command, str(target)], capture_output=True, check=False)
         times.append(time.monotonic() - start)
-    return (
-        f"killed {killed} times: {len(one)} files equal, {len(features)} images once, "
-        f"{len(features.errors)} with a reason; finished and run again: "
-        f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
-    )
+    return {
+        "killed at a random moment, and started again": f"{killed} times",
+        "files equal to those of a run that was not killed": f"{len(one)} of {len(one)}",
+        "images with a vector": str(len(features)),
+        "images with a reason for having none": str(len(features.errors)),
+        "finished, and run again": (
+            f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
+        ),
+    }
 
 
-def memory(photos: Path, folder: Path, workers: int) -> str:
+def memory(photos: Path, folder: Path, workers: int) -> dict[str, str]:
     """The peak of this process after 200 images, and after all."""
     peaks: dict[int, float] = {}
 
@@ -107,7 +115,10 @@ def memory(photos: Path, folder: Path, workers: int) -> str:
 
     extract("test_resnet", photos, folder / "memory", workers, watch, shard_size=64)
     early = max(peak for done, peak in peaks.items() if done <= 250)
-    return f"peak memory: {early:.0f} MB after 200 images, {max(peaks.values()):.0f} MB at the end"
+    return {
+        "peak after 200 images": f"{early:.0f} MB",
+        "peak at the end": f"{max(peaks.values()):.0f} MB",
+    }
 
 
 def extract(
@@ -119,7 +130,7 @@ def extract(
     ).rate
 
 
-def throughput(photos: Path, folder: Path, workers: int, count: int, rounds: int) -> str:
+def throughput(photos: Path, folder: Path, workers: int, count: int, rounds: int) -> dict[str, str]:
     """Images a second of a run, and of the bare network in the same batches; in turn."""
     net, paths = network(MODEL), sorted(photos.rglob("*.jpg"))
     good = [p for p in paths if p.stat().st_size > 20_000 or _whole(p)][:count]
@@ -139,12 +150,16 @@ def throughput(photos: Path, folder: Path, workers: int, count: int, rounds: int
         for path in good[:100]:
             transform(path)
         decoding.append(100 / (time.monotonic() - start))
-    return (
-        f"{MODEL}, 224 x 224, {workers} workers: {statistics.median(rates):.1f} images/s, "
-        f"{statistics.median(ratios):.2f} of the bare network ({min(ratios):.2f} to "
-        f"{max(ratios):.2f} in {rounds} rounds, with the start of the workers); one process "
-        f"decodes {statistics.median(decoding):.0f} images/s"
-    )
+    return {
+        f"{MODEL}, 224 x 224, {workers} worker{'s' * (workers > 1)}": (
+            f"{statistics.median(rates):.1f} images/s"
+        ),
+        "share of the bare network's rate, with the start of the workers": (
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {rounds} "
+            "rounds)"
+        ),
+        "one process decodes": f"{statistics.median(decoding):.0f} images/s",
+    }
 
 
 def _silent(event: object) -> None:
@@ -159,31 +174,42 @@ def _whole(path: Path) -> bool:
     return True
 
 
-def main() -> None:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many", description=__doc__)
+PARTS = ("memory", "throughput", "kills")
+
+
+def run(args: Namespace) -> Iterator[Table]:
+    """A table for each promise, of photographs that are made first."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        photos = folder / "photos"
+        make_photographs(photos, args.images, args.broken)
+        parts = {
+            "memory": lambda: memory(photos, folder, args.workers),
+            "throughput": lambda: throughput(
+                photos, folder, args.workers, args.sample, args.rounds
+            ),
+            "kills": lambda: kills(photos, folder, args.kills),
+        }
+        note = f"{args.images:,} JPEGs of 640 x 480, {args.broken} of them broken."
+        for part in args.only:
+            rows = [list(row) for row in parts[part]().items()]
+            yield Table(part.capitalize(), ("what", "figure"), rows, note, "many")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, report."""
+    parser = parser_of("benchmarks.many", __doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--broken", type=int, default=30)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1, help="of the throughput (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample", type=int, default=160, help="images of a round of throughput")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--only", choices=("kills", "memory", "throughput"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        photos = folder / "photos"
-        make_photographs(photos, args.images, args.broken)
-        if args.only in (None, "memory"):
-            print(memory(photos, folder, args.workers), flush=True)
-        if args.only in (None, "throughput"):
-            print(throughput(photos, folder, args.workers, args.sample, args.rounds), flush=True)
-        if args.only in (None, "kills"):
-            print(kills(photos, folder, args.kills), flush=True)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some tables")
+    args = parsed(parser, argv)
+    return report(args, run(args), ("pillow", "pyarrow"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

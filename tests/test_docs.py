@@ -138,10 +138,3 @@ def test_blocks_are_found(tmp_path: Path) -> None:
     page.write_text("# a\n\n```python\nx = 1\n```\n\n```sh\nls\n```\n", encoding="utf-8")
     assert blocks(page, "python") == [(3, "x = 1\n")]
     assert blocks(page, "sh") == [(7, "ls\n")]
-
-
-def test_the_benchmarks_know_their_models() -> None:
-    """Every name that is timed is one of the registry's."""
-    from benchmarks.families import NAMES
-
-    assert [name for name in NAMES if name not in registry.list_models()] == []
