@@ -1,7 +1,7 @@
 """``python -m benchmarks.clients``: libraries over timm and over featnet, a process for each.
 
-Prints the table of docs/libraries/index.md, and why what fails does. A library that is not installed
-is left out, and said.
+Prints the table of docs/libraries/index.md, and why what fails does. A library that is not
+installed is left out, and said.
 """
 
 from __future__ import annotations
