@@ -18,6 +18,8 @@ Size = tuple[int, int]
 class _AttentionPool(nn.Module):
     """A token attends to all positions of a map; a subclass says where these are."""
 
+    cls_token: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
