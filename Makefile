@@ -44,10 +44,11 @@ setup: .venv/.ready-test
 peers: .venv/.ready-test
 	$(PIP) --no-deps timm torchvision
 
-# Of the last line's two modules are run, which need none of what the whole libraries do.
+# Of the libraries of the last two lines a module each is run, which needs little of what they do.
 consumers: .venv/.ready-test
 	$(PIP) -e '.[cli,demo,test,consumers]'
 	$(PIP) --no-deps anomalib mmsegmentation mmengine addict yapf termcolor platformdirs
+	$(PIP) --no-deps mmpretrain importlib_metadata lazy-importer zipp effdet omegaconf pycocotools
 
 # Only the stamps decide whether anything is installed, so packages that were added to .venv by
 # hand stay. A set-up that was cut off has left no stamp and is taken up again.

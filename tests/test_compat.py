@@ -66,7 +66,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A timm, and a module that holds it, a class of it, one that featnet lacks, and one of a
     module that nobody knows."""
     real, layers = types.ModuleType("timm"), types.ModuleType("timm.layers")
-    holder: Any = types.ModuleType("holder")
+    holder: Any = types.ModuleType("a_holder")
     for name, home in (("DropPath", "layers"), ("NonLocalAttn", "layers"), ("Secret", "_own")):
         setattr(holder, name, type(name, (), {"__module__": f"timm.{home}"}))
     holder.timm, holder.number = real, 3
@@ -79,13 +79,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     holder: Any = fake(monkeypatch)
     before = dict(vars(holder))
-    with pytest.raises(ArgumentError, match="too late: .* hold timm already.*rebind=True"):
+    with pytest.raises(ArgumentError, match="too late: a_holder.* hold timm already.*rebind=True"):
+        use_as_timm()
+    assert vars(holder) == before and sys.modules["timm"] is holder.timm
+    for number in range(12):
+        other: Any = types.ModuleType(f"a_holder_{number}")
+        other.timm = holder.timm
+        monkeypatch.setitem(sys.modules, other.__name__, other)
+    with pytest.raises(ArgumentError, match=r"a_holder_0, .* and \d+ more hold timm already"):
         use_as_timm()
     with use_as_timm(rebind=True) as switch:
         assert holder.timm is featnet.compat.timm  # type: ignore[attr-defined]
         assert holder.DropPath is holder.timm.layers.DropPath
-        assert {"holder.DropPath", "holder.timm"} <= {*switch.rebound}
-        assert {"holder.NonLocalAttn", "holder.Secret"} <= {*switch.kept}
+        assert {"a_holder.DropPath", "a_holder.timm"} <= {*switch.rebound}
+        assert {"a_holder.NonLocalAttn", "a_holder.Secret"} <= {*switch.kept}
     assert vars(holder) == before and sys.modules["timm"] is holder.timm
 
 
@@ -145,6 +152,11 @@ def test_names_that_are_called_by_timms_modules_are_timms() -> None:
     [
         ("from timm.layers import NonLocalAttn", "timm 1.0.31 itself has it"),
         ("from timm.layers import DropPth", "Did you mean 'DropPath'"),
+        ("from timm.layers import AttentionPool", "Did you mean 'AttentionPool2d'"),
+        (
+            "from timm.layers import LayerNormAct2d",
+            "mean 'LayerNorm2d'.* timm 1.0.31 itself has it",
+        ),
         ("import timm.task", "no timm.task. timm 1.0.31 itself has it"),
         ("from timm.models.resnet import Resnet", "Did you mean 'ResNet'"),
         ("from timm.models.vision_transformer import nothing", "no timm.models.vision_transformer"),
@@ -288,10 +300,31 @@ def test_layers_are_timms() -> None:
         ("LayerScale", (12,), {}, tokens),
         ("AttentionPool2d", (8, (3, 4), 5), {"head_dim": 4}, torch.randn(2, 8, 3, 4)),
         ("AttentionPool2d", (8, 2, 0), {"num_heads": 2, "pool_type": ""}, torch.randn(2, 8, 3, 4)),
+        ("AttentionPool2d", (8,), {"head_dim": 4, "qkv_separate": True}, torch.randn(2, 8, 3, 4)),
+        ("RotAttentionPool2d", (8, 5), {"head_dim": 4}, torch.randn(2, 8, 3, 4)),
+        ("RotAttentionPool2d", (8, 0, (3, 4)), {"num_heads": 2, "pool_type": ""},
+         torch.randn(2, 8, 3, 4)),
+        ("RotAttentionPool2d", (8, None, 2, 16), {"head_dim": 8, "rope_type": "base"},
+         torch.randn(2, 8, 5, 3)),
+        ("RotAttentionPool2d", (8,), {"head_dim": 8, "rope_type": "dinov3", "class_token": True,
+         "qkv_separate": True, "qkv_bias": False}, torch.randn(2, 8, 3, 4)),
     ):  # fmt: skip
         a, b = (getattr(library, name)(*arguments, **options).eval() for library in (peer, ours))
         b.load_state_dict(a.state_dict())
         assert helpers.error(a(value), b(value)) < 1e-6, name
+    pools = [library.RotAttentionPool2d(8, 5, head_dim=4) for library in (peer, ours)]
+    pools[1].load_state_dict(pools[0].state_dict())
+    value = torch.randn(2, 8, 3, 4)
+    assert helpers.error(pools[1](value, True), pools[0](value, pre_logits=True)) < 1e-6
+    for options, message in (
+        ({"rope_type": "mrope"}, "'cat', 'base'"),
+        ({"class_token": True, "embed_dim": 8, "head_dim": 4}, "in_features=4"),
+        ({"num_heads": 3}, "4 channels cannot be split into 3 heads"),
+        ({"num_heads": 2}, "a multiple of 4 channels in a head"),
+        ({"pool_type": "max", "num_heads": 1}, "'token'"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            ours.RotAttentionPool2d(4, **options)
     table = torch.randn(1, 17, 8)
     for arguments in (((5, 6),), ((3, 3), (2, 8))):
         got = ours.resample_abs_pos_embed(table, *arguments)

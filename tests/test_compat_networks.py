@@ -251,6 +251,48 @@ def test_losses_are_timms() -> None:
     assert helpers.error(ours.SoftTargetCrossEntropy()(logits, soft), want) < 1e-6
 
 
+SCHEDULES: list[dict[str, Any]] = [
+    dict(t_initial=5, lr_min=1e-3),
+    dict(t_initial=6, warmup_t=2, warmup_lr_init=1e-4),
+    dict(t_initial=6, warmup_t=3, warmup_prefix=True, k_decay=1.5),
+    dict(t_initial=3, cycle_limit=3, cycle_decay=0.5, cycle_mul=2.0, t_in_epochs=False),
+]
+
+
+@pytest.mark.parametrize("options", SCHEDULES)
+def test_the_cosine_schedule_is_timms(options: dict[str, Any]) -> None:
+    rates, lengths = [], []
+    for library in load("scheduler"):
+        groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 0.4)]
+        groups[1]["lr_scale"] = 0.5
+        optimizer = torch.optim.SGD(groups)
+        schedule = library.CosineLRScheduler(optimizer, **options)
+        seen = [group["lr"] for group in optimizer.param_groups]
+        for step in range(30):
+            schedule.step(step)
+            schedule.step_update(step)
+            seen += [group["lr"] for group in optimizer.param_groups]
+        again = library.CosineLRScheduler(optimizer, 7, initialize=False)
+        again.load_state_dict(schedule.state_dict())
+        again.step(4)
+        again.step_update(4)
+        rates.append([*seen, *(group["lr"] for group in optimizer.param_groups)])
+        lengths.append([schedule.get_cycle_length(n) for n in range(4)])
+    assert lengths[0] == lengths[1] and len({*rates[0]}) > 6
+    assert rates[1] == pytest.approx(rates[0], abs=1e-9)
+
+
+def test_what_the_cosine_schedule_refuses() -> None:
+    kind = importlib.import_module(OURS + "scheduler").CosineLRScheduler
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    with pytest.raises(ArgumentError, match="t_initial=0"):
+        kind(optimizer, 0)
+    with pytest.raises(ArgumentError, match="group 0 of the optimiser has no 'initial_lr'"):
+        kind(optimizer, 3, initialize=False)
+    with pytest.raises(NotImplementedError, match=r"noise_range_t=\(1, 2\): there is no noise"):
+        kind(optimizer, 3, noise_range_t=(1, 2))
+
+
 @pytest.mark.parametrize(
     ("path", "name", "message"),
     [

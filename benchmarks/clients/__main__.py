@@ -1,7 +1,7 @@
 """``python -m benchmarks.clients``: libraries over timm and over featnet, a process for each.
 
-Prints the table of docs/timm_libraries.md, and why what fails does. A library that is not installed
-is left out, and said.
+Prints the table of docs/libraries/index.md, and why what fails does. A library that is not
+installed is left out, and said.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LIBRARIES = {
     "with_transformers": ("transformers", "transformers"),
     "with_anomalib": ("anomalib", "anomalib"),
     "with_mmseg": ("mmseg", "mmsegmentation"),
+    "with_mmpretrain": ("mmpretrain", "mmpretrain"),
     "with_open_clip": ("open_clip", "open_clip_torch"),
     "with_fastai": ("fastai", "fastai"),
     "with_effdet": ("effdet", "effdet"),

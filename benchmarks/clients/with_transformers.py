@@ -11,6 +11,8 @@ from transformers import (
     AutoBackbone,
     DetrConfig,
     DetrForObjectDetection,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
     TimmBackbone,
     TimmBackboneConfig,
     TimmWrapperConfig,
@@ -62,6 +64,20 @@ def detector() -> None:
         encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5,
     )  # fmt: skip
     logits = DetrForObjectDetection(config).eval()(images()).logits
+    assert logits.shape[:2] == (2, 5)
+
+
+def real_time_detector() -> None:
+    backbone = TimmBackboneConfig(
+        backbone="resnet18", out_indices=(2, 3, 4), use_pretrained_backbone=False
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone, encoder_in_channels=[128, 256, 512], encoder_hidden_dim=32,
+        encoder_ffn_dim=32, encoder_attention_heads=2, d_model=32, decoder_in_channels=[32] * 3,
+        decoder_ffn_dim=32, decoder_attention_heads=2, decoder_layers=1, num_queries=5,
+        num_denoising=0,
+    )  # fmt: skip
+    logits = RTDetrForObjectDetection(config).eval()(images()).logits
     assert logits.shape[:2] == (2, 5)
 
 

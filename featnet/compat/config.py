@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Self, TypeVar
 
 from ..errors import ArgumentError
+from ..layers.phases import Phased, PhasedTokens
+from ..layers.windows import pad_to_windows
 
 Registered = TypeVar("Registered")
+Kind = TypeVar("Kind", bound=type)
 
 
 def is_scriptable() -> bool:
@@ -29,23 +32,32 @@ def use_fused_attn(experimental: bool = False) -> bool:
     return not experimental
 
 
+_modules: list[type] = []
+_functions: list[object] = []
+
+
 def get_notrace_modules() -> list[type]:
-    """Return none: no module of featnet's needs to be left out of a trace."""
-    return []
+    """Return the classes that ``torch.fx`` must not go into: blocks of attention whose steps depend
+    on the size of the map, of the families that are loaded, and those that were registered."""
+    blocks = [kind for kind in Phased.__subclasses__() if kind is not PhasedTokens]
+    return [*blocks, *_modules]
 
 
 def get_notrace_functions() -> list[object]:
-    """Return none: no function of featnet's needs to be left out of a trace."""
-    return []
+    """Return the functions that ``torch.fx`` must not go into: those that were registered, and what
+    looks at a map's size."""
+    return [pad_to_windows, *_functions]
 
 
-def register_notrace_module(module: Registered) -> Registered:
-    """Return a class as it is: ``torch.fx`` goes into all modules here."""
+def register_notrace_module(module: Kind) -> Kind:
+    """Decorate a class that ``torch.fx`` must not go into."""
+    _modules.append(module)
     return module
 
 
 def register_notrace_function(name_or_fn: Registered) -> Registered:
-    """Return a function as it is: ``torch.fx`` goes into all functions here."""
+    """Decorate a function that ``torch.fx`` must not go into."""
+    _functions.append(name_or_fn)
     return name_or_fn
 
 

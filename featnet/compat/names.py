@@ -64,7 +64,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "resample_patch_embed trunc_normal_tf_ lecun_normal_ LayerType",
         "featnet.compat.training": "freeze_batch_norm_2d unfreeze_batch_norm_2d",
         "featnet.compat.layout": "Format get_spatial_dim get_channel_dim nchw_to nhwc_to",
-        "featnet.compat.attention_pool": "AttentionPool2d",
+        "featnet.compat.attention_pool": "AttentionPool2d RotAttentionPool2d",
         "featnet.compat.blocks": "Attention",
         "featnet.layers": "DropBlock2d BlurPool2d SqueezeExcite SEModule=SqueezeExcite "
         "EffectiveSqueezeExcite EffectiveSEModule=EffectiveSqueezeExcite "
@@ -114,7 +114,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "featnet.compat.optimizers": "LabelSmoothingCrossEntropy",
         "torch.nn": "SoftTargetCrossEntropy=CrossEntropyLoss",
     },
-    "scheduler": {},
+    "scheduler": {"featnet.compat.schedules": "CosineLRScheduler"},
 }
 
 # Modules with the names of another
@@ -233,8 +233,8 @@ CLASSES: Mapping[str, str] = {
 
 # Names that libraries import and seldom call: what to use in their place
 _WARMUP = (
-    "torch.optim.lr_scheduler.SequentialLR of LinearLR and CosineAnnealingLR warms up and decays; "
-    "other schedules are in torch.optim.lr_scheduler."
+    "CosineLRScheduler is there, and torch.optim.lr_scheduler.SequentialLR of LinearLR and "
+    "CosineAnnealingLR warms up and decays; other schedules are in torch.optim.lr_scheduler."
 )
 _MIXUP = "torchvision.transforms.v2.MixUp and CutMix, over a batch, take its place."
 _LOADER = (
@@ -248,7 +248,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("rand_augment_transform", "auto_augment_transform"), _AUGMENT),
     **dict.fromkeys(
         (
-            *("create_scheduler", "create_scheduler_v2", "scheduler_kwargs", "CosineLRScheduler"),
+            *("create_scheduler", "create_scheduler_v2", "scheduler_kwargs"),
             *("MultiStepLRScheduler", "PlateauLRScheduler", "PolyLRScheduler", "StepLRScheduler"),
             "TanhLRScheduler",
         ),
@@ -259,6 +259,5 @@ REFUSED: Mapping[str, str] = {
     "apply_rot_embed_cat": "it goes with RotaryEmbeddingCat.",
     "ImageNetInfo": "it holds no names of classes; torchvision's "
     "ResNet50_Weights.DEFAULT.meta['categories'] are those of ImageNet-1k.",
-    "RotAttentionPool2d": "AttentionPool2d, whose positions are learned, is there.",
     "OrderedDistributedSampler": "torch.utils.data.DistributedSampler(shuffle=False).",
 }
