@@ -85,7 +85,8 @@ def extract_dataset(
         ArgumentError: no Ray dataset, a network in training mode, or an argument that cannot be.
 
     Example:
-        >>> import featnet, ray  # doctest: +SKIP
+        >>> import featnet
+        >>> import ray  # doctest: +SKIP
         >>> net = featnet.create_model("test_resnet", features_only=True, out_indices=(-1,)).eval()
         >>> dataset = ray.data.from_items([{"path": "missing.png"}])  # doctest: +SKIP
         >>> featnet.extract_dataset(dataset, net, pool="avg").take(1)[0]["error"]  # doctest: +SKIP
