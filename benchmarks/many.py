@@ -1,16 +1,19 @@
 """``python -m benchmarks.many``: what is promised of runs over many images, measured.
 
 Photographs are made in a temporary folder: 2,000 JPEGs with 30 broken ones among them. Then: a run
-that is killed over and over beside one that is not, byte by byte; memory after 200 and after all;
-a finished run again; throughput beside the bare network's on inputs that lie in memory.
+that is killed over and over beside one that is not, byte by byte; memory after 200 and after all,
+workers included; a finished run again; throughput beside the bare network's on inputs in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import json
 import os
 import random
-import resource
+import re
 import shutil
 import signal
 import statistics
@@ -28,7 +31,7 @@ from torch import nn
 import featnet
 from featnet.images.many.progress import Report
 
-MODEL = "resnet50"
+MODEL, BATCH = "resnet50", 16
 
 
 def make_photographs(root: Path, count: int, broken: int) -> None:
@@ -56,58 +59,91 @@ def network(name: str) -> nn.Module:
     return featnet.create_model(name, features_only=True, out_indices=(-1,)).eval()
 
 
-def kills(photos: Path, folder: Path, count: int) -> str:
-    """Kill the command at random moments, and compare."""
+def kills(photos: Path, folder: Path, images: int, broken: int, count: int) -> str:
+    """Kill the command at random moments, and compare what is there in the end, byte by byte.
+
+    A life is as long as the start and up to twice the work's share of one of so many lives, so that
+    most kills fall into one run, some of them before it has begun.
+    """
     command = [sys.executable, "-m", "featnet", "extract", str(photos), "--model", "test_resnet"]
-    command += ["--pool", "avg", "--shard-size", "64", "--workers", "2", "--out"]
-    start = time.monotonic()
-    whole = subprocess.run([*command, str(folder / "whole")], capture_output=True, check=False)
-    seconds = time.monotonic() - start
-    assert whole.returncode == 1, whole.stderr  # some are broken
-    rng, killed = random.Random(0), 0
+    command += ["--pool", "avg", "--shard-size", "64", "--workers", "2", "--json", "--out"]
+    begin, seconds = _timed([*command, str(folder / "whole")])
+    rng, killed, runs = random.Random(0), 0, 1
     target = folder / "killed"
     while killed < count:
-        with subprocess.Popen(
-            [*command, str(target)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        with subprocess.Popen([*command, str(target)], stdout=subprocess.DEVNULL) as process:
             try:
-                process.wait(rng.uniform(0, seconds))
+                process.wait(rng.uniform(0, begin + 2 * (seconds - begin) / count))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
-            else:  # finished: begin anew
-                shutil.rmtree(target)
-    last = subprocess.run([*command, str(target)], capture_output=True, check=False)
-    assert last.returncode == 1, last.stderr
-    one, other = ({p.name: p.read_bytes() for p in x.iterdir()} for x in (folder / "whole", target))
-    assert one == other, sorted(
-        name for name in {**one, **other} if one.get(name) != other.get(name)
-    )
+                continue
+        _compare(folder / "whole", target)  # finished: begin anew
+        shutil.rmtree(target)
+        runs += 1
+    _timed([*command, str(target)])
+    files = _compare(folder / "whole", target)
     features = featnet.read_features(target)
-    times = []
-    for _ in range(5):
-        start = time.monotonic()
-        subprocess.run([*command, str(target)], capture_output=True, check=False)
-        times.append(time.monotonic() - start)
+    assert len(features) == images - broken and len(features.errors) == broken, features
+    times = [_timed([*command, str(target)])[1] for _ in range(5)]
     return (
-        f"killed {killed} times: {len(one)} files equal, {len(features)} images once, "
-        f"{len(features.errors)} with a reason; finished and run again: "
+        f"killed {killed} times in {runs} run(s): {files} files equal, {len(features)} images "
+        f"once, {len(features.errors)} with a reason; finished and run again: "
         f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
     )
 
 
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Run the command; seconds until its first line, and until its end."""
+    start = begin = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for number, _ in enumerate(process.stdout):
+            begin = time.monotonic() if number == 0 else begin
+        _, words = process.communicate()
+    assert process.returncode == 1, words  # some images are broken
+    return begin - start, time.monotonic() - start
+
+
+def _compare(one: Path, other: Path) -> int:
+    """Hold two folders to the same files of the same bytes; their number."""
+    a, b = ({path.name: path.read_bytes() for path in x.iterdir()} for x in (one, other))
+    assert a == b, sorted(name for name in {**a, **b} if a.get(name) != b.get(name))
+    return len(a)
+
+
 def memory(photos: Path, folder: Path, workers: int) -> str:
-    """The peak of this process after 200 images, and after all."""
-    peaks: dict[int, float] = {}
+    """The peaks of the command and of its workers, added up, after 200 images and after all."""
+    command = [sys.executable, "-m", "featnet", "extract", str(photos), "--model", "test_resnet"]
+    command += ["--pool", "avg", "--shard-size", "64", "--workers", str(workers), "--json"]
+    peaks: list[tuple[int, float]] = []
+    with subprocess.Popen(
+        [*command, "--out", str(folder / "memory")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for event in map(json.loads, process.stdout):
+            if event["event"] == "progress":
+                peaks.append((event["done"], _peaks(process.pid)))
+    early = next((done, peak) for done, peak in peaks if done >= min(200, peaks[-1][0]))
+    return (
+        f"peak memory with {workers} worker(s): {early[1]:.0f} MB after {early[0]} images, "
+        f"{peaks[-1][1]:.0f} MB after {peaks[-1][0]}"
+    )
 
-    def watch(event: dict[str, Any]) -> None:
-        if event["event"] in ("progress", "done"):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            peaks[event["done"]] = peak
 
-    extract("test_resnet", photos, folder / "memory", workers, watch, shard_size=64)
-    early = max(peak for done, peak in peaks.items() if done <= 250)
-    return f"peak memory: {early:.0f} MB after 200 images, {max(peaks.values()):.0f} MB at the end"
+def _peaks(pid: int) -> float:
+    """Most memory that a process and its children held, in MB; what they share counts twice."""
+    total, todo = 0, [pid]
+    while todo:
+        place = Path("/proc", str(todo.pop()))
+        with contextlib.suppress(OSError):  # it has ended
+            status = place.joinpath("status").read_text(encoding="utf-8")
+            total += int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+            children = place.joinpath("task", place.name, "children").read_text(encoding="utf-8")
+            todo += map(int, children.split())
+    return total / 1024
 
 
 def extract(
@@ -120,25 +156,36 @@ def extract(
 
 
 def throughput(photos: Path, folder: Path, workers: int, count: int, rounds: int) -> str:
-    """Images a second of a run, and of the bare network in the same batches; in turn."""
-    net, paths = network(MODEL), sorted(photos.rglob("*.jpg"))
-    good = [p for p in paths if p.stat().st_size > 20_000 or _whole(p)][:count]
-    x = featnet.create_transform(net)(good[:16])
-    ratios, rates, decoding = [], [], []
-    for turn in range(rounds):
-        out = folder / f"round{turn}"
+    """Images a second of a run, and of the bare network in the same batches on inputs that are
+    there; in turn, the order reversed from round to round."""
+    net, every = network(MODEL), sorted(photos.rglob("*.jpg"))
+    good = list(itertools.islice((path for path in every if _whole(path)), count))
+    transform = featnet.create_transform(net)
+    x = transform(good[:BATCH])
+
+    def bare() -> float:
         start = time.monotonic()
         with torch.inference_mode():
-            for _ in range(count // 16):
-                featnet.pool_features(net(x))
-        bare = (count // 16 * 16) / (time.monotonic() - start)
-        rates.append(extract(MODEL, good, out, workers, _silent))
-        ratios.append(rates[-1] / bare)
+            for first in range(0, len(good), BATCH):
+                featnet.pool_features(net(x[: len(good) - first]))
+        return len(good) / (time.monotonic() - start)
+
+    def run() -> float:
+        return extract(MODEL, good, folder / f"round{len(rates)}", workers, _silent)
+
+    bare()  # the first forwards are slower than others
+    rates, ratios, decoding = [], [], []
+    for turn in range(rounds):
+        if turn % 2:
+            one, other = bare(), run()
+        else:
+            other, one = run(), bare()
+        rates.append(other)
+        ratios.append(other / one)
         start = time.monotonic()
-        transform = featnet.create_transform(net)
         for path in good[:100]:
             transform(path)
-        decoding.append(100 / (time.monotonic() - start))
+        decoding.append(min(100, len(good)) / (time.monotonic() - start))
     return (
         f"{MODEL}, 224 x 224, {workers} workers: {statistics.median(rates):.1f} images/s, "
         f"{statistics.median(ratios):.2f} of the bare network ({min(ratios):.2f} to "
@@ -182,7 +229,7 @@ def main() -> None:
         if args.only in (None, "throughput"):
             print(throughput(photos, folder, args.workers, args.sample, args.rounds), flush=True)
         if args.only in (None, "kills"):
-            print(kills(photos, folder, args.kills), flush=True)
+            print(kills(photos, folder, args.images, args.broken, args.kills), flush=True)
 
 
 if __name__ == "__main__":
