@@ -163,8 +163,8 @@ def main() -> None:
         make_photographs(folder / "photos", args.images, 0)
         paths = sorted(folder.rglob("*.jpg"))
         ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             print(f"{machine('cpu')} Ray {ray.__version__}; {args.model}, {args.images} images")
             for row in measure(args.model, paths, folder, args.rounds):

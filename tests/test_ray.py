@@ -23,12 +23,12 @@ from helpers import peer
 from PIL import Image
 from test_docs import ROOT, blocks
 from test_many import contents
-from witnesses import Deadly, Witnessed
+from witnesses import Deadly, Stillborn, Witnessed
 
 import featnet
 from featnet.cli import main, many
 from featnet.errors import ArgumentError
-from featnet.images.many import connection
+from featnet.images.many import connection, pool
 
 IMAGES, BATCH, BROKEN = 40, 4, (5, 22)
 pytestmark = [
@@ -132,15 +132,18 @@ def test_a_worker_is_killed(
     assert len(loads) == len({*loads}) == 3 and killed[0] in loads
 
 
+@pytest.mark.parametrize("kind", [Deadly, Stillborn])
 def test_workers_that_always_die(
+    kind: type[Any],
     ray: Any,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """An end, and no files that look complete."""
-    substitute(monkeypatch, Deadly)
+    """At an image, or while they load: an end, and no files that look complete."""
+    substitute(monkeypatch, kind)
+    monkeypatch.setattr(pool, "RESTARTS", 2)
     assert extract(images, tmp_path, "--engine", "ray", "--workers", "1", "--retries", "1") == 2
     assert "featnet: error: workers died, and again when" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["manifest.json"]
@@ -212,7 +215,6 @@ def test_no_cluster(
 def test_the_folder_of_another_run(images: Path, tmp_path: Path, capsys: Any) -> None:
     """It is refused before a worker starts."""
     from featnet.images.many.cluster import Cluster
-    from featnet.images.many.pool import Pool
 
     peer("ray.data")
     assert extract(images, tmp_path, "--workers", "0") == 1
@@ -226,15 +228,14 @@ def test_the_folder_of_another_run(images: Path, tmp_path: Path, capsys: Any) ->
         assert "another run: model.weights was 'sha256:" in capsys.readouterr().err
         assert extract(images, tmp_path, "--engine", "ray") == 1
     assert "Nothing to do" in capsys.readouterr().out and contents(tmp_path) == before
-    assert Pool(1, 1).retries == 3  # as the parser says
 
 
 def test_machines_that_differ(tmp_path: Path) -> None:
     """In the folder that they see, or in what is installed."""
     from featnet.images.many import cluster, manifest
 
-    job, pool = work(network()), cluster.Pool(1, 1)
-    worker = cluster.ShardWorker(job, tmp_path, "npy", pool)
+    job = work(network())
+    worker = cluster.ShardWorker(job, tmp_path, "npy", cluster.Pool(1, 1))
     with pytest.raises(connection.ClusterError, match="has to be one that all machines"):
         worker({"task": []})
     facts = manifest.describe(job.net, [], job.transform, job.settings)
@@ -289,6 +290,12 @@ def test_arguments_that_cannot_be(
         featnet.extract_dataset(Rows("path", "vector"), network(), pool="avg")
 
 
+def test_the_parser_knows_the_number_of_retries() -> None:
+    from featnet.cli.parser import make_parser
+
+    assert make_parser("").parse_args(["extract", "."]).retries == pool.RETRIES
+
+
 def network() -> Any:
     return featnet.create_model("test_resnet", features_only=True, out_indices=(-1,)).eval()
 
@@ -300,17 +307,16 @@ def work(net: Any, **settings: Any) -> Any:
     return Job(net, featnet.create_transform(net), Settings(**settings), 16)
 
 
-@pytest.mark.parametrize("pool", [None, "gem"])
-def test_kinds_of_images(pool: str | None, images: Path) -> None:
+@pytest.mark.parametrize("form", [None, "gem"])
+def test_kinds_of_images(form: str | None, images: Path) -> None:
     """Paths, bytes, arrays and Hugging Face's records give one result, that of the network."""
     peer("pyarrow")
     import pyarrow as pa
 
     from featnet.images.many import dataset
-    from featnet.images.many.pool import Pool
 
     net, paths = network(), [str(images / "000.png"), str(images / "005.png")]
-    job = work(net, pool=pool)
+    job = work(net, pool=form)
     outputs = dataset._outputs(job)
     (name,) = outputs
     files = [Path(path).read_bytes() for path in paths]
@@ -320,13 +326,13 @@ def test_kinds_of_images(pool: str | None, images: Path) -> None:
         "record": pa.array([{"bytes": data, "path": None} for data in files]),
     }
     expected = net(job.transform([paths[0]]))
-    expected = featnet.pool_features(expected, pool) if pool else expected[0]
+    expected = featnet.pool_features(expected, form) if form else expected[0]
     for kind, column in columns.items():
-        worker = dataset.RowWorker(job, dataset.Columns(kind, outputs), Pool(1, 1))
+        worker = dataset.RowWorker(job, dataset.Columns(kind, outputs), pool.Pool(1, 1))
         table = worker(pa.table({kind: column, "row": [0, 1]}))
         assert ("path" in table.column_names) == (kind == "path")
         cells = table[name].combine_chunks()
-        values = cells.flatten().to_numpy().reshape(2, -1) if pool else cells.to_numpy_ndarray()
+        values = cells.flatten().to_numpy().reshape(2, -1) if form else cells.to_numpy_ndarray()
         good, bad = torch.from_numpy(values.reshape(2, *outputs[name]).copy())
         torch.testing.assert_close(good[None], expected)
         assert bad.isnan().all()

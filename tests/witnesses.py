@@ -36,6 +36,13 @@ class Witnessed(featnet.ImageTransform):
         Path(self.folder, f"{kind}.{os.getpid()}.{uuid.uuid4()}").touch()
 
 
+class Stillborn(featnet.ImageTransform):
+    """A transform that ends the process which loads it."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Deadly(featnet.ImageTransform):
     """A transform that ends the process which runs it."""
 

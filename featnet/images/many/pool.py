@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 RETRIES = 3
+RESTARTS = 10  # of a worker; one that dies while it loads the network would never end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,4 +90,5 @@ class Pool:
                 num_cpus=self.cpus,
                 num_gpus=self.gpus,
                 max_task_retries=self.retries,
+                max_restarts=RESTARTS,
             )
