@@ -1,15 +1,18 @@
 """``python -m benchmarks.many``: what is promised of runs over many images, measured.
 
 Photographs are made in a temporary folder: 2,000 JPEGs with 30 broken ones among them. Then: a run
-that is killed over and over beside one that is not, byte by byte; memory after 200 and after all;
-a finished run again; throughput beside the bare network's on inputs that lie in memory.
+that is killed over and over beside one that is not, byte by byte; memory after 200 and after all,
+workers included; a finished run again; throughput beside the bare network's on inputs in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import os
 import random
-import resource
+import re
 import shutil
 import signal
 import statistics
@@ -32,7 +35,7 @@ from featnet.images.many.progress import Report
 from .command import parsed, parser_of, report
 from .common import Table
 
-MODEL = "resnet50"
+MODEL, BATCH = "resnet50", 16
 
 
 def make_photographs(root: Path, count: int, broken: int) -> None:
@@ -60,42 +63,36 @@ def network(name: str) -> nn.Module:
     return featnet.create_model(name, features_only=True, out_indices=(-1,)).eval()
 
 
-def kills(photos: Path, folder: Path, count: int) -> dict[str, str]:
-    """Kill the command at random moments, and compare."""
+def kills(photos: Path, folder: Path, images: int, broken: int, count: int) -> dict[str, str]:
+    """Kill the command at random moments, and compare what is there in the end, byte by byte.
+
+    A life is as long as the start and up to twice the work's share of one of so many lives, so that
+    most kills fall into one run, some of them before it has begun.
+    """
     command = [sys.executable, "-m", "featnet", "extract", str(photos), "--model", "test_resnet"]
-    command += ["--pool", "avg", "--shard-size", "64", "--workers", "2", "--out"]
-    start = time.monotonic()
-    whole = subprocess.run([*command, str(folder / "whole")], capture_output=True, check=False)
-    seconds = time.monotonic() - start
-    assert whole.returncode == 1, whole.stderr  # some are broken
-    rng, killed = random.Random(0), 0
+    command += ["--pool", "avg", "--shard-size", "64", "--workers", "2", "--json", "--out"]
+    begin, seconds = _timed([*command, str(folder / "whole")])
+    rng, killed, runs = random.Random(0), 0, 1
     target = folder / "killed"
     while killed < count:
-        with subprocess.Popen(
-            [*command, str(target)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        with subprocess.Popen([*command, str(target)], stdout=subprocess.DEVNULL) as process:
             try:
-                process.wait(rng.uniform(0, seconds))
+                process.wait(rng.uniform(0, begin + 2 * (seconds - begin) / count))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
-            else:  # finished: begin anew
-                shutil.rmtree(target)
-    last = subprocess.run([*command, str(target)], capture_output=True, check=False)
-    assert last.returncode == 1, last.stderr
-    one, other = ({p.name: p.read_bytes() for p in x.iterdir()} for x in (folder / "whole", target))
-    assert one == other, sorted(
-        name for name in {**one, **other} if one.get(name) != other.get(name)
-    )
+                continue
+        _compare(folder / "whole", target)  # finished: begin anew
+        shutil.rmtree(target)
+        runs += 1
+    _timed([*command, str(target)])
+    files = _compare(folder / "whole", target)
     features = featnet.read_features(target)
-    times = []
-    for _ in range(5):
-        start = time.monotonic()
-        subprocess.run([*command, str(target)], capture_output=True, check=False)
-        times.append(time.monotonic() - start)
+    assert len(features) == images - broken and len(features.errors) == broken, features
+    times = [_timed([*command, str(target)])[1] for _ in range(5)]
     return {
-        "killed at a random moment, and started again": f"{killed} times",
-        "files equal to those of a run that was not killed": f"{len(one)} of {len(one)}",
+        "killed at a random moment, and started again": f"{killed} times in {runs} runs",
+        "files equal to those of a run that was not killed": f"{files} of {files}",
         "images with a vector": str(len(features)),
         "images with a reason for having none": str(len(features.errors)),
         "finished, and run again": (
@@ -104,21 +101,57 @@ def kills(photos: Path, folder: Path, count: int) -> dict[str, str]:
     }
 
 
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Run the command; seconds until its first line, and until its end."""
+    start = begin = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for number, _ in enumerate(process.stdout):
+            begin = time.monotonic() if number == 0 else begin
+        _, words = process.communicate()
+    assert process.returncode == 1, words  # some images are broken
+    return begin - start, time.monotonic() - start
+
+
+def _compare(one: Path, other: Path) -> int:
+    """Hold two folders to the same files of the same bytes; their number."""
+    a, b = ({path.name: path.read_bytes() for path in x.iterdir()} for x in (one, other))
+    assert a == b, sorted(name for name in {**a, **b} if a.get(name) != b.get(name))
+    return len(a)
+
+
 def memory(photos: Path, folder: Path, workers: int) -> dict[str, str]:
-    """The peak of this process after 200 images, and after all."""
-    peaks: dict[int, float] = {}
-
-    def watch(event: dict[str, Any]) -> None:
-        if event["event"] in ("progress", "done"):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            peaks[event["done"]] = peak
-
-    extract("test_resnet", photos, folder / "memory", workers, watch, shard_size=64)
-    early = max(peak for done, peak in peaks.items() if done <= 250)
+    """The peaks of the command and of its workers, added up, after 200 images and after all."""
+    command = [sys.executable, "-m", "featnet", "extract", str(photos), "--model", "test_resnet"]
+    command += ["--pool", "avg", "--shard-size", "64", "--workers", str(workers), "--json"]
+    peaks: list[tuple[int, float]] = []
+    with subprocess.Popen(
+        [*command, "--out", str(folder / "memory")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for event in map(json.loads, process.stdout):
+            if event["event"] == "progress":
+                peaks.append((event["done"], _peaks(process.pid)))
+    early = next((done, peak) for done, peak in peaks if done >= min(200, peaks[-1][0]))
     return {
-        "peak after 200 images": f"{early:.0f} MB",
-        "peak at the end": f"{max(peaks.values()):.0f} MB",
+        f"peak after {early[0]} images": f"{early[1]:.0f} MB",
+        f"peak after {peaks[-1][0]} images": f"{peaks[-1][1]:.0f} MB",
     }
+
+
+def _peaks(pid: int) -> float:
+    """Most memory that a process and its children held, in MB; what they share counts twice."""
+    total, todo = 0, [pid]
+    while todo:
+        place = Path("/proc", str(todo.pop()))
+        with contextlib.suppress(OSError):  # it has ended
+            status = place.joinpath("status").read_text(encoding="utf-8")
+            total += int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+            children = place.joinpath("task", place.name, "children").read_text(encoding="utf-8")
+            todo += map(int, children.split())
+    return total / 1024
 
 
 def extract(
@@ -131,25 +164,36 @@ def extract(
 
 
 def throughput(photos: Path, folder: Path, workers: int, count: int, rounds: int) -> dict[str, str]:
-    """Images a second of a run, and of the bare network in the same batches; in turn."""
-    net, paths = network(MODEL), sorted(photos.rglob("*.jpg"))
-    good = [p for p in paths if p.stat().st_size > 20_000 or _whole(p)][:count]
-    x = featnet.create_transform(net)(good[:16])
-    ratios, rates, decoding = [], [], []
-    for turn in range(rounds):
-        out = folder / f"round{turn}"
+    """Images a second of a run, and of the bare network in the same batches on inputs that are
+    there; in turn, the order reversed from round to round."""
+    net, every = network(MODEL), sorted(photos.rglob("*.jpg"))
+    good = list(itertools.islice((path for path in every if _whole(path)), count))
+    transform = featnet.create_transform(net)
+    x = transform(good[:BATCH])
+
+    def bare() -> float:
         start = time.monotonic()
         with torch.inference_mode():
-            for _ in range(count // 16):
-                featnet.pool_features(net(x))
-        bare = (count // 16 * 16) / (time.monotonic() - start)
-        rates.append(extract(MODEL, good, out, workers, _silent))
-        ratios.append(rates[-1] / bare)
+            for first in range(0, len(good), BATCH):
+                featnet.pool_features(net(x[: len(good) - first]))
+        return len(good) / (time.monotonic() - start)
+
+    def run() -> float:
+        return extract(MODEL, good, folder / f"round{len(rates)}", workers, _silent)
+
+    bare()  # the first forwards are slower than others
+    rates, ratios, decoding = [], [], []
+    for turn in range(rounds):
+        if turn % 2:
+            one, other = bare(), run()
+        else:
+            other, one = run(), bare()
+        rates.append(other)
+        ratios.append(other / one)
         start = time.monotonic()
-        transform = featnet.create_transform(net)
         for path in good[:100]:
             transform(path)
-        decoding.append(100 / (time.monotonic() - start))
+        decoding.append(min(100, len(good)) / (time.monotonic() - start))
     return {
         f"{MODEL}, 224 x 224, {workers} worker{'s' * (workers > 1)}": (
             f"{statistics.median(rates):.1f} images/s"
@@ -189,7 +233,7 @@ def run(args: Namespace) -> Iterator[Table]:
             "throughput": lambda: throughput(
                 photos, folder, args.workers, args.sample, args.rounds
             ),
-            "kills": lambda: kills(photos, folder, args.kills),
+            "kills": lambda: kills(photos, folder, args.images, args.broken, args.kills),
         }
         note = f"{args.images:,} JPEGs of 640 x 480, {args.broken} of them broken."
         for part in args.only:

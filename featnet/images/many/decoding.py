@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +17,9 @@ from ..finding import Item, printable
 from ..fits import Placement
 from ..reading import read_image
 from ..transform import ImageTransform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,29 +84,43 @@ class Unit:
         return self
 
 
-def decode(item: Item, transform: ImageTransform) -> tuple[Sample, torch.Tensor] | Failure:
+Decoded = tuple[Sample, torch.Tensor] | Failure
+
+
+def _read_file(item: Item) -> Image:
+    assert item.path is not None
+    return read_image(item.path)
+
+
+def decode(
+    item: Item, transform: ImageTransform, *, read: Callable[[Item], Image] = _read_file
+) -> Decoded:
     """Read one image and make its input (C, H, W).
 
     Whatever a file makes a decoder raise is that file's failure.
     """
-    assert item.path is not None
     try:
-        image = read_image(item.path)
+        image = read(item)
         size = (image.height, image.width)
         return Sample(item, size, transform.placement(size)), transform.normalize(image)
     except FeatnetError as error:
         return Failure(item, printable(str(error)))
     except Exception as error:
-        words = f"image {str(item.path)!r} cannot be read: {type(error).__name__}: {error}"
+        name = "the image" if item.path is None else f"image {str(item.path)!r}"
+        words = f"{name} cannot be read: {type(error).__name__}: {error}"
         return Failure(item, printable(words))
 
 
 def decode_unit(items: Sequence[Item], transform: ImageTransform) -> Unit:
     """Read images, and stack the inputs that have one size."""
+    return stack(items, [decode(item, transform) for item in items])
+
+
+def stack(items: Sequence[Item], results: Sequence[Decoded]) -> Unit:
+    """Make a unit of images that were decoded: the inputs that have one size are stacked."""
     failures: list[Failure] = []
     by_size: dict[torch.Size, list[tuple[Sample, torch.Tensor]]] = {}
-    for item in items:
-        result = decode(item, transform)
+    for result in results:
         if isinstance(result, Failure):
             failures.append(result)
         else:

@@ -42,6 +42,7 @@ class Job:
         batch_size: most inputs in a batch.
         workers: processes that decode; None: as many as there are processors, at most 8.
         start: how they are started: ``"fork"``, ``"spawn"``, or None as the system does.
+        device: kind of device that the network is to be brought to; None: it stays where it is.
     """
 
     net: nn.Module
@@ -50,6 +51,7 @@ class Job:
     batch_size: int
     workers: int | None = None
     start: str | None = None
+    device: str | None = None
 
     def gives_vectors(self) -> bool:
         """Tell if the results are vectors; where nothing says it, an input of zeros does."""
@@ -109,6 +111,10 @@ class Job:
                 meter.report({"event": "worker", "message": f"{message}; it is replaced"})
             finally:
                 stream.close()
+
+
+# Computes shards of a job, and writes them to a folder in a format; counts images
+Engine = Callable[[Job, Path, str, Sequence[Shard], Meter], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +251,15 @@ def _silent(event: dict[str, Any]) -> None:
     del event
 
 
+def run_here(job: Job, folder: Path, form: str, shards: Sequence[Shard], meter: Meter) -> None:
+    """Compute shards in this process, and write them."""
+
+    def write(shard: Shard, found: list[Row | Failure]) -> None:
+        files.write_shard(folder, shard.index, found, form)
+
+    job.run(shards, write, meter)
+
+
 def extract_into(
     folder: Path,
     job: Job,
@@ -256,11 +271,13 @@ def extract_into(
     retry_failed: bool,
     report: Report,
     command: Mapping[str, Any] | None = None,
+    engine: Engine = run_here,
 ) -> Summary:
     """Run a job into a folder, or go on with it.
 
     Args:
         command: is kept with the finished run, by which it is known again without the network.
+        engine: computes shards, and writes them.
     """
     prepare_folder(folder)
     if overwrite:
@@ -269,7 +286,8 @@ def extract_into(
     size = shard_size or (VECTORS_A_SHARD if vectors else job.batch_size)
     form = files.vector_format(table) if vectors else files.MAPS
     sizes = {"batch_size": job.batch_size, "shard_size": size, "table": form}
-    claim(folder, describe(job.net, items, job.transform, job.settings, **sizes))
+    facts = describe(job.net, items, job.transform, job.settings, device=job.device, **sizes)
+    claim(folder, facts)
     if retry_failed:
         _forget_failed(folder)
     done = files.done(folder)
@@ -278,12 +296,8 @@ def extract_into(
     kept = sum(len(shard.items) for shard in every if shard.index in done)
     if todo or summary(folder) is None:
         meter = Meter(len(items), kept, report)
-
-        def write(shard: Shard, found: list[Row | Failure]) -> None:
-            files.write_shard(folder, shard.index, found, form)
-
         try:
-            job.run(todo, write, meter)
+            engine(job, folder, form, todo, meter)
             failed = _finish(folder, every, command)
         except OutputError as error:
             raise OutputError(

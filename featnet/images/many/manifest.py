@@ -68,6 +68,8 @@ def describe(
     items: Sequence[Item],
     transform: ImageTransform,
     settings: Settings,
+    *,
+    device: str | None = None,
     **sizes: object,
 ) -> dict[str, Any]:
     """Write a manifest: everything that decides the results.
@@ -77,6 +79,7 @@ def describe(
         items: the images.
         transform: from an image to an input.
         settings: the form of the results.
+        device: kind of device that the network runs on; by default where it is.
         **sizes: ``batch_size``, ``shard_size``, ``table``.
     """
     info: Any = getattr(net, "feature_info", None)
@@ -94,7 +97,7 @@ def describe(
             "name": architecture or type(net).__name__,
             "weights": hash_weights(net),
             "structure": _hash_structure(net),
-            "device": next((p.device.type for p in net.parameters()), "cpu"),
+            "device": device or next((p.device.type for p in net.parameters()), "cpu"),
         },
         "levels": levels,
         "results": dataclasses.asdict(settings),

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from .decoding import Failure, Unit
@@ -27,6 +27,8 @@ class Meter:
         kept: those whose results were there already.
         report: is given the events, dicts with an ``event``.
         done: images that are done, or in the network.
+        waited: seconds in which the network waited for images.
+        failures: the images without a result, by key.
     """
 
     total: int
@@ -37,8 +39,8 @@ class Meter:
     def __post_init__(self) -> None:
         self.done = self.kept
         self.began = self._told = time.monotonic()
-        self._waited = 0.0
-        self._failed: set[str] = set()
+        self.waited = 0.0
+        self.failures: dict[str, Failure] = {}
         self.report({"event": "start", "total": self.total, "kept": self.kept})
 
     def watch(self, units: Iterator[Unit]) -> Generator[Unit]:
@@ -46,21 +48,25 @@ class Meter:
         while True:
             start = time.monotonic()
             unit = next(units, None)
-            self._waited += time.monotonic() - start
+            self.waited += time.monotonic() - start
             if unit is None:
                 return
-            self.done += len(unit.items)
-            for failure in unit.failures:
-                self.fail(failure)
-            self._tell()
+            self.count(len(unit.items), unit.failures)
             yield unit
+
+    def count(self, images: int, failures: Iterable[Failure]) -> None:
+        """Count images that are done, and those of them without a result."""
+        self.done += images
+        for failure in failures:
+            self.fail(failure)
+        self._tell()
 
     def fail(self, failure: Failure) -> None:
         """Count and report an image without a result, once."""
         item = failure.item
-        if item.name in self._failed:
+        if item.name in self.failures:
             return
-        self._failed.add(item.name)
+        self.failures[item.name] = failure
         self.report(
             {"event": "failed", "key": item.name, "image": item.shown, "error": failure.reason}
         )
@@ -74,10 +80,10 @@ class Meter:
         return {
             "done": self.done,
             "total": self.total,
-            "failed": len(self._failed),
+            "failed": len(self.failures),
             "rate": round(rate, 2),
             "left": None if left is None else round(left, 1),
-            "busy": round(1 - min(self._waited / seconds, 1.0), 3),
+            "busy": round(1 - min(self.waited / seconds, 1.0), 3),
         }
 
     def _tell(self) -> None:
