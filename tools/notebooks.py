@@ -56,7 +56,7 @@ def _outputs(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
         data = {"text/plain": [f"<{type(value).__name__}>"]}
         if hasattr(value, "save"):
             file = io.BytesIO()
-            value.save(file, "JPEG", quality=85)
+            value.save(file, "JPEG", quality=75)
             data["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
         else:
             data["text/plain"] = repr(value).splitlines(keepends=True)
