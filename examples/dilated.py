@@ -80,7 +80,7 @@ def scores(found: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--strides", type=int, nargs="+", default=[32, 16, 8], metavar="STRIDE")
     parser.add_argument("--out", type=Path, default=Path("build/dilated.png"))
