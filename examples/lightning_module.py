@@ -100,8 +100,8 @@ def main() -> None:
     with torch.inference_mode():
         found = model(transform(list(images))).argmax(1)
     right = int((found == torch.tensor(shapes)).sum())
-    sheet = Image.new("RGB", (8 * SIDE, 4 * (SIDE + 16)), "white")
-    for i, image in enumerate(images[:32]):
+    sheet = Image.new("RGB", (8 * SIDE, 3 * (SIDE + 16)), "white")
+    for i, image in enumerate(images[:24]):
         x, y = i % 8 * SIDE, i // 8 * (SIDE + 16)
         sheet.paste(image, (x, y))
         colour = "green" if found[i] == shapes[i] else "red"
