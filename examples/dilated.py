@@ -74,8 +74,9 @@ def scores(found: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
     iou = (found * mask).sum() / (found + mask).clamp(max=1).sum()
     edges = [F.max_pool2d(m, 3, 1, 1) - m for m in (found, mask)]
     wide = [F.max_pool2d(edge, 5, 1, 2) for edge in edges]
-    precision, recall = ((edges[i] * wide[1 - i]).sum() / edges[i].sum() for i in (0, 1))
-    return float(iou), float(2 * precision * recall / (precision + recall))
+    pairs = [((edges[i] * wide[1 - i]).sum(), edges[i].sum().clamp(min=1)) for i in (0, 1)]
+    precision, recall = (right / all_of_them for right, all_of_them in pairs)
+    return float(iou), float(2 * precision * recall / (precision + recall).clamp(min=1e-6))
 
 
 def main() -> None:
