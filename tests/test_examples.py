@@ -175,7 +175,7 @@ def test_lightning_module(run: Run, tmp_path: Path) -> None:
     """It learns, what is frozen stays, statistics too, and what Lightning saves is read."""
     helpers.peer("lightning")
     said = run("lightning_module", "--epochs", 1, "--images", 320, "--out", tmp_path)
-    assert number(r"(\d+) of 128 new images", said) >= 42  # a guess: 32
+    assert number(r"(\d+) of 128 new images", said) > 36  # a guess: 32
     assert (tmp_path / "found.png").exists()
     first = photographs.trained().state_dict()
     last = photographs.trained(num_classes=4, checkpoint_path=tmp_path / "last.ckpt").state_dict()
