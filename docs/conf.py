@@ -19,7 +19,6 @@ extensions = [
     "sphinx.ext.napoleon",
     "myst_parser",
     "model_table",
-    "notebook",
     "public_names",
 ]
 exclude_patterns = ["_ext", "_static"]
