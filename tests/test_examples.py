@@ -198,7 +198,7 @@ def test_notebooks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert [shown(x) for x in outputs] == [shown(x) for x in cell["outputs"]], cell["source"]
     assert path.stat().st_size < 300_000
     page = (PAGES / f"{path.stem}.md").read_text(encoding="utf-8")
-    assert f"](../../examples/notebooks/{path.name})" in page
+    assert f"{{notebook}} ../../examples/notebooks/{path.name}" in page
 
 
 def shown(output: dict[str, Any]) -> dict[str, Any]:
