@@ -47,8 +47,8 @@ def shallow(name: str) -> dict[str, Any]:
             continue
         if isinstance(value, (tuple, list)) and all(isinstance(depth, int) for depth in value):
             cut[key] = tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(value))
-        elif isinstance(value, int) and value > 2:
-            cut[key] = 2
+        elif isinstance(value, int) and value > 3:
+            cut[key] = 3
     several = any(isinstance(value, tuple) for value in cut.values())
     for options in (cut,) if several else (small(name), cut):
         if options and _runs(name, options):
