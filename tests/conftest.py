@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """All tests of one model go to one worker, which builds it once."""
     name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-    if isinstance(name, str):
+    if isinstance(name, str) and item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(name))
 
 

@@ -187,14 +187,17 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def test_every_page_is_in_the_contents() -> None:
-    """Each page of docs/ stands in a toctree of docs/index.md, by its name or by a pattern."""
+    """Each page of docs/ stands in a toctree of an index.md, by its name or by a pattern."""
     docs = PACKAGE.parent / "docs"
-    text = (docs / "index.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```{toctree}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.split() if not line.startswith(":")]
+    lines = []
+    for index in docs.rglob("index.md"):
+        text, folder = index.read_text(encoding="utf-8"), index.parent.relative_to(docs)
+        blocks = re.findall(r"^```{toctree}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        entries = (line for block in blocks for line in block.split() if not line.startswith(":"))
+        lines += [(folder / entry).as_posix() for entry in entries]
     pages = (page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md"))
     lost = [page for page in pages if not any(fnmatch.fnmatch(page, line) for line in lines)]
-    assert lost == ["index"], "add the page to a toctree of docs/index.md"
+    assert lost == ["index"], "add the page to a toctree of an index.md"
 
 
 def test_the_check_of_sections_sees_what_is_missing() -> None:

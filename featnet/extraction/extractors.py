@@ -224,11 +224,24 @@ class FeatureNet(SharedNet):
         return super().__getattr__(name)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """Return the module of the network's name, ``body`` of its own too."""
+        """Return a module by the network's name for it, a ``body`` of its own too.
+
+        Args:
+            target: the name; ``""`` is the extractor.
+
+        Returns:
+            The module.
+        """
         return self.body.get_submodule(target) if target else self
 
     def set_submodule(self, target: str, module: nn.Module, strict: bool = False) -> None:
-        """Put a module in the place of one of that name."""
+        """Put a module in the place of another.
+
+        Args:
+            target: the network's name for it.
+            module: the new one.
+            strict: refuse a name that is not there.
+        """
         self.body.set_submodule(target, module, strict)
 
     def _replicate_for_data_parallel(self) -> Any:

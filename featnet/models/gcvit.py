@@ -194,13 +194,14 @@ class Stage(Phased):
         super().__init__()
         self.stride = 1 if downsample is None else 2
         self.downsample = nn.Identity() if downsample is None else downsample
-        self.global_block = query
+        # The second block is the first that asks it
+        self.global_block = query if len(blocks) > 1 else nn.Identity()
         self.blocks = Blocks(*blocks)
         self.norm = norm
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         x, query = self.downsample(x), None
-        if len(self.blocks) > 1:  # the second one is the first that asks it
+        if len(self.blocks) > 1:
             query = self.global_block(x).permute(0, 2, 3, 1)
         x = self.blocks.through(x.permute(0, 2, 3, 1), query=query)
         return self.norm(x).permute(0, 3, 1, 2).contiguous()
