@@ -30,6 +30,13 @@ from featnet.images.reading import ImageError
 NAME = "resnet18"
 
 
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves run in processes of pytest-xdist, which a fork may end; the workers of
+    a run have tests of their own."""
+    monkeypatch.setattr("featnet.images.many.job.count_cpus", lambda: 0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three images, one of them below, and a file that is none."""
