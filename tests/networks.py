@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,10 @@ def small(name: str) -> dict[str, Any]:
 @functools.cache
 def shallow(name: str) -> dict[str, Any]:
     """Arguments that leave a network few blocks: two in the first stage, one in the others. For
-    modes, in which every block is traced; checkpoints' shapes are not kept."""
+    modes, in which every block is traced; checkpoints' shapes are not kept. With
+    FEATNET_EXHAUSTIVE=1 no block is left out."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
+        return small(name)
     entry, cut = registry.find(name), dict[str, Any]()
     for key, parameter in inspect.signature(entry.build).parameters.items():
         value = entry.row.get(key, parameter.default)

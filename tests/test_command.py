@@ -32,8 +32,8 @@ NAME = "resnet18"
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests themselves run in processes of pytest-xdist, which a fork may end; the workers of
-    a run have tests of their own."""
+    """A process of pytest-xdist that forked the workers of a run was lost once; the workers have
+    tests of their own, in test_many.py."""
     monkeypatch.setattr("featnet.images.many.job.count_cpus", lambda: 0)
 
 

@@ -67,6 +67,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "create_transform": lambda: ((_built(),), {}),
     "discover": lambda: ((foreign(),), {}),
     "extract": lambda: ((foreign(), ["1", "3"]), {}),
+    "extract_tiled": lambda: ((extractor(), IMAGES), {"tile": 64, "blend": True}),
     "feature_info": lambda: ((NAME,), {}),
     "freeze": lambda: ((network(),), {"until": 1}),
     "get_graph_node_names": lambda: ((foreign(),), {}),
@@ -92,8 +93,7 @@ CALLS: dict[str, Callable[[], Call]] = {
 LEFT = {"build_model_with_cfg", "demo_weights", "export", "prefetch", "push_to_hub", "register"}
 LEFT |= {"register_model", "unpad"}
 # They start processes or engines, or need what these wrote; their own tests hold their refusals
-LEFT |= {"extract_dataset", "extract_images", "extract_tiled", "read_features"}
-LEFT |= {"load_optimized", "save_optimized"}
+LEFT |= {"extract_dataset", "extract_images", "read_features", "load_optimized", "save_optimized"}
 ARGUMENTS = [
     (name, parameter.name)
     for name in CALLS

@@ -11,8 +11,7 @@ from ..layers import TokenPool
 from ..layers.patch_embed import to_pair
 from ..layers.positions import resample_positions
 from ..layers.rotary import CentredRotaryEmbedding, RotaryEmbedding
-
-Size = tuple[int, int]
+from ..size import Size
 
 
 class _AttentionPool(nn.Module):
