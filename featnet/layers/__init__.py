@@ -14,6 +14,7 @@ from .blocks import (
     Blocks,
     DropBlock2d,
     DropPath,
+    PreNormBlock,
     Recomputed,
     Stage,
     chain,
@@ -24,7 +25,7 @@ from .branches import Branches, add_branches, merge_parallel
 from .channel_attention import CrossCovarianceAttention, FourierPositions
 from .channel_norm import GlobalResponseNorm, LayerNorm2d, RmsNorm2d, SimpleNorm2d
 from .context import GatedContext, GlobalContext
-from .conv import ConvNormAct, norm_and_act, unit
+from .conv import ConvNormAct, PositionConv, norm_and_act, unit
 from .dot_attention import (
     Attention,
     LocalAttention,
@@ -74,11 +75,19 @@ from .mlp import GluMlp, LayerScale, Mlp, SwiGlu, pointwise
 from .mobile_conv import CondConv2d, Kernel, SamePadding, conv2d
 from .narrow import narrow, pruned_widths
 from .norm import GroupNorm
-from .patch_embed import PatchConv, PatchEmbed, check_multiple, fit_to_patches, to_pair
+from .patch_embed import PatchConv, PatchEmbed, VectorConv, check_multiple, fit_to_patches, to_pair
 from .phases import MapAndTokens, Phased, PhasedTokens, in_phases
 from .pool import BlurPool2d, GlobalPool
 from .positions import resample_grid, resample_patches, resample_positions
-from .relative_position import RelativePositions, distances, resample_distances
+from .relative_position import (
+    DistanceMlp,
+    DistanceTable,
+    RelativePositions,
+    distances,
+    fit_tables,
+    for_window,
+    resample_distances,
+)
 from .response_norm import FilterResponseNorm
 from .rotary import Augment, CentredRotaryEmbedding, MixedRotaryEmbedding, RotaryEmbedding, Rotation
 from .self_attention import BottleneckAttention, HaloAttention, LambdaLayer, SelfAttention
@@ -115,6 +124,8 @@ __all__ = [
     "ConvHead",
     "ConvNormAct",
     "CrossCovarianceAttention",
+    "DistanceMlp",
+    "DistanceTable",
     "DistilledHead",
     "DropBlock2d",
     "DropPath",
@@ -150,6 +161,8 @@ __all__ = [
     "PatchEmbed",
     "Phased",
     "PhasedTokens",
+    "PositionConv",
+    "PreNormBlock",
     "QuickGelu",
     "Recomputed",
     "RelativePositions",
@@ -172,6 +185,7 @@ __all__ = [
     "TokenHead",
     "TokenPool",
     "Tokens",
+    "VectorConv",
     "absorb_norms",
     "add_branches",
     "add_qv_bias",
@@ -189,8 +203,10 @@ __all__ = [
     "crop",
     "distances",
     "drop_path_rates",
+    "fit_tables",
     "fit_to_patches",
     "fold_norm",
+    "for_window",
     "get_act",
     "get_attention",
     "get_layer",

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, check_choice, check_rate
+from .factory import Layer
 
 
 def chain(modules: Iterable[Callable[[Any], Any]], x: object) -> Any:
@@ -72,6 +73,41 @@ class Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(x if self.downsample is None else self.downsample(x))
+
+
+class PreNormBlock(nn.Module):
+    """A mixing of positions, then an MLP, each behind a norm and beside a shortcut.
+
+    Args:
+        attention, mlp, norm: ``f(dim)``.
+        scale: ``f(dim)``, of each branch's output; by default there is none.
+        drop_path: rate at which a branch is skipped.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        attention: Layer,
+        mlp: Layer,
+        norm: Layer,
+        scale: Layer = nn.Identity,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(dim)
+        self.attn = attention(dim)
+        self.ls1 = scale(dim)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = norm(dim)
+        self.mlp = mlp(dim)
+        self.ls2 = scale(dim)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
+        """(..., C) -> (..., C); ``context`` is for what mixes the positions."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **context)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 def recompute(model: nn.Module, enable: bool = True, *, per: str = "block") -> None:

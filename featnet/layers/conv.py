@@ -71,6 +71,23 @@ class ConvNormAct(nn.Module):
         return self.aa(self.act(self.drop(self.bn(self.conv(x)))))
 
 
+class PositionConv(nn.Module):
+    """Add a depthwise convolution of the map, by whose padding positions are known
+    (https://arxiv.org/abs/2102.10882); (N, C, H, W).
+
+    Args:
+        act: activation ``f()`` of what is added.
+    """
+
+    def __init__(self, dim: int, *, act: Layer = nn.Identity) -> None:
+        super().__init__()
+        self.proj: nn.Module = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.act = act()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.act(self.proj(x))
+
+
 def unit(
     in_chs: int,
     chs: int,

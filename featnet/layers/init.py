@@ -67,9 +67,9 @@ def trunc_normal(layer: Any, *, std: float = 0.02, cut: float | None = None) -> 
     trunc_normal_(layer.weight, std=std, cut=cut)
 
 
-def normal(layer: Any) -> None:
-    """A normal distribution of standard deviation 0.01."""
-    nn.init.normal_(layer.weight, std=0.01)
+def normal(layer: Any, *, std: float = 0.01) -> None:
+    """A normal distribution."""
+    nn.init.normal_(layer.weight, std=std)
 
 
 def lecun_normal(layer: Any) -> None:

@@ -116,6 +116,24 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
+class VectorConv(nn.Module):
+    """A convolution, and a norm of the vectors that it gives; (N, C, H, W) -> (N, H', W', D).
+
+    Args:
+        kernel, stride, padding: of the convolution.
+    """
+
+    def __init__(
+        self, in_chs: int, dim: int, kernel: int, *, stride: int, padding: int = 0
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chs, dim, kernel, stride, padding)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
 def fit_to_patches(
     x: torch.Tensor, patch: Size, *, pad: bool, built_for: Size | None = None
 ) -> torch.Tensor:

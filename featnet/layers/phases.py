@@ -110,6 +110,10 @@ class MapAndTokens(NamedTuple):
     map: torch.Tensor
     tokens: torch.Tensor
 
+    def as_map(self) -> torch.Tensor:
+        """(N, C, H, W)."""
+        return self.map
+
     def before(self) -> torch.Tensor:
         """(N, T, C), the tokens that belong to no position."""
         return self.tokens[..., 0, 0] if self.tokens.ndim == 5 else self.tokens

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..size import Size
+from .init import trunc_normal_
 from .memo import Memo
+from .mlp import Mlp
 from .static import same_size
+from .windows import relative_bias
 
 
 def relative_index(size: Size, *, prefix: bool, device: torch.device) -> torch.Tensor:
@@ -119,6 +125,96 @@ class RelativePositions:
             lambda: relative_index(size, prefix=self.prefix, device=table.device),
         )
         return self.resample(table, size, density)[index].permute(2, 0, 1)
+
+
+def for_window(table: torch.Tensor, window: Size) -> torch.Tensor:
+    """(distances, heads) of any square window, or of this one -> of this one."""
+    side = (math.isqrt(len(table)) + 1) // 2
+    length = RelativePositions(window, prefix=False).length
+    if len(table) == length or (2 * side - 1) ** 2 != len(table):
+        return table
+    return RelativePositions((side, side), prefix=False).resample(table, window)
+
+
+class DistanceTable(nn.Module):
+    """A bias for each distance of two positions in a window, and each head.
+
+    For windows of another size the table is resampled.
+
+    Args:
+        window: (height, width) that the table is made for.
+    """
+
+    def __init__(self, window: Size, num_heads: int) -> None:
+        super().__init__()
+        self.positions, self.num_heads = RelativePositions(window, prefix=False), num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty(self.shape))
+        self.init_table()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the table."""
+        return self.positions.length, self.num_heads
+
+    def init_table(self) -> None:
+        """Give the table its first values."""
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def rows(self, table: torch.Tensor) -> torch.Tensor:
+        """A table as (distances, heads), by the distance from key to query."""
+        return table
+
+    def table(self, rows: torch.Tensor) -> torch.Tensor:
+        """Back from :meth:`rows`."""
+        return rows
+
+    def fitted(self, table: torch.Tensor) -> torch.Tensor:
+        """A table that was learnt for square windows of another size, for these."""
+        rows = self.rows(table)
+        fitted = for_window(rows, self.positions.size)
+        return table if fitted is rows else self.table(fitted)
+
+    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
+        """(heads, L, L) for windows of a size, on the device of ``like``."""
+        del like  # the table is there already
+        return self.positions.bias(self.rows(self.relative_position_bias_table), window)
+
+
+def fit_tables(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, of which the tables are fitted to the windows of a network: those of
+    each :class:`DistanceTable`."""
+    fitted = dict(state)
+    for name, module in model.named_modules():
+        key = f"{name}.relative_position_bias_table"
+        if isinstance(module, DistanceTable) and key in fitted:
+            fitted[key] = module.fitted(fitted[key])
+    return fitted
+
+
+class DistanceMlp(nn.Module):
+    """A bias for each distance and each head by an MLP of the distances' logarithms
+    (https://arxiv.org/abs/2111.09883), for windows of any size."""
+
+    def __init__(self, num_heads: int, *, hidden: int) -> None:
+        super().__init__()
+        self.mlp = Mlp(2, hidden, out=num_heads, act=nn.ReLU, drop=0.125)
+        self.mlp.drop2 = nn.Identity()
+
+    def biases(self, size: Size, like: torch.Tensor, density: int = 1) -> torch.Tensor:
+        """(2h - 1, 2w - 1, heads), in the type and on the device of ``like``.
+
+        Args:
+            density: positions for one that distances are counted in.
+        """
+        rows, columns = (
+            torch.arange(1 - side, side, device=like.device).float() / density for side in size
+        )
+        apart = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+        return self.mlp((apart.sign() * torch.log(1.0 + apart.abs())).to(like.dtype))
+
+    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
+        """(heads, L, L) for windows of a size, in the type and on the device of ``like``."""
+        return relative_bias(self.biases(window, like), window)
 
 
 def resample_distances(table: torch.Tensor, length: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,14 @@ class Tokens(NamedTuple):
     def before(self) -> torch.Tensor:
         """(N, prefix, C), the tokens that belong to no position."""
         return self.x[:, : self.prefix]
+
+    def on_map(self, layer: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
+        """Run a layer over the map, (N, C, h, w) -> (N, C, h', w'); the prefix passes by."""
+        image = layer(as_image(self.x[:, self.prefix :], self.grid))
+        rest, grid = as_sequence(image), (image.shape[-2], image.shape[-1])
+        return Tokens(
+            torch.cat((self.before(), rest), 1) if self.prefix else rest, grid, self.prefix
+        )
 
 
 class SequencePool(GlobalPool):
