@@ -4,9 +4,7 @@ distances."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,12 +13,13 @@ from torch import nn
 
 from ..errors import check_choice
 from ..layers import (
+    DistanceMlp,
+    DistanceTable,
     DropPath,
     Layer,
     LayerScale,
     Mlp,
     Phased,
-    RelativePositions,
     Size,
     SqueezeExcite,
     attend,
@@ -34,10 +33,8 @@ from ..layers import (
     norm_and_act,
     pad_to_windows,
     pointwise,
-    relative_bias,
     same_size,
     split_windows,
-    trunc_normal_,
 )
 from ..layers.windows import MASKED, join_windows
 
@@ -137,68 +134,23 @@ class AttentionSettings:
 
     def positions(self, window: Size, num_heads: int) -> DistanceTable | DistanceMlp:
         """Make the biases that attention within windows of a size adds."""
-        kinds: dict[str, Callable[..., Any]] = {
-            "bias": DistanceTable,
-            "bias_tf": TensorFlowTable,
-            "mlp": partial(DistanceMlp, hidden=self.rel_pos_dim),
-        }
-        check_choice("rel_pos_type", self.rel_pos_type, kinds)
-        return kinds[self.rel_pos_type](window, num_heads)
+        tables = {"bias": DistanceTable, "bias_tf": TensorFlowTable}
+        check_choice("rel_pos_type", self.rel_pos_type, (*tables, "mlp"))
+        if self.rel_pos_type == "mlp":
+            return DistanceMlp(num_heads, hidden=self.rel_pos_dim)
+        return tables[self.rel_pos_type](window, num_heads)
 
 
 # Distances -----------------------------------------------------------------------------------
 
 
-class DistanceTable(nn.Module):
-    """A bias for each distance of two positions in a window, and each head.
-
-    For windows of another size the table is resampled.
-    """
-
-    def __init__(self, window: Size, num_heads: int) -> None:
-        super().__init__()
-        self.window, self.num_heads = window, num_heads
-        self.sides = (2 * window[0] - 1, 2 * window[1] - 1)
-        self.positions = RelativePositions(window, prefix=False)
-        self.relative_position_bias_table = nn.Parameter(torch.empty(self.shape))
-        self.init_table()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the table."""
-        return self.sides[0] * self.sides[1], self.num_heads
-
-    def init_table(self) -> None:
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    def rows(self, table: torch.Tensor) -> torch.Tensor:
-        """A table as (distances, heads), by the distance from key to query."""
-        return table
-
-    def table(self, rows: torch.Tensor, sides: Size) -> torch.Tensor:
-        """Back from :meth:`rows`."""
-        return rows
-
-    def fitted(self, table: torch.Tensor) -> torch.Tensor:
-        """A table that was learnt for square windows of another size, for these."""
-        rows = self.rows(table)
-        side = (math.isqrt(len(rows)) + 1) // 2
-        if (side, side) == self.window or (2 * side - 1) ** 2 != len(rows):
-            return table
-        rows = RelativePositions((side, side), prefix=False).resample(rows, self.window)
-        return self.table(rows, self.sides)
-
-    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
-        """(heads, L, L) for windows of a size, on the device of ``like``."""
-        return self.positions.bias(self.rows(self.relative_position_bias_table), window)
-
-
 class TensorFlowTable(DistanceTable):
-    """The same, with the heads first and distances from query to key."""
+    """A table with the heads first, and distances from query to key."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.num_heads, *self.sides
+        rows, columns = (2 * side - 1 for side in self.positions.size)
+        return self.num_heads, rows, columns
 
     def init_table(self) -> None:
         nn.init.normal_(self.relative_position_bias_table, std=0.02)
@@ -206,27 +158,8 @@ class TensorFlowTable(DistanceTable):
     def rows(self, table: torch.Tensor) -> torch.Tensor:
         return table.permute(1, 2, 0).flip(0, 1).flatten(0, 1)
 
-    def table(self, rows: torch.Tensor, sides: Size) -> torch.Tensor:
-        return rows.reshape(*sides, self.num_heads).flip(0, 1).permute(2, 0, 1)
-
-
-class DistanceMlp(nn.Module):
-    """The biases by an MLP of the distances' logarithms, for windows of any size."""
-
-    def __init__(self, window: Size, num_heads: int, *, hidden: int) -> None:
-        super().__init__()
-        self.window = window
-        self.mlp = Mlp(2, hidden, out=num_heads, act=nn.ReLU)
-        self.mlp.drop1 = nn.Dropout(0.125)
-
-    def forward(self, window: Size, like: torch.Tensor) -> torch.Tensor:
-        """(heads, L, L) for windows of a size, in the type and on the device of ``like``."""
-        steps = [
-            torch.arange(1 - side, side, device=like.device, dtype=torch.float32) for side in window
-        ]
-        places = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1)
-        places = places.sign() * torch.log(1.0 + places.abs())
-        return relative_bias(self.mlp(places.to(like.dtype)), window)
+    def table(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.unflatten(rows, 0, self.shape[1:]).flip(0, 1).permute(2, 0, 1)
 
 
 # Attention -----------------------------------------------------------------------------------

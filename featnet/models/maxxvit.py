@@ -25,11 +25,14 @@ from ..layers import (
     Stage,
     conv2d,
     drop_path_rates,
+    fit_tables,
     get_act,
     he_group_fan_out,
     initialize,
     norm_and_act,
+    normal,
     normal_bias,
+    rename_keys,
     to_pair,
     trunc_normal,
     xavier,
@@ -39,7 +42,6 @@ from ..registry import Family, weights_table
 from ._maxxvit_blocks import (
     AttentionSettings,
     ConvSettings,
-    DistanceTable,
     ParallelAttention,
     PartitionAttention,
     TransformerBlock,
@@ -191,7 +193,7 @@ class MaxxVit(Backbone):
         schemes: dict[str, tuple[Scheme | None, Scheme | None]] = {
             "": (None, None),
             "vit_eff": (he_group_fan_out, xavier),
-            "normal": (small_normal, small_normal),
+            "normal": (partial(normal, std=0.02),) * 2,
             "trunc_normal": (partial(trunc_normal, cut=2),) * 2,
             "xavier_normal": (xavier_normal, xavier_normal),
         }
@@ -237,21 +239,8 @@ class MaxxVit(Backbone):
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; tables of other windows."""
-        converted, own = {}, dict(self.named_modules())
-        shapes = {key: value.shape for key, value in self.state_dict().items()}
-        for key, value in state.items():
-            module = own.get(key.rpartition(".")[0])
-            if isinstance(module, DistanceTable):
-                value = module.fitted(value)
-            shape = shapes.get(key, value.shape)  # 1x1 convolutions were linear layers
-            alike = value.ndim != len(shape) and value.numel() == shape.numel()
-            converted[key] = value.reshape(shape) if alike else value
-        return converted
-
-
-def small_normal(layer: Any) -> None:
-    """A normal distribution of standard deviation 0.02."""
-    nn.init.normal_(layer.weight, std=0.02)
+        # 1x1 convolutions were linear layers
+        return fit_tables(rename_keys(state, (), like=self), self)
 
 
 def xavier_normal(layer: Any) -> None:

@@ -6,7 +6,6 @@ Papers: Swin (https://arxiv.org/abs/2103.14030); S3, windows of a searched size
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,11 +23,11 @@ from ..layers import (
     Mlp,
     PatchEmbed,
     Phased,
-    RelativePositions,
     Size,
     Stage,
     attend,
     drop_path_rates,
+    for_window,
     get_act,
     get_norm,
     head_width,
@@ -421,16 +420,6 @@ class SwinTransformer(WindowTransformer):
             if isinstance(module, WindowAttention) and key in converted:
                 converted[key] = for_window(converted[key], module.window)
         return converted
-
-
-def for_window(table: torch.Tensor, window: Size) -> torch.Tensor:
-    """(distances, heads) of any square window, or of this one -> of this one."""
-    side = (math.isqrt(table.shape[0]) + 1) // 2
-    if table.shape[0] == (2 * window[0] - 1) * (2 * window[1] - 1) or (2 * side - 1) ** 2 != len(
-        table
-    ):
-        return table
-    return RelativePositions((side, side), prefix=False).resample(table, window)
 
 
 def widths(embed_dim: int | Sequence[int], stages: int) -> list[int]:

@@ -17,8 +17,8 @@ from torch import nn
 from ..backbone import Backbone
 from ..layers import (
     Attention,
+    DistanceMlp,
     Layer,
-    Mlp,
     PatchDropout,
     PatchEmbed,
     Size,
@@ -34,22 +34,22 @@ from ._vit_blocks import Block, ResPostBlock, ViTSettings
 from .vit import VisionTransformer
 
 
-class RelativeMlp(nn.Module):
-    """A bias for each pair of positions, whatever the grid, from the logarithm of their distance.
+class RelativeMlp(DistanceMlp):
+    """The same for each pair of positions, and for tokens before them, whose biases are 0.
 
     Args:
         hidden: width of the MLP.
-        prefix: tokens before the positions, whose biases are 0.
+        prefix: tokens before the positions.
     """
 
     def __init__(self, num_heads: int, *, hidden: int = 128, prefix: int = 0) -> None:
-        super().__init__()
+        super().__init__(num_heads, hidden=hidden)
         self.prefix = prefix
-        self.mlp = Mlp(2, hidden, out=num_heads, act=nn.ReLU, drop=0.125)
-        self.mlp.drop2 = nn.Identity()
         self.memo = Memo()
 
-    def forward(self, grid: Size, density: int = 1, *, like: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]  # with tokens before the grid
+        self, grid: Size, density: int = 1, *, like: torch.Tensor
+    ) -> torch.Tensor:
         """(h, w) -> (1, heads, prefix + h * w, prefix + h * w).
 
         Args:
@@ -59,12 +59,7 @@ class RelativeMlp(nn.Module):
         index = self.memo.get(
             (*grid, like.device), lambda: relative_index(grid, prefix=False, device=like.device)
         )
-        rows, columns = (
-            torch.arange(1 - side, side, device=like.device).float() / density for side in grid
-        )
-        apart = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)  # (2h - 1, 2w - 1, 2)
-        apart = (torch.sign(apart) * torch.log(1.0 + apart.abs())).to(like.dtype)
-        bias = self.mlp(apart).flatten(0, 1)[index].permute(2, 0, 1)
+        bias = self.biases(grid, like, density).flatten(0, 1)[index].permute(2, 0, 1)
         return F.pad(bias, (self.prefix, 0, self.prefix, 0))[None].contiguous()
 
 
