@@ -22,6 +22,7 @@ from ..layers import (
     Layer,
     LayerScale,
     Mlp,
+    PreNormBlock,
     attend,
     head_width,
     join_heads,
@@ -161,25 +162,18 @@ class ViTSettings:
         return LayerScale(dim, self.init_values) if self.init_values else nn.Identity()
 
 
-class Block(nn.Module):
-    """Attention, then an MLP, each behind a norm and beside a shortcut."""
+class Block(PreNormBlock):
+    """Attention, then an MLP, each behind a norm and beside a shortcut; (N, L, C)."""
 
     def __init__(self, dim: int, *, settings: ViTSettings, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = settings.norm(dim)
-        self.attn = settings.attention(dim)
-        self.ls1 = settings.scale(dim)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = settings.norm(dim)
-        self.mlp = settings.feed_forward(dim)
-        self.ls2 = settings.scale(dim)
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: torch.Tensor, **context: Any) -> torch.Tensor:
-        """(N, L, C) -> (N, L, C); ``context`` is for the attention, of families that build on
-        it."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **context)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        super().__init__(
+            dim,
+            attention=settings.attention,
+            mlp=settings.feed_forward,
+            norm=settings.norm,
+            scale=settings.scale,
+            drop_path=drop_path,
+        )
 
 
 class ResPostBlock(nn.Module):

@@ -17,22 +17,22 @@ from torch import nn
 from ..backbone import Backbone
 from ..layers import (
     Blocks,
-    DropPath,
+    DistanceTable,
     Layer,
     LayerScale,
     Mlp,
     Phased,
-    RelativePositions,
+    PreNormBlock,
     Size,
     SqueezeExcite,
     attend,
     block_mask,
     block_side,
     drop_path_rates,
+    fit_tables,
     get_act,
     get_norm,
     head_width,
-    init_tokens,
     join_blocks,
     join_heads,
     split_blocks,
@@ -40,7 +40,6 @@ from ..layers import (
     to_pair,
 )
 from ..registry import Family, weights_table
-from .swin import for_window
 
 # Convolutions ---------------------------------------------------------------------------------
 
@@ -85,8 +84,6 @@ def feature_block(dim: int, halvings: int, *, act: Layer) -> nn.Module:
 
 # Attention ------------------------------------------------------------------------------------
 
-TABLE = "relative_position_bias_table"
-
 
 class WindowAttention(nn.Module):
     """Attention within windows, (N, H, W, C) -> (N, H, W, C).
@@ -115,11 +112,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         head_width(dim, num_heads)
         self.num_heads, self.count, self.use_global = num_heads, count, use_global
-        self.positions = RelativePositions(window, prefix=False)
-        self.rel_pos: Any = nn.Module()  # only a name
-        table = nn.Parameter(torch.empty(self.positions.length, num_heads))
-        self.rel_pos.relative_position_bias_table = table
-        init_tokens(table)
+        self.rel_pos = DistanceTable(window, num_heads)
         self.qkv = nn.Linear(dim, dim * (2 if use_global else 3), bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
@@ -128,8 +121,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
         """Attend; ``query`` (N, h, w, C) is as large as a window."""
         window = block_side(x, self.count)
-        bias = self.positions.bias(self.rel_pos.relative_position_bias_table, window)
-        masked = block_mask(x, self.count, window, bias=bias[None])
+        masked = block_mask(x, self.count, window, bias=self.rel_pos(window, x)[None])
         parts = self.qkv(split_blocks(x, self.count, window))
         if self.use_global:
             assert query is not None
@@ -141,34 +133,6 @@ class WindowAttention(nn.Module):
         y = attend(q, k, v, drop=self.attn_drop, fused=self.fused_attn, bias=masked, windows=True)
         y = self.proj_drop(self.proj(join_heads(y)))
         return join_blocks(y, x.shape, self.count, window)
-
-
-class Block(nn.Module):
-    """Attention and MLP, each on a norm and beside the identity; (N, H, W, C)."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        attention: nn.Module,
-        mlp: nn.Module,
-        scale: Layer,
-        norm: Layer,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = norm(dim)
-        self.attn = attention
-        self.ls1 = scale(dim)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = norm(dim)
-        self.mlp = mlp
-        self.ls2 = scale(dim)
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), query)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class Stage(Phased):
@@ -278,24 +242,24 @@ class GlobalContextVit(Backbone):
         for i, (heads, window) in enumerate(zip(num_heads, windows, strict=True)):
             dim, reduction = embed_dim * 2**i, 4 * 2**i
             halvings = int(math.log2(max(1, min(self.img_size) // reduction / min(window))))
+            attention = partial(
+                WindowAttention,
+                num_heads=heads,
+                window=window,
+                count=2**halvings,
+                qkv_bias=qkv_bias,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+            )
+            block = partial(
+                PreNormBlock,
+                dim,
+                mlp=partial(Mlp, hidden=int(dim * mlp_ratio), act=act, drop=proj_drop_rate),
+                norm=last_norm,
+                scale=scale,
+            )
             blocks = [
-                Block(
-                    dim,
-                    attention=WindowAttention(
-                        dim,
-                        heads,
-                        window=window,
-                        count=2**halvings,
-                        use_global=j % 2 == 1,
-                        qkv_bias=qkv_bias,
-                        attn_drop=attn_drop_rate,
-                        proj_drop=proj_drop_rate,
-                    ),
-                    mlp=Mlp(dim, int(dim * mlp_ratio), act=act, drop=proj_drop_rate),
-                    scale=scale,
-                    norm=last_norm,
-                    drop_path=rate,
-                )
+                block(attention=partial(attention, use_global=j % 2 == 1), drop_path=rate)
                 for j, rate in enumerate(rates[i])
             ]
             stage = Stage(
@@ -314,16 +278,12 @@ class GlobalContextVit(Backbone):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(TABLE)}
+        return {name for name, _ in self.named_parameters() if name.endswith("bias_table")}
 
     def convert_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As the base class says; tables of square windows of another size are resampled."""
         converted = {k: v for k, v in state.items() if not k.endswith("relative_position_index")}
-        for name, module in self.named_modules():
-            key = f"{name}.rel_pos.{TABLE}"
-            if isinstance(module, WindowAttention) and key in converted:
-                converted[key] = for_window(converted[key], module.positions.size)
-        return converted
+        return fit_tables(converted, self)
 
 
 WIDE: dict[str, Any] = dict(mlp_ratio=2, layer_scale=1e-5)
