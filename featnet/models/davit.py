@@ -25,6 +25,7 @@ from ..layers import (
     Mlp,
     NormMlp,
     Phased,
+    PositionConv,
     Stage,
     drop_path_rates,
     get_norm,
@@ -35,18 +36,6 @@ from ..layers import (
     zero_bias,
 )
 from ..registry import Family, weights_table
-
-
-class ConvPosEnc(nn.Module):
-    """Positions from the padding of a depthwise 3x3 convolution, beside the identity."""
-
-    def __init__(self, dim: int, *, act: bool) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.act = nn.GELU() if act else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.act(self.proj(x))
 
 
 class ChannelAttention(nn.Module):
@@ -99,11 +88,12 @@ class Block(Phased):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.cpe1 = ConvPosEnc(dim, act=cpe_act)
+        act = nn.GELU if cpe_act else nn.Identity
+        self.cpe1 = PositionConv(dim, act=act)
         self.norm1 = norm(dim)
         self.attn = attention(dim)
         self.drop_path1 = DropPath(drop_path)
-        self.cpe2 = ConvPosEnc(dim, act=cpe_act)
+        self.cpe2 = PositionConv(dim, act=act)
         if mlp_ratio is not None:
             self.norm2 = norm(dim)
             self.mlp = Mlp(dim, int(dim * mlp_ratio))

@@ -17,6 +17,7 @@ from ..backbone import Backbone
 from ..layers import (
     Blocks,
     Layer,
+    VectorConv,
     attend,
     drop_path_rates,
     get_act,
@@ -107,18 +108,6 @@ class ConvMlp(nn.Module):
         return self.drop2(self.fc2(self.drop1(x)))
 
 
-class OverlapPatchEmbed(nn.Module):
-    """Overlapping patches to vectors; (N, C, H, W) -> (N, H / stride, W / stride, D)."""
-
-    def __init__(self, in_chs: int, dim: int, *, patch_size: int, stride: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chs, dim, patch_size, stride, patch_size // 2)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
-
-
 class Stage(nn.Module):
     """Patches of half the size, where it is halved, blocks, a norm."""
 
@@ -182,7 +171,7 @@ class PyramidVisionTransformerV2(Backbone):
             attn_drop=attn_drop_rate,
             proj_drop=proj_drop_rate,
         )
-        self.patch_embed = OverlapPatchEmbed(in_chans, embed_dims[0], patch_size=7, stride=4)
+        self.patch_embed = VectorConv(in_chans, embed_dims[0], 7, stride=4, padding=3)
         self.stages = nn.Sequential()
         drops = drop_path_rates(drop_path_rate, depths)
         heads, ratios, hidden = (
@@ -202,7 +191,7 @@ class PyramidVisionTransformerV2(Backbone):
             )
             downsample: nn.Module = nn.Identity()
             if i:
-                downsample = OverlapPatchEmbed(in_chs, dim, patch_size=3, stride=2)
+                downsample = VectorConv(in_chs, dim, 3, stride=2, padding=1)
                 reduction *= 2
             stage = Stage(downsample, [block(drop_path=rate) for rate in drops[i]], norm(dim))
             self.add_stage(f"stages.{i}", stage, channels=dim, reduction=reduction)

@@ -20,6 +20,8 @@ from ..layers import (
     Layer,
     LocalAttention,
     Mlp,
+    PositionConv,
+    VectorConv,
     drop_path_rates,
     get_norm,
     he_group_fan_out,
@@ -32,28 +34,15 @@ from .pvt_v2 import Attention as CondensedAttention
 from .swin import Block
 
 
-class PosConv(nn.Module):
-    """Positions from the padding of a depthwise convolution, beside the identity."""
+class PosConv(PositionConv):
+    """The same for (N, H, W, C), in a Sequential as checkpoints have it."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
+        super().__init__(dim)
+        self.proj = nn.Sequential(self.proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.permute(0, 3, 1, 2)
-        return (self.proj(x) + x).permute(0, 2, 3, 1)  # (N, H, W, C)
-
-
-class PatchEmbed(nn.Module):
-    """Patches side by side to vectors; (N, C, H, W) -> (N, H/P, W/P, D)."""
-
-    def __init__(self, in_chs: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chs, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Stage(Blocks):
@@ -125,7 +114,7 @@ class Twins(Backbone):
         self.patch_embeds, self.pos_drops = nn.ModuleList(), nn.ModuleList()
         in_chs, side, reduction = in_chans, patch_size, patch_size
         for dim in embed_dims:
-            self.patch_embeds.append(PatchEmbed(in_chs, dim, side))
+            self.patch_embeds.append(VectorConv(in_chs, dim, side, stride=side))
             self.pos_drops.append(nn.Dropout(pos_drop_rate))
             in_chs, side = dim, 2
         self.blocks = nn.ModuleList()
