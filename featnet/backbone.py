@@ -13,7 +13,7 @@ from .contract import check_map, check_run, is_recorded, undeclared
 from .errors import ArgumentError, DeclarationError, check_rate, nearest
 from .features import Feature, FeatureInfo, resolve
 from .inputs import check_format, check_input, explain_size, to_format
-from .layers import Blocks, GlobalPool, Head, Tokens, classifiers, recompute
+from .layers import Blocks, GlobalPool, Head, MapAndTokens, Tokens, classifiers, recompute
 from .tracing import trace
 from .weights import Weights
 
@@ -285,8 +285,8 @@ class Backbone(nn.Module):
     def as_map(self, y: Any) -> torch.Tensor:
         """Turn a yielded value into a map; it runs only for levels that are asked for.
 
-        Families override it whose layout is neither a map nor ``featnet.layers.Tokens``, or
-        which compute levels side by side.
+        Families override it whose layout is neither a map nor ``featnet.layers.Tokens`` or
+        ``MapAndTokens``, or which compute levels side by side.
 
         Args:
             y: a value that :meth:`forward_levels` yielded, or that a hook read.
@@ -294,7 +294,7 @@ class Backbone(nn.Module):
         Returns:
             A map (N, C, H, W).
         """
-        return y.as_map() if isinstance(y, Tokens) else y
+        return y.as_map() if isinstance(y, (Tokens, MapAndTokens)) else y
 
     def finish(self, y: Any) -> torch.Tensor:
         """Compute the final features from the last level, by a norm or convolution for instance.

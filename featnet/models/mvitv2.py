@@ -53,15 +53,6 @@ def normal_start(*tables: torch.Tensor | None) -> None:
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
 
 
-def pooled(layer: nn.Module, tokens: Tokens) -> Tokens:
-    """Run a convolution or pool over the map of tokens (N, prefix + h * w, C)."""
-    x, grid, prefix = tokens
-    image = layer(as_image(x[:, prefix:], grid))  # (N, C, h', w')
-    rest = as_sequence(image)
-    size = (image.shape[-2], image.shape[-1])
-    return Tokens(torch.cat((x[:, :prefix], rest), 1) if prefix else rest, size, prefix)
-
-
 class PooledAttention(nn.Module):
     """Attention over the map, biased by how far apart rows and columns are.
 
@@ -110,7 +101,7 @@ class PooledAttention(nn.Module):
     def pool(self, part: torch.Tensor, name: str, like: Tokens) -> tuple[torch.Tensor, Size]:
         """(N, heads, L, C) -> (N, heads, L', C), and its grid."""
         layer, norm = self.get_submodule(f"pool_{name}"), self.get_submodule(f"norm_{name}")
-        y = pooled(layer, like._replace(x=part.flatten(0, 1)))
+        y = like._replace(x=part.flatten(0, 1)).on_map(layer)
         return norm(torch.unflatten(y.x, 0, part.shape[:2])), y.grid
 
     def bias(self, q: torch.Tensor, size: Size, keys: Size, prefix: int) -> torch.Tensor:
@@ -172,7 +163,7 @@ class Block(nn.Module):
         if self.shortcut_proj_attn is not None:
             tokens = tokens._replace(x=self.shortcut_proj_attn(y.x))
         if self.shortcut_pool_attn is not None:
-            tokens = pooled(self.shortcut_pool_attn, tokens)
+            tokens = tokens.on_map(self.shortcut_pool_attn)
         y = self.attn(y)
         x = tokens.x + self.drop_path1(y.x)
         normed = self.norm2(x)
@@ -299,9 +290,6 @@ class MultiScaleVit(Backbone):
         for stage in self.stages:
             level = stage(*level)  # (N, C, H/4, W/4), (N, 2C, H/8, W/8), ...
             yield level
-
-    def as_map(self, y: MapAndTokens) -> torch.Tensor:
-        return y[0]
 
     def normalize(self, y: MapAndTokens, index: int) -> MapAndTokens:
         """As the base class says; the last level alone has a norm."""

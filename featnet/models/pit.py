@@ -175,9 +175,6 @@ class PoolingVisionTransformer(Backbone):
             level = stage(*level)  # (N, C, H/8, W/8), (N, 2C, H/16, W/16), ...
             yield level
 
-    def as_map(self, y: MapAndTokens) -> torch.Tensor:
-        return y[0]
-
     def finish(self, y: MapAndTokens) -> torch.Tensor:
         return self.norm(y.before())
 
