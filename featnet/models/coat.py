@@ -5,8 +5,9 @@ Paper: https://arxiv.org/abs/2104.06399.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -22,9 +23,11 @@ from ..layers import (
     Layer,
     Mlp,
     PatchEmbed,
+    PositionConv,
     Size,
     TokenHead,
     Tokens,
+    VectorConv,
     as_image,
     as_sequence,
     crop,
@@ -44,21 +47,6 @@ from ..registry import Family, weights_table
 
 SCALES = (2, 3, 4)  # those with parallel blocks
 WINDOW = {3: 2, 5: 3, 7: 3}  # heads of each kernel size
-
-# Positions ------------------------------------------------------------------------------------
-
-
-class PositionConv(nn.Module):
-    """Add a depthwise convolution of the map, by whose padding positions are known."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        x = as_image(tokens.x[:, 1:], tokens.grid)  # (N, C, H, W)
-        x = as_sequence(self.proj(x) + x)
-        return tokens._replace(x=torch.cat((tokens.before(), x), 1))
 
 
 class RelativePositionConv(nn.Module):
@@ -88,6 +76,29 @@ class RelativePositionConv(nn.Module):
         return torch.cat([conv(part) for conv, part in parts], 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScaleSettings:
+    """What the blocks of a scale have in common.
+
+    Attributes:
+        dim, hidden: channels, and width of the hidden layers.
+        cpe, crpe: positions and relative positions, modules that the blocks share.
+        num_heads, qkv_bias: of attention.
+        norm: ``f(channels)``.
+        drop, drop_path: rates of the branches' outputs, and of the branches.
+    """
+
+    dim: int
+    hidden: int
+    cpe: PositionConv
+    crpe: RelativePositionConv
+    num_heads: int
+    qkv_bias: bool
+    norm: Layer
+    drop: float
+    drop_path: float
+
+
 # Blocks ---------------------------------------------------------------------------------------
 
 
@@ -96,26 +107,16 @@ class FactorAttention(nn.Module):
 
     With an output stride the positions that the original network has ask each other, and those
     between them likewise; the class token, which is with all of them, asks the former.
-
-    Args:
-        crpe: relative positions, which all blocks of a scale share.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        crpe: RelativePositionConv,
-        qkv_bias: bool,
-        proj_drop: float,
-    ) -> None:
+    def __init__(self, scale: ScaleSettings) -> None:
         super().__init__()
-        self.num_heads, self.scale = num_heads, head_width(dim, num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        dim, self.num_heads = scale.dim, scale.num_heads
+        self.scale = head_width(dim, self.num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, dim * 3, bias=scale.qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.crpe = crpe
+        self.proj_drop = nn.Dropout(scale.drop)
+        self.crpe = scale.crpe
 
     def combine(self, qkv: torch.Tensor) -> torch.Tensor:
         """(N, L, 3C) -> (N, L, C)."""
@@ -149,28 +150,19 @@ class FactorAttention(nn.Module):
 
 
 class SerialBlock(nn.Module):
-    """Positions, which all blocks of a scale share, attention and MLP at one scale."""
+    """Positions, attention and MLP at one scale."""
 
-    def __init__(
-        self,
-        dim: int,
-        attention: FactorAttention,
-        mlp: nn.Module,
-        *,
-        cpe: PositionConv,
-        norm: Layer,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, scale: ScaleSettings) -> None:
         super().__init__()
-        self.cpe = cpe
-        self.norm1 = norm(dim)
-        self.factoratt_crpe = attention
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = norm(dim)
-        self.mlp = mlp
+        self.cpe = scale.cpe
+        self.norm1 = scale.norm(scale.dim)
+        self.factoratt_crpe = FactorAttention(scale)
+        self.drop_path = DropPath(scale.drop_path)
+        self.norm2 = scale.norm(scale.dim)
+        self.mlp = Mlp(scale.dim, scale.hidden, drop=scale.drop)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        x, grid, prefix = self.cpe(tokens)
+        x, grid, prefix = tokens.on_map(self.cpe)
         x = x + self.drop_path(self.factoratt_crpe(self.norm1(x), grid))
         return Tokens(x + self.drop_path(self.mlp(self.norm2(x))), grid, prefix)
 
@@ -197,29 +189,24 @@ class Shrink(nn.Module):
         return F.conv2d(x, weight, stride=self.stride, dilation=step, groups=x.shape[1])
 
 
-class ParallelBlock(nn.Module):
-    """Attention and MLP at the scales 2, 3 and 4, each of which gets what the others attended to.
+class Exchange(nn.Module):
+    """Attention at the scales 2, 3 and 4, each of which gets what the others attended to.
 
-    The scales have one MLP, under three names.
+    The scales have one MLP, under three names, which is left to :meth:`refine`: behind the last
+    exchange it runs for the levels that are asked for.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        attentions: Sequence[FactorAttention],
-        mlp: nn.Module,
-        *,
-        norm: Layer,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, scales: Sequence[ScaleSettings]) -> None:
         super().__init__()
+        one = scales[0]
         for i in SCALES:
-            self.add_module(f"norm1{i}", norm(dim))
-        for i, attention in zip(SCALES, attentions, strict=True):
-            self.add_module(f"factoratt_crpe{i}", attention)
-        self.drop_path = DropPath(drop_path)
+            self.add_module(f"norm1{i}", one.norm(one.dim))
+        for i, scale in zip(SCALES, scales, strict=True):
+            self.add_module(f"factoratt_crpe{i}", FactorAttention(scale))
+        self.drop_path = DropPath(one.drop_path)
         for i in SCALES:
-            self.add_module(f"norm2{i}", norm(dim))
+            self.add_module(f"norm2{i}", one.norm(one.dim))
+        mlp = Mlp(one.dim, one.hidden, drop=one.drop)
         for i in SCALES:
             self.add_module(f"mlp{i}", mlp)
         for i, j in itertools.permutations(SCALES, 2):
@@ -229,12 +216,17 @@ class ParallelBlock(nn.Module):
 
     def resized(self, y: Tokens, i: int, j: int, grid: Size) -> torch.Tensor:
         """Tokens of scale ``i`` on the grid of scale ``j``."""
-        image = as_image(y.x[:, 1:], y.grid)
-        image = crop(self.get_submodule(f"resize{i}{j}")(image), grid, axis=2)
-        return torch.cat((y.before(), as_sequence(image)), 1)
+        resize = self.get_submodule(f"resize{i}{j}")
+        return y.on_map(lambda image: crop(resize(image), grid, axis=2)).x
 
-    def exchange(self, scales: Sequence[Tokens]) -> list[Tokens]:
-        """Attention at each scale, and the sum of what all attended to."""
+    def refine(self, tokens: Tokens, i: int) -> Tokens:
+        """The MLP of scale ``i``."""
+        y = self.get_submodule(f"mlp{i}")(self.get_submodule(f"norm2{i}")(tokens.x))
+        return tokens._replace(x=tokens.x + self.drop_path(y))
+
+    def forward(self, scales: Sequence[Tokens], cpes: Sequence[PositionConv]) -> list[Tokens]:
+        """Positions and attention at each scale, and the sum of what all attended to."""
+        scales = [tokens.on_map(cpe) for tokens, cpe in zip(scales, cpes, strict=True)]
         values = {}
         for i, (x, grid, prefix) in zip(SCALES, scales, strict=True):
             x = self.get_submodule(f"norm1{i}")(x)
@@ -245,33 +237,24 @@ class ParallelBlock(nn.Module):
             results.append(Tokens(x + self.drop_path(sum(others, values[j].x)), grid, prefix))
         return results
 
-    def refine(self, tokens: Tokens, i: int) -> Tokens:
-        """The MLP of scale ``i``."""
-        y = self.get_submodule(f"mlp{i}")(self.get_submodule(f"norm2{i}")(tokens.x))
-        return tokens._replace(x=tokens.x + self.drop_path(y))
 
-    def forward(self, scales: Sequence[Tokens]) -> list[Tokens]:
-        scales = self.exchange(scales)
+class ParallelBlock(Exchange):
+    """An exchange, and the MLP at each scale."""
+
+    def forward(self, scales: Sequence[Tokens], cpes: Sequence[PositionConv]) -> list[Tokens]:
+        scales = super().forward(scales, cpes)
         return [self.refine(tokens, i) for i, tokens in zip(SCALES, scales, strict=True)]
 
 
 # The networks ---------------------------------------------------------------------------------
 
 
-class Patches(nn.Module):
-    """2x2 positions to one; an odd map gets a row or column of zeros.
-
-    (N, C, H, W) -> (N, H/2, W/2, D).
-    """
-
-    def __init__(self, in_chs: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chs, dim, 2, 2)
-        self.norm = nn.LayerNorm(dim)
+class Patches(VectorConv):
+    """Positions side by side to one; an odd map gets a row or column of zeros."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = pad_to_windows(x.permute(0, 2, 3, 1), stride_of(self.proj)).permute(0, 3, 1, 2)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        x = pad_to_windows(x.permute(0, 2, 3, 1), stride_of(self.proj))
+        return super().forward(x.permute(0, 3, 1, 2))
 
 
 class Scale(NamedTuple):
@@ -316,11 +299,8 @@ class Coat(Backbone):
 
     first_conv, last_fc = "patch_embed1.proj", "head"
     num_prefix_tokens = 1
-    breaks_law: tuple[str, ...] = (
-        "resampling",
-    )  # a scale receives the upsampled maps of coarser ones
-
-    parallel_blocks: Blocks
+    # A scale receives the upsampled maps of coarser ones
+    breaks_law: tuple[str, ...] = ("resampling",)
 
     def __init__(
         self,
@@ -362,18 +342,26 @@ class Coat(Backbone):
             pad=dynamic_img_pad,
         )
         self.size_divisibility = self.patch_embed1.multiple
-        self.add_shared(embed_dims, num_heads, dict(crpe_window or WINDOW))
-        self.add_blocks(
-            embed_dims,
-            serial_depths,
-            [int(dim * ratio) for dim, ratio in zip(embed_dims, mlp_ratios, strict=True)],
+        make = partial(
+            ScaleSettings,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
             norm=get_norm(norm_layer),
             drop=proj_drop_rate,
             drop_path=drop_path_rate,
-            attention=partial(
-                FactorAttention, num_heads=num_heads, qkv_bias=qkv_bias, proj_drop=proj_drop_rate
-            ),
         )
+        for i, (before, dim) in enumerate(itertools.pairwise(embed_dims), 2):
+            self.add_module(f"patch_embed{i}", Patches(before, dim, 2, stride=2))
+        for i, dim in enumerate(embed_dims, 1):
+            self.register_parameter(f"cls_token{i}", nn.Parameter(torch.empty(1, 1, dim)))
+            init_tokens(self.part("cls_token", i))
+            self.add_module(f"cpe{i}", PositionConv(dim))
+        scales = []
+        for i, (dim, ratio) in enumerate(zip(embed_dims, mlp_ratios, strict=True), 1):
+            crpe = RelativePositionConv(head_width(dim, num_heads), crpe_window or WINDOW)
+            self.add_module(f"crpe{i}", crpe)
+            scales.append(make(dim, int(dim * ratio), cpe=self.part("cpe", i), crpe=crpe))
+        self.add_blocks(scales, serial_depths)
         self.add_head(
             embed_dims[-1],
             num_classes=num_classes,
@@ -387,55 +375,24 @@ class Coat(Backbone):
         """Return the module, or the class token, of a scale from 1."""
         return getattr(self, f"{name}{scale}")
 
-    def add_shared(self, dims: Sequence[int], heads: int, window: Mapping[int, int]) -> None:
-        """Add what the blocks of a scale share, and what comes before them."""
-        for i, (before, dim) in enumerate(itertools.pairwise(dims), 2):
-            self.add_module(f"patch_embed{i}", Patches(before, dim))
-        for i, dim in enumerate(dims, 1):
-            self.register_parameter(f"cls_token{i}", nn.Parameter(torch.empty(1, 1, dim)))
-            init_tokens(self.part("cls_token", i))
-            self.add_module(f"cpe{i}", PositionConv(dim))
-        for i, dim in enumerate(dims, 1):
-            self.add_module(f"crpe{i}", RelativePositionConv(head_width(dim, heads), window))
-
-    def add_blocks(
-        self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        hidden: Sequence[int],
-        *,
-        norm: Layer,
-        drop: float,
-        drop_path: float,
-        attention: Callable[..., FactorAttention],
-    ) -> None:
+    def add_blocks(self, scales: Sequence[ScaleSettings], depths: Sequence[int]) -> None:
         """Add the blocks, and the norms behind them; declare the levels."""
-        patch, levels = self.patch_embed1.reduction, (1,) if self.parallel_depth else (1, *SCALES)
-
-        def attend(i: int) -> FactorAttention:
-            return attention(dims[i - 1], crpe=self.part("crpe", i))
-
-        for i, (dim, depth, width) in enumerate(zip(dims, depths, hidden, strict=True), 1):
-            make = partial(
-                SerialBlock, dim, cpe=self.part("cpe", i), norm=norm, drop_path=drop_path
-            )
-            blocks = (make(attend(i), Mlp(dim, width, drop=drop)) for _ in range(depth))
-            self.add_module(name := f"serial_blocks{i}", Blocks(*blocks))
-            if i in levels:
-                self.add_level(name, channels=dim, reduction=patch * 2 ** (i - 1))
-        if self.parallel_depth:
-            self.parallel_blocks = Blocks()
-            for _ in range(self.parallel_depth):
-                three, mlp = [attend(i) for i in SCALES], Mlp(dims[1], hidden[1], drop=drop)
-                last = ParallelBlock(dims[1], three, mlp, norm=norm, drop_path=drop_path)
-                self.parallel_blocks.append(last)
-            for i in SCALES:
-                self.add_module(f"norm{i}", norm(dims[1]))
-                name, reduction = f"scale{i}", patch * 2 ** (i - 1)
-                self.add_stage(name, nn.Identity(), channels=dims[1], reduction=reduction)
-            self.aggregate = nn.Conv1d(len(SCALES), 1, 1)
-        else:
-            self.norm4 = norm(dims[-1])
+        patch = self.patch_embed1.reduction
+        for i, (scale, depth) in enumerate(zip(scales, depths, strict=True), 1):
+            blocks = Blocks(*(SerialBlock(scale) for _ in range(depth)))
+            self.add_module(name := f"serial_blocks{i}", blocks)
+            if i == 1 or not self.parallel_depth:
+                self.add_level(name, channels=scale.dim, reduction=patch * 2 ** (i - 1))
+        norm, dim = scales[-1].norm, scales[-1].dim
+        if not self.parallel_depth:
+            self.norm4 = norm(dim)
+            return
+        kinds: list[type[Exchange]] = [*[ParallelBlock] * (self.parallel_depth - 1), Exchange]
+        self.parallel_blocks = Blocks(*(kind(scales[1:]) for kind in kinds))
+        for i in SCALES:
+            self.add_module(f"norm{i}", norm(dim))
+            self.add_stage(f"scale{i}", nn.Identity(), channels=dim, reduction=patch * 2 ** (i - 1))
+        self.aggregate = nn.Conv1d(len(SCALES), 1, 1)
 
     def serial(self, x: torch.Tensor, scale: int) -> Tokens:
         """Return a scale's tokens, from the map of the scale before."""
@@ -445,10 +402,6 @@ class Coat(Backbone):
         x = torch.cat((first, x.flatten(1, 2)), 1)
         tokens: Tokens = self.part("serial_blocks", scale)(Tokens(x, grid, 1))
         return tokens
-
-    def encode(self, scales: Sequence[Tokens]) -> list[Tokens]:
-        """Add the positions before a parallel block."""
-        return [self.part("cpe", i)(tokens) for i, tokens in zip(SCALES, scales, strict=True)]
 
     def forward_levels(self, x: torch.Tensor) -> Iterator[Tokens | Scale]:
         y = self.serial(x, 1)  # (N, 1 + H/4 * W/4, C)
@@ -462,13 +415,7 @@ class Coat(Backbone):
                 yield y
         if not self.parallel_depth:
             return
-        *blocks, last = (cast(ParallelBlock, block) for block in self.parallel_blocks)
-        exchanges: list[Callable[[Any], Any]] = [*blocks, last.exchange]
-        steps = [[self.encode, exchange] for exchange in exchanges]
-        if self.parallel_blocks.whole:
-            steps = [list(itertools.chain.from_iterable(steps))]
-        for step in steps:
-            scales = self.parallel_blocks.run(step, scales)
+        scales = self.parallel_blocks.through(scales, cpes=[self.part("cpe", i) for i in SCALES])
         done: dict[int, Tokens] = {}
         for place in range(len(scales)):
             yield Scale(scales, place, done)
@@ -478,7 +425,7 @@ class Coat(Backbone):
         if isinstance(y, Tokens):
             return y
         if y.place not in y.done:
-            scale, last = SCALES[y.place], cast(ParallelBlock, self.parallel_blocks[-1])
+            scale, last = SCALES[y.place], cast(Exchange, self.parallel_blocks[-1])
             y.done[y.place] = self.part("scale", scale)(last.refine(y.scales[y.place], scale))
         return y.done[y.place]
 
@@ -494,8 +441,7 @@ class Coat(Backbone):
     def finish(self, y: Tokens | Scale) -> torch.Tensor:
         if isinstance(y, Tokens):
             return self.norm4(y.x)
-        levels = [y._replace(place=place) for place in range(len(SCALES))]
-        *finer, x = (self.tokens(self.normalize(z, i)).x for i, z in enumerate(levels, 1))
+        *finer, x = (self.tokens(self.normalize(y._replace(place=i), i + 1)).x for i in range(3))
         means = (z[:, 1:].mean(1, keepdim=True).expand_as(x[:, 1:]) for z in finer)
         finer = [torch.cat((z[:, :1], mean), 1) for z, mean in zip(finer, means, strict=True)]
         together = torch.stack((*finer, x), 2).flatten(0, 1)  # (N * L, 3, C)
