@@ -135,7 +135,13 @@ class Block(Phased):
         stride: by which queries, and the identity, are pooled.
         project: widen the identity by a projection, not by its mean beside its maximum.
         init_values: first value of the learnt scale of each branch; None for none.
+        act: activation of the MLP.
+
+    Class attributes:
+        attention: its class.
     """
+
+    attention: type[UnitAttention] = UnitAttention
 
     def __init__(
         self,
@@ -149,6 +155,7 @@ class Block(Phased):
         mlp_ratio: float,
         init_values: float | None,
         norm: Layer,
+        act: Layer = nn.GELU,
         drop_path: float,
     ) -> None:
         super().__init__()
@@ -160,12 +167,12 @@ class Block(Phased):
             )
         self.norm1 = norm(dim)
         self.proj = nn.Linear(dim, out) if self.widens and project else None
-        self.attn = UnitAttention(dim, out, num_heads=num_heads, window=window, stride=stride)
+        self.attn = self.attention(dim, out, num_heads=num_heads, window=window, stride=stride)
         scale = nn.Identity if init_values is None else partial(LayerScale, out, init_values)
         self.ls1 = scale()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = norm(out)
-        self.mlp = Mlp(out, int(out * mlp_ratio))
+        self.mlp = Mlp(out, int(out * mlp_ratio), act=act)
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
 

@@ -20,11 +20,8 @@ from ..backbone import Backbone
 from ..errors import ArgumentError, check_choice
 from ..layers import (
     Blocks,
-    DropPath,
     Head,
     Layer,
-    LayerScale,
-    Mlp,
     Size,
     drop_path_rates,
     get_act,
@@ -49,47 +46,14 @@ class WindowAttention(hiera.UnitAttention):
 
 
 class Block(hiera.Block):
-    """Attention and MLP, each on a norm and beside the identity; (N, H, W, C).
+    """A Hiera's, whose widening projection is the first of its parts; (N, H, W, C)."""
 
-    Args:
-        window: side of the windows; 0 for the whole map.
+    attention = WindowAttention
 
-    The other arguments are :class:`featnet.models.hiera.Block`'s.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        out: int,
-        *,
-        num_heads: int,
-        window: int,
-        stride: int,
-        mlp_ratio: float,
-        init_values: float | None,
-        norm: Layer,
-        act: Layer,
-        drop_path: float,
-    ) -> None:
-        nn.Module.__init__(self)  # the same parts, in another order
-        self.stride = self.pooling = stride
-        self.widens = dim != out
-        self.proj = nn.Linear(dim, out) if self.widens else None
-        self.norm1 = norm(dim)
-        self.attn = WindowAttention(
-            dim,
-            out,
-            num_heads=num_heads,
-            window=(window, window) if window else None,
-            stride=stride,
-        )
-        scale = nn.Identity if init_values is None else partial(LayerScale, out, init_values)
-        self.ls1 = scale()
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = norm(out)
-        self.mlp = Mlp(out, int(out * mlp_ratio), act=act)
-        self.ls2 = scale()
-        self.drop_path2 = DropPath(drop_path)
+    def __init__(self, dim: int, out: int, **rest: Any) -> None:
+        super().__init__(dim, out, project=True, **rest)
+        if self.proj is not None:  # the order of checkpoints
+            self._modules = {"proj": self.proj, **self._modules}
 
 
 def bicubic(maps: torch.Tensor, size: Size) -> torch.Tensor:
@@ -158,9 +122,8 @@ class HieraDet(hiera.Hiera):
             in_chans, embed_dim, to_pair(patch_kernel), stride, to_pair(patch_padding)
         )
         self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
-        side = window_spec[0]
         self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *global_pos_size))
-        self.pos_embed_window = nn.Parameter(torch.zeros(1, embed_dim, side, side))
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, embed_dim, *to_pair(window_spec[0])))
         norm, act = get_norm(norm_layer), get_act(act_layer)
         block = partial(Block, mlp_ratio=4.0, init_values=init_values, norm=norm, act=act)
         self.blocks = Blocks()
@@ -171,13 +134,10 @@ class HieraDet(hiera.Hiera):
                 out = int(dim * dim_mul) if first else dim
                 num_heads = int(num_heads * head_mul) if first else num_heads
                 step = pool if first and i <= q_pool else 1
-                window = window_spec[i - first]
-                if index in global_att_blocks:
-                    window = 0
-                elif window % step:
-                    raise ArgumentError(
-                        f"window_spec={window_spec!r}: {window} is pooled by {step}."
-                    )
+                side = 0 if index in global_att_blocks else window_spec[i - first]
+                window = (side, side) if side else None  # None sees the whole map
+                if side % step:
+                    raise ArgumentError(f"window_spec={window_spec!r}: {side} is pooled by {step}.")
                 self.blocks.append(
                     block(dim, out, num_heads=num_heads, window=window, stride=step, drop_path=rate)
                 )
