@@ -78,7 +78,7 @@ class RelativePositionConv(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ScaleSettings:
-    """What the blocks of a scale have in common.
+    """Settings of a scale's blocks, and the modules that they share.
 
     Attributes:
         dim, hidden: channels, and width of the hidden layers.
@@ -239,7 +239,7 @@ class Exchange(nn.Module):
 
 
 class ParallelBlock(Exchange):
-    """An exchange, and the MLP at each scale."""
+    """An exchange, then the MLP at each scale."""
 
     def forward(self, scales: Sequence[Tokens], cpes: Sequence[PositionConv]) -> list[Tokens]:
         scales = super().forward(scales, cpes)

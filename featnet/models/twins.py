@@ -35,7 +35,7 @@ from .swin import Block
 
 
 class PosConv(PositionConv):
-    """The same for (N, H, W, C), in a Sequential as checkpoints have it."""
+    """Positions of (N, H, W, C); the convolution is in a Sequential, as checkpoints have it."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)

@@ -35,7 +35,7 @@ from .vit import VisionTransformer
 
 
 class RelativeMlp(DistanceMlp):
-    """The same for each pair of positions, and for tokens before them, whose biases are 0.
+    """A bias for each pair of positions by their distance; 0 for the tokens before them.
 
     Args:
         hidden: width of the MLP.
