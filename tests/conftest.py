@@ -48,7 +48,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 _ended = itertools.count(1)
-_kept = 2**30  # bytes that the process held after what could be freed was
+_kept = 2**30  # bytes: the least that the process held after what could be freed was
 
 
 def pytest_runtest_logfinish() -> None:
@@ -62,8 +62,7 @@ def pytest_runtest_logfinish() -> None:
         if grown:
             gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        if grown:
-            _kept = _held()
+        _kept = _held() if grown else min(_kept, _held())
 
 
 def _held() -> int:

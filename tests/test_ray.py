@@ -19,10 +19,10 @@ import numpy as np
 import photographs
 import pytest
 import torch
+from forks_many import contents
 from helpers import peer
 from PIL import Image
 from test_docs import ROOT, blocks
-from test_many import contents
 from witnesses import Deadly, Stillborn, Witnessed
 
 import featnet
