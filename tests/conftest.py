@@ -7,6 +7,8 @@ import ctypes
 import gc
 import itertools
 import mmap
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     marked = (item for item in session.items if item.get_closest_marker("xdist_group"))
     if getattr(session.config.option, "loadgroup", False) and (item := next(marked, None)):
         assert "@" in item.nodeid, "pytest-xdist has lost the groups of tests"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A process that forks may not have run another engine: see test_alone.py."""
+    yield
+    engines = {"onnxruntime", "openvino"} & sys.modules.keys()
+    assert not engines or item.path.stem.startswith("alone_"), f"it loads {engines}"
 
 
 _ended = itertools.count(1)

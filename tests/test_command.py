@@ -32,8 +32,8 @@ NAME = "resnet18"
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is forked from here (see test_forks.py); the workers of a run have tests of their
-    own, in forks_many.py."""
+    """Nothing is forked from here (see test_alone.py); the workers of a run have tests of their
+    own, in alone_many.py."""
     monkeypatch.setattr("featnet.images.many.job.count_cpus", lambda: 0)
 
 

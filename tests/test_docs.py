@@ -53,8 +53,18 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
 
 
-SWITCH = "use_as_timm"  # acts on what is imported afterwards: such pages run in a new interpreter
-APART = [page for page in RUN if SWITCH in "".join(text for _, text in blocks(page, "python"))]
+# The first acts on what is imported afterwards, the others run engines (see test_alone.py): pages
+# with one of them run in a new interpreter
+SWITCHES = ("use_as_timm", ".onnx", "engine=")
+
+
+def switches(page: Path) -> bool:
+    """Whether it changes the interpreter that runs it."""
+    code = "".join(text for _, text in blocks(page, "python"))
+    return any(words in code for words in SWITCHES)
+
+
+APART = [page for page in RUN if switches(page)]
 
 
 # Of these only the modules that the pages import can be had, without what the whole libraries need:
@@ -100,9 +110,12 @@ def test_python_blocks_apart(folder: Path, workplace: Path) -> None:
         helpers.peer("torchvision")
     sources = {page.name: [text for _, text in blocks(page, "python")] for page in pages}
     code = f"PAGES = {sources!r}\nBARE = {BARE!r}\n{RUNNER}"
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    if "demo_weights" in code:
+        photographs.trained()  # or skip
+    command, before = [sys.executable, "-W", "ignore", "-c", code], sorted(workplace.rglob("*"))
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert sorted(workplace.rglob("*")) == before, "blocks leave files in the reader's folder"
     missing = {*json.loads(done.stdout.splitlines()[-1])}
     assert not missing & {"timm", "featnet"}
     if os.environ.get("FEATNET_REQUIRE_PEERS") == "1":

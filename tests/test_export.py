@@ -40,22 +40,6 @@ def test_pt2(tmp_path: Path, kind: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
-def test_onnx(tmp_path: Path) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        helpers.peer(package)
-    import onnxruntime
-
-    net = noisy(features_only=True, feature_cls="dict", out_indices=(1, 2))
-    report = featnet.export(net, tmp_path / "net.onnx", example=image_batch(64, 96, batch=2))
-    assert report.checked == ((2, 3, 64, 96), (1, 3, 97, 145)) and report.difference <= 1e-4
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
-    assert [output.name for output in session.get_outputs()] == ["layer1", "layer2"]
-    x = image_batch(72, 40, batch=3)
-    found = session.run(["layer2"], {"image": x.numpy()})[0]
-    with torch.no_grad():
-        assert helpers.error(torch.from_numpy(found), net(x)["layer2"]) <= 1e-4
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_aoti(tmp_path: Path) -> None:

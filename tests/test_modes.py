@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import helpers
@@ -114,29 +113,6 @@ def test_hooks_export_without_dynamo(name: str) -> None:
     found = exported(net, image_batch(*sizes[0], batch=2), strict=False)
     x = image_batch(*sizes[-1], batch=3)
     assert_same(found(x), net(x))
-
-
-@pytest.mark.parametrize("name", share(3, 13))
-def test_onnx_runs_at_sizes_not_seen(name: str, tmp_path: Path) -> None:
-    """featnet.export itself compares another size; here come those that it does not try."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        helpers.peer(package)
-    import onnxruntime
-
-    kinds = (featnet.FeatureListNet, featnet.FeatureDictNet, featnet.FeatureHookNet)
-    net, sizes = noisy(name, kinds[len(name) % 3]), helpers.sizes(name)
-    report = featnet.export(net, tmp_path / "net.onnx", example=image_batch(*sizes[0], batch=2))
-    assert report.difference <= 1e-4 and len(report.checked) == 2
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
-    assert [output.name for output in session.get_outputs()] == net.feature_info.module_name()
-    for size in (*sizes[1:], (96, 96)):
-        x = image_batch(*size, batch=3)
-        try:
-            wanted = net(x)
-        except InputSizeError:
-            continue
-        found = [torch.from_numpy(y) for y in session.run(None, {"image": x.numpy()})]
-        assert_same(found, wanted, 1e-4)
 
 
 def test_taps_inside_a_stage_export_strictly() -> None:

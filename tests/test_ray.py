@@ -19,7 +19,7 @@ import numpy as np
 import photographs
 import pytest
 import torch
-from forks_many import contents
+from alone_many import contents
 from helpers import peer
 from PIL import Image
 from test_docs import ROOT, blocks

@@ -1,7 +1,7 @@
-"""The tests that fork, each file in an interpreter of its own.
+"""The tests that run other engines or fork, each file in an interpreter of its own.
 
-A process that has run other engines (ONNX Runtime, OpenVINO) is lost now and then when it forks:
-with a segmentation fault of the parent, in Python 3.11. The workers of pytest-xdist have run them.
+A process that has run ONNX Runtime or OpenVINO is lost now and then when it forks: with a
+segmentation fault of the parent, in Python 3.11. The workers of pytest-xdist fork often.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted(Path(__file__).parent.glob("forks_*.py"))
+FILES = sorted(Path(__file__).parent.glob("alone_*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
