@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 import featnet
 from featnet import registry
 from featnet.capabilities import read_table
+from featnet.checkpoints.instant import SkipInit
 from featnet.tracing import shapes, trace
 
 
@@ -63,18 +64,23 @@ def shallow(name: str) -> dict[str, Any]:
 def _runs(name: str, options: dict[str, Any]) -> bool:
     """Whether a network can have such arguments."""
     try:
-        model = featnet.create_model(name, device="meta", **options)
+        model = _outline(name, **options)
         model.feature_info.sizes(trace.probe_size(model))
     except (RuntimeError, ValueError, TypeError):
         return False
     return True
 
 
+def _outline(name: str, **options: Any) -> Any:
+    """A network on the meta device; how its values are drawn is not noted, since it has none."""
+    with torch.inference_mode(False), SkipInit():  # whichever test comes first
+        return featnet.create_model(name, device="meta", **options).eval()
+
+
 @functools.lru_cache(maxsize=8)
 def shallow_model(name: str) -> Any:
     """It on the meta device. Nobody may change it."""
-    with torch.inference_mode(False):
-        return featnet.create_model(name, device="meta", **shallow(name)).eval()
+    return _outline(name, **shallow(name))
 
 
 def create(name: str, **options: Any) -> Any:
@@ -101,8 +107,7 @@ def has_kernel(model: nn.Module) -> bool:
 def full_model(name: str) -> Any:
     """The model on the meta device, built once for the tests that follow each other. Nobody may
     change it."""
-    with torch.inference_mode(False):  # whichever test comes first
-        return featnet.create_model(name, device="meta").eval()
+    return _outline(name)
 
 
 @functools.lru_cache(maxsize=32)
@@ -110,8 +115,7 @@ def meta_model(name: str) -> Any:
     """The model (small where it can be) on the meta device, built once for the tests that follow
     each other: more than a thousand networks fill gigabytes without one weight. Nobody may change
     it."""
-    with torch.inference_mode(False):
-        return create(name, device="meta").eval() if small(name) else full_model(name)
+    return _outline(name, **small(name)) if small(name) else full_model(name)
 
 
 def parameter_count(name: str) -> int:

@@ -51,10 +51,12 @@ def clone(
             for table in (module._buffers, module._non_persistent_buffers_set):
                 memo[id(table)] = table
         for kind in HOOKS:
-            hooks = getattr(module, kind).values()
-            memo |= {id(hook): hook for hook in hooks if not _is_ours(hook)}
+            if hooks := getattr(module, kind):
+                memo |= {id(hook): hook for hook in hooks.values() if not _is_ours(hook)}
         for owned in (module._parameters, module._buffers, module.__dict__):
             for tensor in owned.values():
+                if type(tensor) in _NO_TENSORS:  # most of what a module holds
+                    continue
                 if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
                     memo[id(tensor)] = convert(tensor)
     if any(_copies_itself(kind) for kind in {type(module) for module in modules}):
@@ -68,7 +70,7 @@ def clone(
         for key, value in module.__dict__.items():
             if type(value) in _VALUES:
                 copied[key] = value
-            elif type(value) in _CONTAINERS and not value:  # most of what a module holds
+            elif type(value) in _CONTAINERS and not value:
                 copied[key] = memo.setdefault(id(value), type(value)())
             else:
                 copied[key] = _copied(value, memo)
@@ -85,7 +87,7 @@ def _rebind(copied: nn.Module, memo: Mapping[int, Any]) -> None:
             for key, hook in hooks.items():
                 hooks[key] = rebound(hook, memo)
         for key, value in module.__dict__.items():
-            if isinstance(value, _FUNCTIONS):
+            if type(value) not in _NO_CODE and isinstance(value, _FUNCTIONS):
                 module.__dict__[key] = rebound(value, memo)
 
 
@@ -100,6 +102,8 @@ _CONTAINERS = frozenset({dict, OrderedDict, set})
 _VALUES = frozenset(
     {bool, int, float, str, type(None), torch.dtype, torch.Size, types.FunctionType}
 )
+_NO_TENSORS = _VALUES | _CONTAINERS
+_NO_CODE = _NO_TENSORS - {types.FunctionType}
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
