@@ -13,10 +13,8 @@ def __getattr__(name):
     def entry(*args, **kwargs):
         return build(*args, **kwargs)
 
-    families = _featnet.list_modules()
-    family = next((f for f in families if name in _featnet.list_models(module=f)), "")
-    tags = [t for t in _featnet.list_pretrained(module=family) if t.partition(".")[0] == name]
-    checkpoints = ", ".join(tags) or "none"
+    family = _featnet.registry._module_of(name)
+    checkpoints = ", ".join(_featnet.list_pretrained((name, f"{name}.*"), module=family)) or "none"
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (
         f"{name}, of the family {family}: featnet.create_model({name!r}, pretrained=False, "
