@@ -29,8 +29,8 @@ DYNAMIC = ({0: FREE, 2: FREE, 3: FREE},)
 ALL = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 
 
-def share(first: int, step: int = 12) -> tuple[str, ...]:
-    """Every twelfth family, so that large ones are shared too."""
+def share(first: int, step: int = 6) -> tuple[str, ...]:
+    """Every sixth family, so that large ones are shared too."""
     if ALL:
         return families()
     return tuple(sorted(families(), key=lambda name: len(helpers.facts(name).types)))[first::step]
