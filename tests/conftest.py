@@ -52,9 +52,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A process that forks may not have run another engine: see test_alone.py."""
+    before = _engines()
     yield
-    engines = {"onnxruntime", "openvino"} & sys.modules.keys()
+    engines = _engines() - before
     assert not engines or item.path.stem.startswith("alone_"), f"it loads {engines}"
+
+
+def _engines() -> set[str]:
+    return {"onnxruntime", "openvino"} & sys.modules.keys()
 
 
 _ended = itertools.count(1)

@@ -29,7 +29,18 @@ from networks import (
 )
 from noise import NORMS, Unset, fill_noise, image_batch, noisy, settle
 from peers import Intermediates, at_size, peer, peer_features, peer_model, peer_transformer
-from representatives import chosen, families, kinds_chosen, main, named, representatives, signature
+from representatives import (
+    chosen,
+    families,
+    kinds_chosen,
+    main,
+    named,
+    others,
+    representatives,
+    signature,
+    structure,
+    structures,
+)
 
 __all__ = [
     "GLOBAL",
@@ -57,6 +68,7 @@ __all__ = [
     "meta_model",
     "named",
     "noisy",
+    "others",
     "parameter_count",
     "peer",
     "peer_features",
@@ -71,6 +83,8 @@ __all__ = [
     "sizes",
     "small",
     "strides",
+    "structure",
+    "structures",
     "without_global",
 ]
 

@@ -6,6 +6,9 @@
 
 The file has a line a family: its representatives, and the kinds of modules (:func:`signature`) that
 each of them stands for. A kind that several families have is on one line only.
+
+A second file, ``golden/structures.json``, has the structure of every variant: the set of its kinds,
+as a number. One variant of each structure goes through the laws; see ``test_laws.py``.
 """
 
 from __future__ import annotations
@@ -53,7 +56,14 @@ def signature(name: str) -> frozenset[str]:
     return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in kinds)
 
 
-REPRESENTATIVES = Path(__file__).parent / "golden" / "representatives.json"
+def structure(name: str) -> str:
+    """A number for the set of its kinds of modules: variants of one differ in depths and widths."""
+    return f"{zlib.crc32(' '.join(sorted(signature(name))).encode()):08x}"
+
+
+GOLDEN = Path(__file__).parent / "golden"
+REPRESENTATIVES = GOLDEN / "representatives.json"
+STRUCTURES = GOLDEN / "structures.json"
 
 # family -> {representative: the kinds of modules it stands for}
 Table = Mapping[str, Mapping[str, Sequence[str]]]
@@ -67,6 +77,23 @@ def chosen() -> Table:
         family: {name: kinds.split() for name, kinds in names.items()}
         for family, names in lines.items()
     }
+
+
+@functools.cache
+def structures() -> Mapping[str, str]:
+    """The structure of every variant, as the file has it."""
+    lines = json.loads(STRUCTURES.read_text(encoding="utf-8"))
+    return {name: number for number, names in lines.items() for name in names.split()}
+
+
+@functools.cache
+def others() -> tuple[str, ...]:
+    """The smallest variant of every structure that no representative has."""
+    of, smallest = structures(), dict[str, str]()
+    for name in sorted(featnet.list_models(), key=parameter_count):
+        smallest.setdefault(of.get(name, name), name)  # a new one stands for itself
+    seen = {of[name] for name in representatives() if name in of}
+    return tuple(name for number, name in smallest.items() if number not in seen)
 
 
 @functools.cache
@@ -110,6 +137,17 @@ def choose(families: Iterable[str], table: Table) -> dict[str, dict[str, list[st
     return dict(sorted(kept.items()))
 
 
+def write_structures(families: Sequence[str]) -> None:
+    """Write the file, a line a structure; of the variants of these families anew."""
+    known, lines = structures(), dict[str, list[str]]()
+    anew = {*featnet.list_models(module=families)} if families else set[str]()
+    for name in featnet.list_models():
+        number = known[name] if name in known and name not in anew else structure(name)
+        lines.setdefault(number, []).append(name)
+    rows = (f"{json.dumps(number)}: {json.dumps(' '.join(names))}" for number, names in lines.items())
+    STRUCTURES.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
 def write(table: Table) -> None:
     """Write the file, a line a family."""
     lines = (
@@ -134,6 +172,7 @@ def main(arguments: Sequence[str]) -> None:
             f" {', '.join(present)}; python -m featnet.registry writes it."
         )
     write(new := choose(families, table))
+    write_structures(families)
     for family in families:
         print(f"{family}: {', '.join(new.get(family, {})) or 'nothing that others have not'}")
 

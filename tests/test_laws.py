@@ -3,8 +3,8 @@
 A new family is covered by being registered: every test takes its models from ``list_models`` and
 what it expects from the model itself. Where numbers do not matter, all runs on the meta device.
 A few small variants in which every kind of module occurs (``representatives``) go through
-everything, the others, as large as they are, through one strided selection; all go through
-everything with FEATNET_EXHAUSTIVE=1.
+everything; of every other structure, a set of such kinds, one variant, as large as it is, through
+one strided selection. All go through everything with FEATNET_EXHAUSTIVE=1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ KINDS = (FeatureListNet, FeatureDictNet, FeatureHookNet)
 ALL = tuple(featnet.list_models())
 EXHAUSTIVE = os.environ.get("FEATNET_EXHAUSTIVE") == "1"
 FULL = ALL if EXHAUSTIVE else representatives()
-REST = tuple(name for name in ALL if name not in FULL)
+REST = () if EXHAUSTIVE else helpers.others()
 
 
 def kind_for(name: str) -> Any:
@@ -100,9 +100,10 @@ def check_gradients(net: Any, maps: list[torch.Tensor]) -> None:
     assert not idle, f"parameters without a gradient: {idle}"
 
 
-def check_kinds(name: str) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_its_structure_is_known(name: str) -> None:
     """Every kind of module that it is made of is in some representative, and in it if that is
-    said."""
+    said; and its structure is the one by which it was or was not chosen."""
     family = helpers.chosen().get(registry._module_of(name), {})
     kinds, command = (
         helpers.signature(name),
@@ -113,6 +114,10 @@ def check_kinds(name: str) -> None:
     )
     assert kinds >= {*family.get(name, ())}, (
         f"{name} is not what golden/representatives.json says; {command}"
+    )
+    known = helpers.structures().get(name)
+    assert helpers.structure(name) == known, (
+        f"{name} is not what golden/structures.json says; {command}"
     )
 
 
@@ -169,7 +174,6 @@ def test_one_truth(name: str) -> None:
 
 @pytest.mark.parametrize("name", FULL)
 def test_info_is_true(name: str) -> None:
-    check_kinds(name)
     full = {level.module: level for level in shallow_model(name)._levels}
     every, keys = strides(name), set[tuple[str, ...]]()
     for stride in every if EXHAUSTIVE else sorted({every[0], every[-1]}, reverse=True):
@@ -224,9 +228,7 @@ def test_pay_for_what_you_take(name: str) -> None:
 
 @pytest.mark.parametrize("name", REST)
 def test_every_other_variant(name: str) -> None:
-    """Laws 2 to 4 once, with a stride and a selection that leave something away; and it holds no
-    kind of module that no representative has."""
-    check_kinds(name)
+    """Laws 2 to 4 once, with a stride and a selection that leave something away."""
     model = helpers.full_model(name)
     stride = sorted(model.output_strides)[-3:][0]
     wanted = (len(model._levels) - 2, 0)
