@@ -7,6 +7,7 @@ import ctypes
 import gc
 import itertools
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,7 @@ def _held() -> int:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # small inputs, and results that do not depend on the machine
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="session")

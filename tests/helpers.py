@@ -16,16 +16,17 @@ from networks import (
     create,
     create_shallow,
     facts,
+    facts_of,
     full_model,
     has_kernel,
     meta_model,
     parameter_count,
-    shallow,
-    shallow_count,
+    repeats,
     shallow_model,
     sizes,
     small,
     strides,
+    without,
 )
 from noise import NORMS, Unset, fill_noise, image_batch, noisy, settle
 from peers import Intermediates, at_size, peer, peer_features, peer_model, peer_transformer
@@ -57,6 +58,7 @@ __all__ = [
     "create_shallow",
     "error",
     "facts",
+    "facts_of",
     "families",
     "fill_noise",
     "full_model",
@@ -74,10 +76,9 @@ __all__ = [
     "peer_features",
     "peer_model",
     "peer_transformer",
+    "repeats",
     "representatives",
     "settle",
-    "shallow",
-    "shallow_count",
     "shallow_model",
     "signature",
     "sizes",
@@ -85,6 +86,7 @@ __all__ = [
     "strides",
     "structure",
     "structures",
+    "without",
     "without_global",
 ]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +18,7 @@ import featnet
 from featnet import registry
 from featnet.capabilities import read_table
 from featnet.checkpoints.instant import SkipInit
+from featnet.layers import PatchConv
 from featnet.tracing import shapes, trace
 
 
@@ -38,29 +42,6 @@ def small(name: str) -> dict[str, Any]:
     return next((options for options in choices if _runs(name, options)), {})
 
 
-@functools.cache
-def shallow(name: str) -> dict[str, Any]:
-    """Arguments that leave a network few blocks: two in the first stage, one in the others. For
-    modes, in which every block is traced; checkpoints' shapes are not kept. With
-    FEATNET_EXHAUSTIVE=1 no block is left out."""
-    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
-        return small(name)
-    entry, cut = registry.find(name), dict[str, Any]()
-    for key, parameter in inspect.signature(entry.build).parameters.items():
-        value = entry.row.get(key, parameter.default)
-        if not any(part in key for part in ("depth", "layers", "stages")):
-            continue
-        if isinstance(value, (tuple, list)) and all(isinstance(depth, int) for depth in value):
-            cut[key] = tuple(min(depth, 2 if i == 0 else 1) for i, depth in enumerate(value))
-        elif isinstance(value, int) and value > 3:
-            cut[key] = 3
-    several = any(isinstance(value, tuple) for value in cut.values())
-    for options in (cut,) if several else (small(name), cut):
-        if options and _runs(name, options):
-            return options
-    return small(name)
-
-
 def _runs(name: str, options: dict[str, Any]) -> bool:
     """Whether a network can have such arguments."""
     try:
@@ -71,6 +52,30 @@ def _runs(name: str, options: dict[str, Any]) -> bool:
     return True
 
 
+def kinds(model: nn.Module) -> frozenset[tuple[Any, ...]]:
+    """Of which modules a network is made, whatever its depth and width."""
+    return frozenset(map(_kind_of, model.modules()))
+
+
+def _kind_of(module: nn.Module) -> tuple[Any, ...]:
+    """A kind of module: its class, tensors and children, and of a window what decides how it is
+    padded and dilated."""
+    facts: list[Any] = [type(module).__module__, type(module).__qualname__]
+    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
+    kernel = kernel if isinstance(kernel, int) else max(kernel)
+    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
+    facts.append(
+        (getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False))
+    )
+    groups = getattr(module, "groups", 1)
+    facts.append(groups > 1 if isinstance(groups, int) else groups)
+    facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
+    facts.append(tuple(key for key, value in module._buffers.items() if value is not None))
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+        facts += [(key, type(value).__qualname__) for key, value in module._modules.items()]
+    return tuple(facts)
+
+
 def _outline(name: str, **options: Any) -> Any:
     """A network on the meta device; how its values are drawn is not noted, since it has none."""
     with torch.inference_mode(False), SkipInit():  # whichever test comes first
@@ -79,8 +84,8 @@ def _outline(name: str, **options: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def shallow_model(name: str) -> Any:
-    """It on the meta device. Nobody may change it."""
-    return _outline(name, **shallow(name))
+    """It on the meta device with few blocks. Nobody may change it."""
+    return without(repeats(name), _outline(name, **small(name)))
 
 
 def create(name: str, **options: Any) -> Any:
@@ -90,7 +95,97 @@ def create(name: str, **options: Any) -> Any:
 
 def create_shallow(name: str, **options: Any) -> Any:
     """The model with few blocks: for laws, which hold for a block and so for any number of them."""
-    return featnet.create_model(name, **shallow(name), **options)
+    return without(repeats(name), create(name, **options))
+
+
+@functools.cache
+def repeats(name: str) -> tuple[str, ...]:
+    """Blocks that a network runs without, whose equals stay: two of them in the first stage that
+    has any, one in the others. Every kind of module stays. None with FEATNET_EXHAUSTIVE=1."""
+    if os.environ.get("FEATNET_EXHAUSTIVE") == "1":
+        return ()
+    model = _outline(name, **small(name))
+    size = trace.probe_size(model)
+    wanted, stages = model.measure(size), _repeats_of(model)
+    every = [
+        path
+        for i, blocks in enumerate(stages.values())
+        for equal in blocks
+        for path in equal[1 if i else 2 :]
+    ]
+    outer = tuple(path for path in every if not any(path.startswith(f"{p}.") for p in every))
+    if _runs_without(outer, model, size, wanted):
+        return outer
+    gone, spare = tuple[str, ...](), 2
+    for stage, blocks in stages.items():
+        cut = tuple(path for equal in blocks for path in equal[spare:])
+        inside = any(f"{stage}.".startswith(f"{path}.") for path in gone)
+        if cut and not inside and _runs_without(cut, model, size, wanted):
+            gone, spare = gone + cut, 1
+    return gone
+
+
+def _runs_without(blocks: Iterable[str], model: Any, size: Any, wanted: Any) -> bool:
+    """Take blocks out of a network; tell if its levels are what they were, else put them back."""
+    kept = {id(module): (module, dict(module._modules)) for module in model.modules()}
+    without(blocks, model)
+    try:
+        assert model.measure(size) == wanted
+    except Exception:  # whatever its class says to that
+        for module, children in kept.values():
+            module._modules = children
+        return False
+    return True
+
+
+def _repeats_of(model: Any) -> dict[str, list[list[str]]]:
+    """A network's lists of blocks: the blocks of each that are equal but for their values. Those
+    that hold a level are left out, and what is smaller than a block."""
+    levels = {level.module + "." for level in model._levels}
+    found: dict[str, list[list[str]]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+            continue
+        equal: dict[Any, list[str]] = {}
+        for key, child in module.named_children():
+            path = f"{name}.{key}" if name else key
+            if sum(1 for _ in child.modules()) > 4 and not any(
+                level.startswith(path + ".") for level in levels
+            ):
+                equal.setdefault(_description(child), []).append(path)
+        if any(len(paths) > 1 for paths in equal.values()):
+            found[name] = [*equal.values()]
+    return found
+
+
+def _description(block: nn.Module) -> tuple[Any, ...]:
+    """What a block is but for the values of its tensors and its rates."""
+    facts: list[Any] = []
+    for name, module in block.named_modules():
+        plain = {
+            key: value
+            for key, value in module.__dict__.items()
+            if isinstance(value, (bool, int, str)) or (isinstance(value, tuple) and _ints(value))
+        }
+        shapes = [(key, tuple(value.shape)) for key, value in _tensors(module)]
+        facts.append((name, type(module), repr(plain), tuple(shapes)))
+    return tuple(facts)
+
+
+def _ints(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+
+
+def without(blocks: Iterable[str], model: Any) -> Any:
+    """Take blocks out of a network, in place; the others keep their names."""
+    for path in blocks:
+        parent, _, key = path.rpartition(".")
+        del model.get_submodule(parent)._modules[key]
+    return model
 
 
 def attends(model: nn.Module) -> bool:
@@ -125,25 +220,48 @@ def parameter_count(name: str) -> int:
 
 
 class Facts(NamedTuple):
-    """What tests choose networks by: the classes of its modules, one each; whether it attends, and
-    with a fused form."""
+    """What tests choose networks by: the classes of a network's modules, how many modules and
+    parameters it has (small where it can be), whether it attends, and with a fused form."""
 
-    types: tuple[type, ...]
+    types: tuple[str, ...]
+    modules: int
+    params: int
     attends: bool
     has_kernel: bool
+
+    def has(self, kind: type) -> bool:
+        """Whether a module is of this class."""
+        return class_name(kind) in self.types
+
+
+def class_name(kind: type) -> str:
+    """A class as the file of facts names it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+FACTS = Path(__file__).parent / "golden" / "facts.json"
+
+
+@functools.cache
+def read_facts() -> Mapping[str, Facts]:
+    """Those of the representatives, as ``python tests/helpers.py`` last wrote them: the tests are
+    collected before one network is built."""
+    lines = json.loads(FACTS.read_text(encoding="utf-8"))
+    return {name: Facts(tuple(types.split()), *rest) for name, (types, *rest) in lines.items()}
 
 
 @functools.cache
 def facts(name: str) -> Facts:
-    """Kept when the network itself is not: the tests are collected before one is run."""
-    model = meta_model(name)
-    return Facts(tuple(map(type, model.modules())), attends(model), has_kernel(model))
+    """As the file has them; the network itself is asked where it has none."""
+    return read_facts().get(name) or facts_of(meta_model(name))
 
 
-@functools.cache
-def shallow_count(name: str) -> int:
-    """The number of parameters of a model with few blocks."""
-    return sum(p.numel() for p in shallow_model(name).parameters())
+def facts_of(model: nn.Module) -> Facts:
+    """The facts of a network."""
+    types = tuple(sorted({class_name(type(module)) for module in model.modules()}))
+    count = sum(p.numel() for p in model.parameters())
+    modules = sum(1 for _ in model.modules())
+    return Facts(types, modules, count, attends(model), has_kernel(model))
 
 
 @functools.cache

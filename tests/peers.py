@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
-from networks import attends, meta_model, small
+from networks import attends, meta_model, repeats, small, without
 from noise import Unset
 from torch import nn
 
@@ -70,9 +70,15 @@ def _overridden(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
-    """timm's extractor with the classifier's weights; None where it refuses the stride, or has
-    tables of positions of another size for it."""
-    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
+    """timm's extractor, without repeats, with the classifier's weights; None where it refuses the
+    stride, or has tables of positions of another size for it."""
+
+    def flat(key: str) -> str:
+        """As it renames what it takes out of a classifier."""
+        return re.sub(r"^(model|body)\.", "", key).replace(".", "_")
+
+    flat_weights = {flat(key): value for key, value in weights.items()}
+    gone = {flat(path) for path in repeats(name)}
     if attends(meta_model(name)):
         return Intermediates(name, weights) if stride == 32 else None
     try:
@@ -80,8 +86,8 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         options["out_indices"] = peer_levels(name)
         with Unset():
             net = peer_model(name, features_only=True, **small(name), **options)
-        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
-        net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
+        without([path for path, _ in net.named_modules() if flat(path) in gone], net)
+        net.load_state_dict({k: flat_weights[flat(k)] for k in net.state_dict()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
@@ -101,6 +107,7 @@ class Intermediates:
     def __init__(self, name: str, weights: dict[str, torch.Tensor]) -> None:
         with Unset():
             self.model: Any = peer_transformer(name, **small(name)).eval()
+        without(repeats(name), self.model)
         self.model.load_state_dict(weights, strict=True)
         self.feature_info = featnet.FeatureInfo(self.model.feature_info)
 

@@ -7,8 +7,9 @@
 The file has a line a family: its representatives, and the kinds of modules (:func:`signature`) that
 each of them stands for. A kind that several families have is on one line only.
 
-A second file, ``golden/structures.json``, has the structure of every variant: the set of its kinds,
-as a number. One variant of each structure goes through the laws; see ``test_laws.py``.
+``golden/structures.json`` has the structure of every variant: the set of its kinds, as a number.
+One variant of each structure goes through the laws; see ``test_laws.py``. ``golden/facts.json`` has
+what tests choose among the representatives by.
 """
 
 from __future__ import annotations
@@ -21,39 +22,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from networks import full_model, parameter_count
-from torch import nn
+from networks import FACTS, facts_of, full_model, kinds, meta_model, parameter_count, read_facts
 
 import featnet
 from featnet import registry
-from featnet.layers import PatchConv
-
-
-def _signature_of(module: nn.Module) -> tuple[Any, ...]:
-    """A kind of module: its class, tensors and children, and of a window what decides how it is
-    padded and dilated."""
-    facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
-    kernel = kernel if isinstance(kernel, int) else max(kernel)
-    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
-    facts.append(
-        (getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False))
-    )
-    groups = getattr(module, "groups", 1)
-    facts.append(groups > 1 if isinstance(groups, int) else groups)
-    facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
-    facts.append(tuple(key for key, value in module._buffers.items() if value is not None))
-    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
-        facts += [(key, type(value).__qualname__) for key, value in module._modules.items()]
-    return tuple(facts)
 
 
 @functools.cache
 def signature(name: str) -> frozenset[str]:
     """What a model is made of, whatever its depth and width: one variant for each is enough
     where numbers are compared."""
-    kinds = {_signature_of(module) for module in full_model(name).modules()}
-    return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in kinds)
+    found = kinds(full_model(name))
+    return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in found)
 
 
 def structure(name: str) -> str:
@@ -137,6 +117,17 @@ def choose(families: Iterable[str], table: Table) -> dict[str, dict[str, list[st
     return dict(sorted(kept.items()))
 
 
+def write_facts(names: Sequence[str], families: Sequence[str]) -> None:
+    """Write the facts of the representatives; of those of these families anew."""
+    known = {n: f for n, f in read_facts().items() if registry._module_of(n) not in families}
+    rows = (
+        f"{json.dumps(name)}: {json.dumps([' '.join(types), *rest])}"
+        for name in sorted(names)
+        for types, *rest in [known.get(name) or facts_of(meta_model(name))]
+    )
+    FACTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
 def write_structures(families: Sequence[str]) -> None:
     """Write the file, a line a structure; of the variants of these families anew."""
     known, lines = structures(), dict[str, list[str]]()
@@ -144,7 +135,9 @@ def write_structures(families: Sequence[str]) -> None:
     for name in featnet.list_models():
         number = known[name] if name in known and name not in anew else structure(name)
         lines.setdefault(number, []).append(name)
-    rows = (f"{json.dumps(number)}: {json.dumps(' '.join(names))}" for number, names in lines.items())
+    rows = (
+        f"{json.dumps(number)}: {json.dumps(' '.join(names))}" for number, names in lines.items()
+    )
     STRUCTURES.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 
 
@@ -173,6 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     write(new := choose(families, table))
     write_structures(families)
+    write_facts([name for names in new.values() for name in names], families)
     for family in families:
         print(f"{family}: {', '.join(new.get(family, {})) or 'nothing that others have not'}")
 

@@ -36,8 +36,8 @@ def timm() -> Iterator[Any]:
 
 
 def create(timm: Any, name: str, **options: Any) -> Any:
-    """A network or a features net of few blocks."""
-    return timm.create_model(name, device="meta", **helpers.shallow(name), **options).eval()
+    """A network or a features net, small where it can be."""
+    return timm.create_model(name, device="meta", **helpers.small(name), **options).eval()
 
 
 def image(timm: Any, model: Any) -> torch.Tensor:

@@ -117,11 +117,12 @@ def test_checkpoint_tables(timm: Any, module: str) -> None:
 
 
 def pair(name: str) -> tuple[Any, nn.Module]:
-    """Ours and the peer's with the same noise, through a strict load."""
+    """Ours and the peer's, without repeats, with the same noise, through a strict load."""
+    repeats = helpers.repeats(name)
     with SkipInit():
-        ours = helpers.create(name)
+        ours = helpers.without(repeats, helpers.create(name))
     make = helpers.peer_transformer if helpers.attends(ours) else helpers.peer_model
-    peer: Any = noisy(lambda: make(name, **helpers.small(name))).eval()
+    peer: Any = noisy(lambda: helpers.without(repeats, make(name, **helpers.small(name)))).eval()
     own = tuple(peer.pretrained_cfg["input_size"][-2:])
     for size in (helpers.sizes(name)[0], own):  # which the peer may refuse
         x = image_batch(*size, batch=4)

@@ -27,7 +27,7 @@ TOLERANCE = 1e-12
 QUICK = [
     name
     for name in families()
-    if EXHAUSTIVE or (helpers.shallow_count(name) < 6e6 and len(facts(name).types) < 150)
+    if EXHAUSTIVE or (facts(name).params < 12e6 and facts(name).modules < 150)
 ]
 
 
@@ -73,9 +73,7 @@ def test_tiles_are_the_image_where_a_level_is_local_and_only_there(name: str) ->
         return
     levels = [*small, *far]
     net: Any = noisy(
-        lambda: featnet.create_model(
-            name, features_only=True, out_indices=levels, **helpers.shallow(name)
-        )
+        lambda: featnet.FeatureListNet(helpers.create_shallow(name), levels, copy=False)
     )
     net = net.double().eval()
     for axis in (0, 1) if small else ():

@@ -49,7 +49,7 @@ def moved(before: dict[str, torch.Tensor], net: nn.Module) -> set[str]:
 def test_frozen_is_frozen(name: str) -> None:
     """Level 1 and what is before it: to the bit after train(), AdamW with weight decay, inputs
     shifted by 3. Something else moves."""
-    net = featnet.create_model(name, features_only=True, **helpers.shallow(name))
+    net = featnet.FeatureListNet(helpers.create_shallow(name))
     frozen = freeze(net, until=1)
     assert frozen
     held = {n for n, p in net.named_parameters() if not p.requires_grad}
@@ -369,7 +369,7 @@ def penalty(net: Any, x: torch.Tensor, *, fused: bool) -> dict[str, torch.Tensor
 @pytest.mark.parametrize("name", FUSED)
 def test_a_gradient_penalty(name: str) -> None:
     """The gradient of a gradient is that of the explicit form, though torch's kernel has none."""
-    net = fill_noise(featnet.create_model(name, **helpers.shallow(name))).double().eval()
+    net = fill_noise(helpers.create_shallow(name)).double().eval()
     x = image_batch(*helpers.sizes(name)[0], dtype=torch.float64)
     with torch.no_grad():
         helpers.settle(net, x, limit=10.0)
@@ -403,7 +403,7 @@ def test_accelerate() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
 def test_taps_inside_of_blocks_that_are_recomputed(name: str) -> None:
     """A block that is recomputed runs twice; its tap gives the first output, with its gradient."""
-    model = featnet.create_model(name, **helpers.shallow(name)).eval()
+    model = helpers.create_shallow(name).eval()
     tap = next(
         n
         for n, m in model.named_modules()
