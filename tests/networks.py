@@ -139,20 +139,18 @@ def _runs_without(blocks: Iterable[str], model: Any, size: Any, wanted: Any) -> 
 
 
 def _repeats_of(model: Any) -> dict[str, list[list[str]]]:
-    """A network's lists of blocks: the blocks of each that are equal but for their values. Those
-    that hold a level are left out, and what is smaller than a block."""
-    levels = {level.module + "." for level in model._levels}
+    """A network's lists of blocks: the blocks of each that are equal but for their values. Lists
+    in which levels are counted are left out, and those of smaller parts."""
     found: dict[str, list[list[str]]] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+        counted = any(level.module.startswith(f"{name}.") for level in model._levels)
+        if counted or not isinstance(module, (nn.Sequential, nn.ModuleList)):
             continue
         equal: dict[Any, list[str]] = {}
         for key, child in module.named_children():
-            path = f"{name}.{key}" if name else key
-            if sum(1 for _ in child.modules()) > 4 and not any(
-                level.startswith(path + ".") for level in levels
-            ):
-                equal.setdefault(_description(child), []).append(path)
+            equal.setdefault(_description(child), []).append(f"{name}.{key}")
+        if any(len(block) < 4 for block in equal):
+            continue
         if any(len(paths) > 1 for paths in equal.values()):
             found[name] = [*equal.values()]
     return found

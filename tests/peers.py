@@ -72,13 +72,7 @@ def _overridden(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
 def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> Any:
     """timm's extractor, without repeats, with the classifier's weights; None where it refuses the
     stride, or has tables of positions of another size for it."""
-
-    def flat(key: str) -> str:
-        """As it renames what it takes out of a classifier."""
-        return re.sub(r"^(model|body)\.", "", key).replace(".", "_")
-
-    flat_weights = {flat(key): value for key, value in weights.items()}
-    gone = {flat(path) for path in repeats(name)}
+    flat = {key.replace(".", "_"): value for key, value in weights.items()}  # as it renames them
     if attends(meta_model(name)):
         return Intermediates(name, weights) if stride == 32 else None
     try:
@@ -86,8 +80,12 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
         options["out_indices"] = peer_levels(name)
         with Unset():
             net = peer_model(name, features_only=True, **small(name), **options)
-        without([path for path, _ in net.named_modules() if flat(path) in gone], net)
-        net.load_state_dict({k: flat_weights[flat(k)] for k in net.state_dict()}, strict=True)
+        paths = {re.sub(r"^(model|body)\.", "", path): path for path, _ in net.named_modules()}
+        for path in repeats(name):
+            there = [paths[p] for p in (path, path.replace(".", "_", 1)) if p in paths]
+            without(there[:1], net)
+        own = {k: re.sub(r"^(model|body)\.", "", k).replace(".", "_") for k in net.state_dict()}
+        net.load_state_dict({k: flat[flatted] for k, flatted in own.items()}, strict=True)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError):
         return None
     return net.eval()
