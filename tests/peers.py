@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import os
 import re
@@ -91,6 +92,7 @@ def peer_features(name: str, weights: dict[str, torch.Tensor], stride: int) -> A
     return net.eval()
 
 
+@functools.cache
 def peer_levels(name: str) -> tuple[int, ...]:
     """Indices of all levels that timm's model declares: its extractors leave some out by default.
     One that names no module (an entry to keep the count) cannot be asked for."""
