@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +44,22 @@ def _annotations(tree: ast.Module) -> Iterator[ast.expr]:
                 yield annotation
             case ast.FunctionDef(returns=ast.expr() as returns):
                 yield returns
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    """pip only warns of one that does not."""
+    paths = [
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    named = {
+        extra
+        for text in texts
+        for group in re.findall(r"(?:\bfeatnet|'\.)\[([a-z,]+)\]", text)
+        for extra in group.split(",")
+    }
+    extras = tomllib.loads(texts[0])["project"]["optional-dependencies"]
+    assert {"docs", "demo"} <= named <= extras.keys()
