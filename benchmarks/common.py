@@ -172,10 +172,11 @@ def load_noise(net: nn.Module, state: State) -> nn.Module:
         KeyError: the extractor has a tensor that the network has not.
     """
     flat = {key.replace(".", "_"): value for key, value in state.items()}
-    own = {key: key.replace(".", "_") for key in net.state_dict()}
-    for key in own.keys() - {key for key, name in own.items() if name in flat}:
-        own[key] = re.sub("^(body|model)_", "", own[key])  # TResNet's own names begin with body
-    net.load_state_dict({key: flat[name] for key, name in own.items()})
+    own = {}
+    for key in net.state_dict():
+        name = key.replace(".", "_")  # TResNet's own names begin with body
+        own[key] = flat[name if name in flat else re.sub("^(body|model)_", "", name)]
+    net.load_state_dict(own)
     return net
 
 

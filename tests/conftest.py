@@ -53,16 +53,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A process that forks may not have run another engine: see test_alone.py."""
-    before = _engines()
     yield
-    engines = _engines() - before
+    engines = {"onnxruntime", "openvino"} & sys.modules.keys() - _told
+    _told.update(engines)
     assert not engines or item.path.stem.startswith("alone_"), f"it loads {engines}"
 
 
-def _engines() -> set[str]:
-    return {"onnxruntime", "openvino"} & sys.modules.keys()
-
-
+_told = set[str]()  # engines of which one test has been told: those after it did not load them
 _ended = itertools.count(1)
 _kept = 2**30  # bytes: the least that the process held after what could be freed was
 

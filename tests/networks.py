@@ -18,7 +18,6 @@ import featnet
 from featnet import registry
 from featnet.capabilities import read_table
 from featnet.checkpoints.instant import SkipInit
-from featnet.layers import PatchConv
 from featnet.tracing import shapes, trace
 
 
@@ -50,30 +49,6 @@ def _runs(name: str, options: dict[str, Any]) -> bool:
     except (RuntimeError, ValueError, TypeError):
         return False
     return True
-
-
-def kinds(model: nn.Module) -> frozenset[tuple[Any, ...]]:
-    """Of which modules a network is made, whatever its depth and width."""
-    return frozenset(map(_kind_of, model.modules()))
-
-
-def _kind_of(module: nn.Module) -> tuple[Any, ...]:
-    """A kind of module: its class, tensors and children, and of a window what decides how it is
-    padded and dilated."""
-    facts: list[Any] = [type(module).__module__, type(module).__qualname__]
-    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
-    kernel = kernel if isinstance(kernel, int) else max(kernel)
-    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
-    facts.append(
-        (getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False))
-    )
-    groups = getattr(module, "groups", 1)
-    facts.append(groups > 1 if isinstance(groups, int) else groups)
-    facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
-    facts.append(tuple(key for key, value in module._buffers.items() if value is not None))
-    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
-        facts += [(key, type(value).__qualname__) for key, value in module._modules.items()]
-    return tuple(facts)
 
 
 def _outline(name: str, **options: Any) -> Any:

@@ -22,18 +22,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from networks import FACTS, facts_of, full_model, kinds, meta_model, parameter_count, read_facts
+from networks import FACTS, facts_of, full_model, meta_model, parameter_count, read_facts
+from torch import nn
 
 import featnet
 from featnet import registry
+from featnet.layers import PatchConv
+
+
+def _signature_of(module: nn.Module) -> tuple[Any, ...]:
+    """A kind of module: its class, tensors and children, and of a window what decides how it is
+    padded and dilated."""
+    facts: list[Any] = [type(module).__module__, type(module).__qualname__]
+    kernel = 1 if isinstance(module, PatchConv) else getattr(module, "kernel_size", 1)
+    kernel = kernel if isinstance(kernel, int) else max(kernel)
+    facts.append((min(kernel, 3 + kernel % 2), getattr(module, "stride", 1) in (1, (1, 1))))
+    facts.append(
+        (getattr(module, "padding", 0) in (0, (0, 0)), getattr(module, "ceil_mode", False))
+    )
+    groups = getattr(module, "groups", 1)
+    facts.append(groups > 1 if isinstance(groups, int) else groups)
+    facts.append(tuple(key for key, value in module._parameters.items() if value is not None))
+    facts.append(tuple(key for key, value in module._buffers.items() if value is not None))
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)):
+        facts += [(key, type(value).__qualname__) for key, value in module._modules.items()]
+    return tuple(facts)
 
 
 @functools.cache
 def signature(name: str) -> frozenset[str]:
     """What a model is made of, whatever its depth and width: one variant for each is enough
     where numbers are compared."""
-    found = kinds(full_model(name))
-    return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in found)
+    kinds = {_signature_of(module) for module in full_model(name).modules()}
+    return frozenset(f"{zlib.crc32(repr(kind).encode()):08x}" for kind in kinds)
 
 
 def structure(name: str) -> str:
