@@ -199,7 +199,11 @@ def test_info_is_true(name: str) -> None:
         keys.add(tuple(net.state_dict()))
     assert len(keys) == 1  # law 5: parameters stay with any output stride
     info = featnet.feature_info(name, output_stride=stride, **helpers.small(name))
-    assert info == net.feature_info  # as create_model would have it
+    assert info == net.feature_info
+    options = dict(features_only=True, output_stride=stride, device="meta")
+    made: Any = featnet.create_model(name, **options, **helpers.small(name))
+    assert made.feature_info == info
+    check_subset(made, helpers.meta_model(name))
     net = kind_for(name)(shallow_model(name), (len(full) - 1, 0))
     check_info(net, helpers.sizes(name)[-1])
     check_subset(net, shallow_model(name))
