@@ -91,7 +91,7 @@ def kills(photos: Path, folder: Path, images: int, broken: int, count: int) -> d
     assert len(features) == images - broken and len(features.errors) == broken, features
     times = [_timed([*command, str(target)])[1] for _ in range(5)]
     return {
-        "killed at a random moment, and started again": f"{killed} times in {runs} runs",
+        "killed at a random moment, and started again": f"{killed} times, {runs} finished",
         "files equal to those of a run that was not killed": f"{files} of {files}",
         "images with a vector": str(len(features)),
         "images with a reason for having none": str(len(features.errors)),

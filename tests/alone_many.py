@@ -201,6 +201,24 @@ def test_a_process_that_dies(
     assert contents(tmp_path / "twice") == contents(tmp_path / "whole")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="patches a process that is forked")
+def test_inputs_are_stacked_where_the_other_process_reads(
+    net: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stacks that were copied there made a process grow, now and then by one with each batch."""
+    stack = decoding.stack
+
+    def seen(*given: Any) -> decoding.Unit:
+        unit = stack(*given)
+        assert all(chunk.x.is_shared() for chunk in unit.chunks), "copied"
+        return unit
+
+    monkeypatch.setattr(decoding, "stack", seen)
+    run(net, photos, tmp_path / "out", workers=1, start="fork", pool="avg")
+    with pytest.raises(AssertionError, match="copied"):  # it is seen
+        run(net, photos, tmp_path / "here", pool="avg")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits a process")
 def test_no_space(net: Any, photos: Path, tmp_path: Path) -> None:
     """Files may have 3 kB, then any size."""
