@@ -106,6 +106,43 @@ def building(rounds: int) -> Table:
     return Table("create_model", ("model", "library", *TIMES), rows, note, "start")
 
 
+FAMILIES = (
+    "resnet50", "efficientnet_b0", "mobilenetv3_large_100", "densenet121", "regnety_032",
+    "convnext_tiny", "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "hrnet_w18_small_v2",
+    "vgg16_bn",
+)  # fmt: skip
+
+
+def building_families(rounds: int, names: Sequence[str]) -> Table:
+    """create_model of extractors with random weights, and feature_info, of several families."""
+    import timm
+
+    rows: list[list[str]] = []
+    for name in names:
+        for label, options in (
+            ("all levels", {}),
+            ("the second level", {"out_indices": (1,)}),
+            ("output_stride=8", {"output_stride": 8}),
+        ):
+            try:
+                timm.create_model(name, features_only=True, **options)
+            except (NotImplementedError, TypeError):  # timm dilates no such network
+                continue
+            contenders = {
+                "timm": lambda n=name, o=options: timm.create_model(n, features_only=True, **o),
+                "featnet": lambda n=name, o=options: featnet.create_model(
+                    n, features_only=True, **o
+                ),
+            }
+            times = alternate(contenders, rounds=rounds)
+            rows.append([name, label, times["timm"].cells[0], *times["featnet"].cells])
+        told = alternate({"featnet": lambda n=name: featnet.feature_info(n)}, rounds=rounds)
+        rows.append([name, "feature_info(name)", "-", told["featnet"].cells[0], "-", "-"])
+    header = ("model", "what is made", "timm's ms", *TIMES)
+    note = "Extractors with random weights. timm tells no feature_info without the network."
+    return Table("Extractors of several families", header, rows, note, "start")
+
+
 def _pair(
     name: str, device: str, peer: dict[str, Any], *ours: dict[str, Any]
 ) -> tuple[nn.Module, list[nn.Module]]:
@@ -250,7 +287,7 @@ def training(rounds: int, device: str, name: str) -> Table:
     return Table(f"{name} training step", ("library", *TIMES), rows, note, "training")
 
 
-PARTS = ("import", "create", "features", "early", "dilated", "training")
+PARTS = ("import", "create", "create_families", "features", "early", "dilated", "training")
 
 
 def run(device: str, *, quick: bool, only: Sequence[str] = PARTS) -> Iterator[Table]:
@@ -261,6 +298,7 @@ def run(device: str, *, quick: bool, only: Sequence[str] = PARTS) -> Iterator[Ta
     parts: dict[str, Callable[[], Table]] = {
         "import": lambda: import_time(few),
         "create": lambda: building(few),
+        "create_families": lambda: building_families(few, FAMILIES[: 1 if quick else None]),
         "features": lambda: features(many, device, name),
         "early": lambda: hook_level(many * 2, device, name),
         "dilated": lambda: output_stride(many, device, names),
