@@ -84,7 +84,18 @@ ROWS = (
         named("times timm's"),
         speed=False,
     ),
-    Row("`create_model`", "start", "create_model", speeds(library="featnet")),
+    Row(
+        "`create_model` of an extractor, all levels",
+        "start",
+        "Extractors of several families",
+        speeds(**{"what is made": "all levels"}),
+    ),
+    Row(
+        "`create_model` of an extractor, the second level",
+        "start",
+        "Extractors of several families",
+        speeds(**{"what is made": "the second level"}),
+    ),
     Row("`import`", "start", "Import", imports),
     Row(
         "`import` and `create_model` with a local checkpoint",

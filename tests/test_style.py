@@ -52,7 +52,7 @@ def test_every_extra_that_is_named_exists() -> None:
         ROOT / "pyproject.toml",
         ROOT / "Makefile",
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
     ]
     texts = [path.read_text(encoding="utf-8") for path in paths]
     named = {

@@ -62,8 +62,9 @@ def first(
         x = torch.zeros(tuple(shape), dtype=tensor.dtype, device=device)
         for hooks in structure.hook_choices(model):
             try:
-                copied = clone(model, hooks)
-                copied.train(training)
+                copied = clone(model, hooks)  # in eval mode
+                if training:
+                    copied.train()
                 with caches_kept(model):
                     return work(copied, x), not x.is_meta
             except Exception as error:
@@ -105,7 +106,8 @@ def caches_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _owners(model: nn.Module) -> Iterator[Any]:
-    classes = {base for module in model.modules() for base in type(module).__mro__}
+    kinds = {type(module) for module in structure.modules_of(model)}
+    classes = {base for kind in kinds for base in kind.__mro__}
     homes = {base.__module__ for base in classes if base.__module__.split(".")[0] not in _NOT_ASKED}
     yield from (base for base in classes if base.__module__ in homes)
     yield from (sys.modules[home] for home in homes if home in sys.modules)

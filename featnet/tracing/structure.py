@@ -45,7 +45,7 @@ def clone(
     """
     check_module(model)
     memo: dict[int, Any] = {}
-    modules = list(model.modules())
+    modules = modules_of(model)
     for module in modules:
         if tables:
             for table in (module._buffers, module._non_persistent_buffers_set):
@@ -67,11 +67,12 @@ def clone(
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
         copied = memo[id(module)].__dict__
+        copied.update(module.__dict__)
         for key, value in module.__dict__.items():
-            if type(value) in _VALUES:
-                copied[key] = value
-            elif type(value) in _CONTAINERS and not value:
-                copied[key] = memo.setdefault(id(value), type(value)())
+            if (held := type(value)) in _VALUES:
+                continue
+            if held in _CONTAINERS and not value:
+                copied[key] = memo.setdefault(id(value), held())
             else:
                 copied[key] = _copied(value, memo)
         copied.pop("_compiled_call_impl", None)
@@ -79,13 +80,26 @@ def clone(
     return memo[id(model)]
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """``list(model.modules())``, several times as fast."""
+    found: dict[nn.Module, None] = {}
+    ahead = [model]
+    while ahead:
+        module = ahead.pop()
+        if module not in found:
+            found[module] = None
+            if children := module._modules:
+                ahead += [child for child in reversed(children.values()) if child is not None]
+    return list(found)
+
+
 def _rebind(copied: nn.Module, memo: Mapping[int, Any]) -> None:
     """Let functions of a copy refer to its own modules."""
-    for module in copied.modules():
+    for module in modules_of(copied):
         for kind in HOOKS:
-            hooks = getattr(module, kind)
-            for key, hook in hooks.items():
-                hooks[key] = rebound(hook, memo)
+            if hooks := getattr(module, kind):
+                for key, hook in hooks.items():
+                    hooks[key] = rebound(hook, memo)
         for key, value in module.__dict__.items():
             if type(value) not in _NO_CODE and isinstance(value, _FUNCTIONS):
                 module.__dict__[key] = rebound(value, memo)
@@ -141,8 +155,9 @@ def check_module(model: object) -> None:
             f"The model is a compiled {type(model._orig_mod).__name__}: give model._orig_mod, and "
             "compile what you get."
         )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+    scripted = [m for m in modules_of(model) if isinstance(m, torch.jit.ScriptModule)]
+    for name, module in model.named_modules() if scripted else ():
+        if module in scripted:
             raise ArgumentError(
                 f"{name} of the {type(model).__name__} is scripted or traced by torch.jit, and "
                 "cannot be looked into: put the module that it was made from in its place."
@@ -204,7 +219,7 @@ def hook_choices(model: nn.Module) -> tuple[str, ...]:
     """Return the choices that make a difference for a model, in the order in which to try them."""
     kinds = {
         _is_own(hook, model)
-        for module in model.modules()
+        for module in modules_of(model)
         for kind in HOOKS
         for hook in getattr(module, kind).values()
         if not _computes_weights(hook) and not _initialises(hook)
@@ -230,7 +245,7 @@ def _is_own(hook: object, model: nn.Module) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     home = str(getattr(function, "__module__", None) or type(function).__module__)
-    libraries = {type(module).__module__.partition(".")[0] for module in model.modules()} - {
+    libraries = {type(module).__module__.partition(".")[0] for module in modules_of(model)} - {
         "torch"
     }
     return ("." in home and home.partition(".")[0] in libraries) or refers_to(hook, model)
@@ -239,7 +254,7 @@ def _is_own(hook: object, model: nn.Module) -> bool:
 def keep_hooks(model: nn.Module, hooks: str) -> None:
     """Take hooks of a forward off the modules of one's own copy, but for those of
     ``torch.nn.utils``, which compute a weight, those of extractors within it, and the choice."""
-    for module in model.modules():
+    for module in modules_of(model):
         for kind in HOOKS:
             there = getattr(module, kind)
             if not there:
@@ -259,7 +274,7 @@ def keep_hooks(model: nn.Module, hooks: str) -> None:
 
 def eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Parts of a model that are compiled run as they were written meanwhile."""
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+    if any(hasattr(module, "_orig_mod") for module in modules_of(model)):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()
 

@@ -91,7 +91,7 @@ def channels_of(model: nn.Module) -> int:
     declared = getattr(model, "in_chans", None)
     if isinstance(declared, int):
         return declared
-    for module in model.modules():
+    for module in structure.modules_of(model):
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return 3
