@@ -88,8 +88,8 @@ def _rows(label: str, times: dict[str, Timing]) -> Iterator[list[str]]:
 
 
 REMEMBERED = (
-    "Two calls of each come first and do not count: in the first one featnet finds out, by a run on "
-    "the meta device, what an extractor can do without, and it remembers that."
+    "Two calls of each come first and do not count: in the first one featnet finds out, by a run "
+    "on the meta device, what an extractor can do without, and it remembers that."
 )
 
 
