@@ -1,18 +1,17 @@
-"""``python -m benchmarks.large``: memory and time of large images, each measured in a new process.
+"""``python -m benchmarks.large``: memory and time of large images.
 
     python -m benchmarks.large tiled     a 12000 x 9000 photograph by featnet.extract_tiled
     python -m benchmarks.large sizes     one forward at 512 to 4000 x 3000 beside timm
 
-Peaks are of resident memory, with whatever is in it: the interpreter, torch, the image, the maps.
-Beside timm they are what a forward adds to it, and times are the median of calls in turn.
+The peak of ``tiled`` is of resident memory, with whatever is in it: the interpreter, torch, the
+image, the maps. Beside timm it is of the tensors that a forward has alive at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import featnet
 
 from .command import parsed, parser_of, report
 from .common import Table, summarise
+from .memory import peak
 
 MIB = 2**20
 LIBRARIES = ("timm", "featnet")
@@ -67,35 +67,9 @@ def contender(library: str, name: str, levels: tuple[int, ...]) -> torch.nn.Modu
     return net.eval()
 
 
-def added(library: str, name: str, levels: tuple[int, ...], size: tuple[int, int]) -> int:
-    """Bytes that a forward adds to the peak, of this process."""
-    net = contender(library, name, levels)
-    x = torch.zeros(1, 3, *size)
-    with torch.inference_mode():
-        net(torch.zeros(1, 3, 224, 224))
-        before = resident()
-        net(x)
-    return resident() - before
-
-
-def memory_of(name: str, levels: tuple[int, ...], size: tuple[int, int]) -> dict[str, float]:
-    """MiB that a forward of each library adds, in a process of its own."""
-    found = {}
-    for library in LIBRARIES:
-        call = json.dumps([library, name, levels, size])
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.large", "added", call],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found[library] = int(done.stdout.split()[-1]) / MIB
-    return found
-
-
 def compared(name: str, levels: tuple[int, ...], size: tuple[int, int], rounds: int) -> list[str]:
     """A row: memory and time of a forward of both libraries."""
-    memory = memory_of(name, levels, size)
+    memory: dict[str, float] = {}
     nets = {library: contender(library, name, levels) for library in LIBRARIES}
     x, taken = torch.zeros(1, 3, *size), []
     with torch.inference_mode():
@@ -103,7 +77,7 @@ def compared(name: str, levels: tuple[int, ...], size: tuple[int, int], rounds: 
             seconds = {}
             for library in LIBRARIES[:: 1 if index % 2 else -1]:
                 start = time.perf_counter()
-                nets[library](x)
+                memory[library] = peak(functools.partial(nets[library], x)) / MIB
                 seconds[library] = time.perf_counter() - start
             taken.append({library: seconds[library] for library in LIBRARIES})
     timing = summarise(taken, "timm")
@@ -114,7 +88,7 @@ def compared(name: str, levels: tuple[int, ...], size: tuple[int, int], rounds: 
         f"{size[0]} x {size[1]}",
         f"{ours:,.0f}",
         f"{theirs:,.0f}",
-        f"{ours / max(theirs, 1):.2f}",
+        f"{ours / theirs:.2f}",
         f"{timing['featnet'].seconds:.2f}",
         f"{timing['timm'].seconds:.2f}",
         *timing["featnet"].cells[1:],
@@ -138,7 +112,7 @@ def sizes(
         "timm's s", "times timm's speed", "middle half",
     )  # fmt: skip
     note = (
-        "MiB are what a forward adds to the peak of resident memory, in a process of its own; "
+        "MiB are the tensors that a forward has alive at once, beside the weights and the image; "
         f"seconds the medians of {rounds} calls in turn."
     )
     yield Table("One forward beside timm", header, rows, note, "large")
@@ -148,19 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, report."""
     parser = parser_of("benchmarks.large", __doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("tiled", "sizes", "added"))
-    parser.add_argument("call", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("what", choices=("tiled", "sizes"))
     parser.add_argument("--names", nargs="+", default=None)
     parser.add_argument("--levels", nargs="+", type=int, default=(3, 4))
     parser.add_argument("--size", nargs=2, type=int, default=(9000, 12000), metavar=("H", "W"))
     parser.add_argument("--tile", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at least 2 (default: 3)")
     args = parsed(parser, argv)
-    if args.what == "added":
-        torch.set_num_threads(args.threads)
-        library, name, levels, size = json.loads(args.call)
-        print(added(library, name, tuple(levels), tuple(size)))
-        return 0
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: at least 2 are needed for a spread")
     if args.what == "tiled":
         name = (args.names or ["mobilenetv2_100"])[0]
         return report(args, tiled(name, args.levels, args.size, args.tile), ())
