@@ -73,6 +73,8 @@ def compared(name: str, levels: tuple[int, ...], size: tuple[int, int], rounds: 
     nets = {library: contender(library, name, levels) for library in LIBRARIES}
     x, taken = torch.zeros(1, 3, *size), []
     with torch.inference_mode():
+        for net in nets.values():  # the first forward of a network is slower than others
+            net(x[..., :224, :224])
         for index in range(rounds):
             seconds = {}
             for library in LIBRARIES[:: 1 if index % 2 else -1]:
