@@ -127,10 +127,10 @@ TAIL = """
 ## All tables
 
 `python -m benchmarks.overview` writes this page from the tables. Besides those above there are
-[large images](benchmarks/large.md), [many images](benchmarks/many.md) and [levels found in networks
-that declare none](benchmarks/discovery.md). Figures of other subjects are where these are:
-[networks from elsewhere](foreign_models.md#figures), [their output strides](foreign_strides.md),
-[dilated convolutions](dilation.md#speed), [lines of code](sizes.md).
+[int8](benchmarks/int8.md), [large images](benchmarks/large.md), [many images](benchmarks/many.md)
+and [levels found in networks that declare none](benchmarks/discovery.md). Figures of other subjects
+are where these are: [networks from elsewhere](foreign_models.md#figures), [their output
+strides](foreign_strides.md), [dilated convolutions](dilation.md#speed), [lines of code](sizes.md).
 
 `python -m benchmarks --quick` takes a few minutes and shows that all works.
 `python -m benchmarks` runs the first three commands, for hours.
@@ -145,6 +145,7 @@ COMMANDS = {
         "forward", "early", "dilated", "training", "compiled", "engines", "memory",
     ),
     "python -m benchmarks.engines": ("engines",),
+    "python -m benchmarks.int8": ("int8",),
     "python -m benchmarks.large sizes": ("large",),
     "python -m benchmarks.large tiled": ("large",),
     "python -m benchmarks.many": ("many",),
