@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import command, families, overview, pages
 from benchmarks.common import TIMES, Table, alternate, summarise
+from benchmarks.core import FAMILIES as MADE
 from benchmarks.engines import NAMES as ENGINES
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import figures
@@ -40,7 +41,8 @@ TABLE = Table(
 
 def test_known_networks() -> None:
     """Every name that is timed is one of the registry's."""
-    names = {*families.NAMES, *families.HEADS, *ENGINES, *LARGE, *figures.FAMILIES, *figures.QUICK}
+    names = {*families.NAMES, *families.HEADS, *MADE, *ENGINES, *LARGE}
+    names |= {*figures.FAMILIES, *figures.QUICK}
     assert sorted(names - {*registry.list_models()}) == []
 
 
